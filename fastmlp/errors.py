@@ -41,9 +41,9 @@ def describe_os_error(error: OSError) -> str:
     """One sentence for the operating-system errors that users meet."""
     where = f" {error.filename}" if error.filename else ""
     hints = {
-        errno.ENOSPC: f"The disk is full while writing{where}; free some space or pass another --out.",
-        errno.EACCES: f"No permission to use{where}; pass another folder or change its permissions.",
-        errno.EPERM: f"No permission to use{where}; pass another folder or change its permissions.",
+        errno.ENOSPC: f"The disk is full while writing{where}; free some space or change --out.",
+        errno.EACCES: f"No permission to use{where}; pass another folder or change its mode.",
+        errno.EPERM: f"No permission to use{where}; pass another folder or change its mode.",
         errno.EROFS: f"The file system of{where} is read-only; pass another folder.",
         errno.ENOENT: f"File or folder{where} does not exist; check the path.",
         errno.ENOTDIR: f"Part of the path{where} is a file, not a folder; check the path.",

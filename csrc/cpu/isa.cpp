@@ -1,0 +1,51 @@
+// The choice of instruction set, made once.
+#include "isa.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace fastmlp {
+
+static Isa best_isa() {
+#ifdef FASTMLP_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return Isa::kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
+#endif
+  return Isa::kPortable;
+}
+
+static Isa chosen_isa() {
+  const Isa best = best_isa();
+  const char* wish = std::getenv("FASTMLP_CPU_ISA");
+  if (wish == nullptr || *wish == '\0') return best;
+  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    const char* name = isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";
+    if (std::string(wish) == name && isa <= best) return isa;
+  }
+  throw std::runtime_error(std::string("FASTMLP_CPU_ISA must be portable, avx2 or avx512, and one "
+                                       "that this processor has; got ") +
+                           wish);
+}
+
+Isa cpu_isa() {
+  static const Isa isa = chosen_isa();
+  return isa;
+}
+
+static std::string cpu_isa_name() {
+  const Isa isa = cpu_isa();
+  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";
+}
+
+}  // namespace fastmlp
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlp, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&fastmlp::cpu_isa_name));
+}

@@ -1,0 +1,233 @@
+// linear and linear_backward on the CPU: skinny products by our kernels, large ones by ATen's BLAS.
+#define FASTMLP_KERNELS "linear_kernels.h"
+#include "foreach_isa.h"
+#include "tensor.h"
+
+namespace fastmlp {
+namespace {
+
+using torch::stable::parallel_for;
+
+// Multiply-adds below which a second thread costs more than it brings.
+constexpr int64_t kWorkPerThread = 1 << 16;
+
+// Batches up to this many rows are ours; ATen's BLAS, which packs its operands, does larger ones
+// better. Narrow layers are ours at any batch size.
+bool is_skinny(int64_t batch, int64_t in, int64_t out) {
+  return batch <= 256 || in < 16 || out < 16;
+}
+
+// Items a thread should take at least, when an item is `work` multiply-adds.
+int64_t grain(int64_t work) {
+  return std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(work, 1));
+}
+
+// The values of a small matrix as its kernels accumulate them, rows packed.
+template <typename T>
+struct Widened {
+  std::vector<acc_t<T>> copy;
+  const acc_t<T>* data;
+  int64_t stride;
+
+  explicit Widened(const Rows& x) {
+    if constexpr (std::is_same_v<T, acc_t<T>>) {
+      data = x.data<T>();
+      stride = x.stride;
+    } else {
+      copy.resize(x.rows * x.columns);
+      FASTMLP_BEST_ISA(masked_gradient<T>)(x.data<T>(), x.stride, nullptr, 0, x.rows, x.columns,
+                                           copy.data(), nullptr);
+      data = copy.data();
+      stride = x.columns;
+    }
+  }
+};
+
+// y = act(x w^T + bias), w (O, I) with contiguous rows.
+template <typename T>
+void linear_by_rows(const Rows& x, const Rows& w, const T* bias, bool use_relu, T* y) {
+  using Acc = acc_t<T>;
+  const Widened<T> a(x);
+  constexpr int64_t kColumns = 3;  // a tile's columns in every instruction set
+  const auto run = [&](int64_t m_begin, int64_t m_end, int64_t n_begin, int64_t n_end) {
+    std::vector<Acc> scratch((m_end - m_begin) * (n_end - n_begin));
+    FASTMLP_BEST_ISA(linear_columns<T>)(a.data + m_begin * a.stride, a.stride, m_end - m_begin,
+                                        w.data<T>() + n_begin * w.stride, w.stride, n_end - n_begin,
+                                        x.columns, bias ? bias + n_begin : nullptr, use_relu,
+                                        y + m_begin * w.rows + n_begin, w.rows, scratch.data());
+  };
+  const int64_t tiles = (w.rows + kColumns - 1) / kColumns;
+  if (x.rows <= 8 * tiles) {
+    parallel_for(0, tiles, grain(kColumns * x.rows * x.columns), [&](int64_t begin, int64_t end) {
+      run(0, x.rows, begin * kColumns, std::min(end * kColumns, w.rows));
+    });
+    return;
+  }
+  constexpr int64_t kBlockRows = 64;  // a multiple of every tile's rows
+  const int64_t blocks = (x.rows + kBlockRows - 1) / kBlockRows;
+  parallel_for(0, blocks, grain(kBlockRows * w.rows * x.columns), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      run(block * kBlockRows, std::min((block + 1) * kBlockRows, x.rows), 0, w.rows);
+    }
+  });
+}
+
+// c (rows, columns) = act(a b + bias) with b (k, columns) of contiguous rows, in column ranges.
+template <typename T>
+void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t rows, const T* b,
+                   int64_t b_stride, int64_t columns, int64_t k, const T* bias, bool use_relu,
+                   T* c) {
+  constexpr int64_t kColumns = 48 * 4 / sizeof(acc_t<T>);  // whole register tiles in every set
+  const int64_t tiles = (columns + kColumns - 1) / kColumns;
+  if (tiles > 1 || rows <= 8) {
+    parallel_for(0, tiles, grain(kColumns * rows * k), [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kColumns;
+      FASTMLP_BEST_ISA(axpy_columns<T>)(
+          a, a_row, a_step, rows, b + first, b_stride, std::min(end * kColumns, columns) - first, k,
+          bias ? bias + first : nullptr, use_relu, c + first, columns);
+    });
+    return;
+  }
+  constexpr int64_t kBlockRows = 8;
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  parallel_for(0, blocks, grain(kBlockRows * columns * k), [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kBlockRows;
+    FASTMLP_BEST_ISA(axpy_columns<T>)(a + first * a_row, a_row, a_step,
+                                      std::min(end * kBlockRows, rows) - first, b, b_stride,
+                                      columns, k, bias, use_relu, c + first * columns, columns);
+  });
+}
+
+// ATen's linear; what is ours is that the ReLU writes over it.
+Tensor linear_large(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                    bool use_relu) {
+  const Tensor y = call_aten("aten::linear", "", x, weight, bias);
+  return use_relu ? call_aten("aten::relu_", "", y) : y;
+}
+
+Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                  bool use_relu) {
+  check_floating("x", x);
+  check_same_dtype("weight", weight, "x", x);
+  check_dim("weight", weight, 2);
+  FASTMLP_CHECK(x.dim() >= 1, "x must have at least one dimension");
+  check_size("x", x, x.dim() - 1, weight.size(1));
+  if (bias) {
+    check_same_dtype("bias", *bias, "x", x);
+    check_dim("bias", *bias, 1);
+    check_size("bias", *bias, 0, weight.size(0));
+  }
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.back() = weight.size(0);
+  const Rows rows = rows_of(x);
+  if (!is_skinny(rows.rows, rows.columns, weight.size(0)))
+    return linear_large(x, weight, bias, use_relu);
+  const std::optional<Tensor> flat_bias =
+      bias ? std::optional<Tensor>(torch::stable::contiguous(*bias)) : std::nullopt;
+  const bool by_columns = weight.stride(0) == 1 && weight.stride(1) != 1;
+  Tensor y = empty_cpu(sizes, x.scalar_type());
+  if (y.numel() == 0) return y;
+  dispatch_floating(x.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T* b = flat_bias ? static_cast<const T*>(flat_bias->data_ptr()) : nullptr;
+    T* out = static_cast<T*>(y.data_ptr());
+    if (by_columns) {
+      const Widened<T> a(rows);
+      axpy_parallel<T>(a.data, a.stride, 1, rows.rows, static_cast<const T*>(weight.data_ptr()),
+                       weight.stride(1), weight.size(0), rows.columns, b, use_relu, out);
+    } else {
+      linear_by_rows<T>(rows, rows_of(weight), b, use_relu, out);
+    }
+  });
+  return y;
+}
+
+void check_linear_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                           const std::optional<Tensor>& y) {
+  check_floating("dy", dy);
+  check_same_dtype("x", x, "dy", dy);
+  check_same_dtype("weight", weight, "dy", dy);
+  check_dim("weight", weight, 2);
+  FASTMLP_CHECK(dy.dim() >= 1 && x.dim() == dy.dim(), "dy and x must have as many dimensions");
+  check_size("dy", dy, dy.dim() - 1, weight.size(0));
+  check_size("x", x, x.dim() - 1, weight.size(1));
+  for (int64_t dim = 0; dim + 1 < x.dim(); ++dim) check_size("dy", dy, dim, x.size(dim));
+  if (y) {
+    check_same_dtype("y", *y, "dy", dy);
+    check_same_shape("y", *y, "dy", dy);
+  }
+}
+
+// The three gradients by ATen's products, for batches that a BLAS does better.
+void linear_backward_large(const Rows& dy, const Rows& x, const Tensor& weight, Tensor* dx,
+                           Tensor* dw, Tensor* db) {
+  const std::vector<int64_t> flat_dy{dy.rows, dy.columns}, flat_x{x.rows, x.columns};
+  const Tensor g = torch::stable::reshape(dy.tensor, flat_dy);
+  if (dx) *dx = call_aten("aten::mm", "", g, weight);
+  if (dw) {
+    *dw = call_aten("aten::mm", "", torch::stable::transpose(g, 0, 1),
+                    torch::stable::reshape(x.tensor, flat_x));
+  }
+  if (db) {
+    const std::array<int64_t, 1> rows{0};
+    *db = torch::stable::sum(g, torch::headeronly::IntHeaderOnlyArrayRef(rows));
+  }
+}
+
+template <typename T>
+void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
+                            const std::optional<Tensor>& y, Tensor* dx, Tensor* dw, Tensor* db) {
+  const int64_t batch = dy.rows, out = dy.columns, in = x.columns;
+  std::vector<acc_t<T>> g(batch * out);
+  const std::optional<Rows> output = y ? std::optional<Rows>(rows_of(*y)) : std::nullopt;
+  FASTMLP_BEST_ISA(masked_gradient<T>)(
+      dy.data<T>(), dy.stride, output ? output->data<T>() : nullptr, output ? output->stride : 0,
+      batch, out, g.data(), db ? static_cast<T*>(db->data_ptr()) : nullptr);
+  if (dw) {
+    axpy_parallel<T>(g.data(), 1, out, out, x.data<T>(), x.stride, in, batch, nullptr, false,
+                     static_cast<T*>(dw->data_ptr()));
+  }
+  if (dx) {
+    const Rows w = rows_of(weight);
+    axpy_parallel<T>(g.data(), out, 1, batch, w.data<T>(), w.stride, in, out, nullptr, false,
+                     static_cast<T*>(dx->data_ptr()));
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const Tensor& x,
+                                                       const Tensor& weight,
+                                                       const std::optional<Tensor>& y, bool need_dx,
+                                                       bool need_dw, bool need_db) {
+  check_linear_backward(dy, x, weight, y);
+  const ScalarType type = dy.scalar_type();
+  const int64_t in = weight.size(1), out = weight.size(0);
+  const auto output = [&](bool need, const std::vector<int64_t>& sizes) {
+    return empty_cpu(need ? sizes : std::vector<int64_t>{0}, type);
+  };
+  const Rows rows = rows_of(x);
+  if (!is_skinny(rows.rows, in, out)) {
+    const Tensor g = y ? call_aten("fastmlp::relu_backward", "", dy, *y) : dy;
+    Tensor dx = output(false, {}), dw = dx, db = dx;
+    linear_backward_large(rows_of(g), rows, weight, need_dx ? &dx : nullptr,
+                          need_dw ? &dw : nullptr, need_db ? &db : nullptr);
+    if (need_dx) dx = torch::stable::reshape(dx, sizes_of(x));
+    return {dx, dw, db};
+  }
+  Tensor dx = output(need_dx, sizes_of(x));
+  Tensor dw = output(need_dw, {out, in});
+  Tensor db = output(need_db, {out});
+  dispatch_floating(type, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    linear_backward_skinny<T>(rows_of(dy), rows, weight, y, need_dx ? &dx : nullptr,
+                              need_dw ? &dw : nullptr, need_db ? &db : nullptr);
+  });
+  return {dx, dw, db};
+}
+
+}  // namespace
+}  // namespace fastmlp
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
+  m.impl("linear", TORCH_BOX(&fastmlp::linear_cpu));
+  m.impl("linear_backward", TORCH_BOX(&fastmlp::linear_backward_cpu));
+}

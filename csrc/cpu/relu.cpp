@@ -1,0 +1,71 @@
+// relu and relu_backward on the CPU.
+#define FASTMLP_KERNELS "relu_kernels.h"
+#include "foreach_isa.h"
+#include "tensor.h"
+
+namespace fastmlp {
+namespace {
+
+constexpr int64_t kElementsPerThread = 1 << 15;
+
+bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t dim = 0; dim < a.dim(); ++dim) {
+    if (a.size(dim) > 1 && a.stride(dim) != b.stride(dim)) return false;
+  }
+  return true;
+}
+
+// A new dense tensor with x's strides where x is dense, as torch.empty_like has it.
+Tensor new_like(const Tensor& x) {
+  return x.is_contiguous() ? empty_cpu(sizes_of(x), x.scalar_type()) : torch::stable::empty_like(x);
+}
+
+// `tensor`, or a copy of it, with the elements in the order in which those of `like` lie in memory.
+Tensor laid_out_as(const Tensor& like, const Tensor& tensor) {
+  if (same_strides(like, tensor)) return tensor;
+  Tensor copy = new_like(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+Tensor relu_cpu(const Tensor& x) {
+  check_floating("x", x);
+  Tensor y = new_like(x);
+  const Tensor source = laid_out_as(y, x);
+  dispatch_floating(x.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T* from = static_cast<const T*>(source.data_ptr());
+    T* to = static_cast<T*>(y.data_ptr());
+    torch::stable::parallel_for(0, y.numel(), kElementsPerThread, [&](int64_t begin, int64_t end) {
+      FASTMLP_BEST_ISA(relu_range<T>)(from + begin, to + begin, end - begin);
+    });
+  });
+  return y;
+}
+
+Tensor relu_backward_cpu(const Tensor& dy, const Tensor& y) {
+  check_floating("dy", dy);
+  check_same_dtype("y", y, "dy", dy);
+  check_same_shape("y", y, "dy", dy);
+  Tensor dx = new_like(y);
+  const Tensor upstream = laid_out_as(dx, dy);
+  const Tensor output = laid_out_as(dx, y);
+  dispatch_floating(dy.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T* g = static_cast<const T*>(upstream.data_ptr());
+    const T* out = static_cast<const T*>(output.data_ptr());
+    T* to = static_cast<T*>(dx.data_ptr());
+    torch::stable::parallel_for(0, dx.numel(), kElementsPerThread, [&](int64_t begin, int64_t end) {
+      FASTMLP_BEST_ISA(relu_backward_range<T>)(g + begin, out + begin, to + begin, end - begin);
+    });
+  });
+  return dx;
+}
+
+}  // namespace
+}  // namespace fastmlp
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
+  m.impl("relu", TORCH_BOX(&fastmlp::relu_cpu));
+  m.impl("relu_backward", TORCH_BOX(&fastmlp::relu_backward_cpu));
+}

@@ -1,0 +1,23 @@
+// relu and its gradient over contiguous elements. Included by foreach_isa.h.
+
+template <typename T>
+void relu_range(const T* x, T* y, int64_t count) {
+  using Acc = acc_t<T>;
+  constexpr int kStep = kLanes<Acc>;
+  for (int64_t i = 0; i < count; i += kStep) {
+    const int64_t lanes = count - i < kStep ? count - i : kStep;
+    const vec<Acc> v = load_lanes(x + i, lanes);
+    store_lanes(y + i, v < Acc(0) ? vec<Acc>{} : v, lanes);
+  }
+}
+
+template <typename T>
+void relu_backward_range(const T* dy, const T* y, T* dx, int64_t count) {
+  using Acc = acc_t<T>;
+  constexpr int kStep = kLanes<Acc>;
+  for (int64_t i = 0; i < count; i += kStep) {
+    const int64_t lanes = count - i < kStep ? count - i : kStep;
+    const vec<Acc> g = load_lanes(dy + i, lanes);
+    store_lanes(dx + i, load_lanes(y + i, lanes) <= Acc(0) ? vec<Acc>{} : g, lanes);
+  }
+}

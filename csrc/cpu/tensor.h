@@ -1,0 +1,94 @@
+// What the CPU operators need of tensors: rows of matrices, new tensors, typed dispatch, ATen by
+// name.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
+#include <vector>
+
+#include "../check.h"
+#include "isa.h"
+
+namespace fastmlp {
+
+// Calls f with a null pointer of the storage type that belongs to a floating-point dtype.
+template <typename F>
+void dispatch_floating(ScalarType type, const F& f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return f(static_cast<double*>(nullptr));
+    case ScalarType::BFloat16:
+      return f(static_cast<bf16*>(nullptr));
+    case ScalarType::Half:
+      return f(static_cast<f16*>(nullptr));
+    default:
+      throw std::runtime_error("dtype must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// The number that the C interface knows a dtype by.
+inline int32_t shim_type(ScalarType type) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+}
+
+// A new contiguous CPU tensor, uninitialised; straight to the allocator, which for small tensors is
+// several times quicker than going through the dispatcher by name.
+inline Tensor empty_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (size_t dim = sizes.size(); dim-- > 0; step *= std::max<int64_t>(sizes[dim], 1)) {
+    strides[dim] = step;
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               shim_type(type), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes(tensor.dim());
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) sizes[dim] = tensor.size(dim);
+  return sizes;
+}
+
+// A tensor seen as rows of its last dimension: elements of a row are neighbours, rows are `stride`
+// apart. `tensor` keeps the memory alive (it is a copy where the layout asked for one).
+struct Rows {
+  Tensor tensor;
+  int64_t rows;
+  int64_t columns;
+  int64_t stride;
+
+  template <typename T>
+  const T* data() const {
+    return static_cast<const T*>(tensor.data_ptr());
+  }
+};
+
+inline Rows rows_of(const Tensor& tensor) {
+  const int64_t dim = tensor.dim();
+  const int64_t columns = tensor.size(dim - 1);
+  if (dim == 2 && (tensor.stride(1) == 1 || columns == 1)) {
+    return {tensor, tensor.size(0), columns, tensor.stride(0)};
+  }
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < dim; ++i) rows *= tensor.size(i);
+  return {tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor), rows, columns,
+          columns};
+}
+
+// Bytes and fields of ATen's operators, called by name.
+template <typename... Args>
+Tensor call_aten(const char* name, const char* overload, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+}  // namespace fastmlp

@@ -1,0 +1,38 @@
+// Every operator schema of fastmlp and the module's (empty) init function; nothing else.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastmlp, m) {
+  // Instruction set that the CPU kernels run with: "avx512", "avx2" or "portable".
+  m.def("cpu_isa() -> str");
+
+  // y (..., O) = act(x (..., I) weight (O, I)^T + bias (O,)).
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False) -> Tensor");
+  // (dx, dw, db) of linear; y, its output, is given where relu was true. One that is not needed
+  // comes back with shape (0,).
+  m.def(
+      "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? y, bool need_dx, bool need_dw, "
+      "bool need_db) -> (Tensor, Tensor, Tensor)");
+
+  // max(x, 0), nan stays nan; and its gradient, where y is relu's output or its input.
+  m.def("relu(Tensor x) -> Tensor");
+  m.def("relu_backward(Tensor dy, Tensor y) -> Tensor");
+
+  // Cross entropy of softmax(logits (N, C)) against target (N,). reduction: 0 none, 1 mean, 2 sum.
+  // Returns loss, stats (N, 2) = each row's maximum and log sum exp(logit - maximum), and the total
+  // weight (), the sum of the targets' class weights that "mean" divides by.
+  m.def(
+      "softmax_xent(Tensor logits, Tensor target, Tensor? weight=None, int reduction=1, "
+      "int ignore_index=-100, float label_smoothing=0.0) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "softmax_xent_backward(Tensor dloss, Tensor logits, Tensor target, Tensor stats, "
+      "Tensor total_weight, Tensor? weight=None, int reduction=1, int ignore_index=-100, "
+      "float label_smoothing=0.0) -> Tensor");
+}
+
+// Importing fastmlp._C loads this library, whose static initialisers register the operators.
+extern "C" PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,85 @@
+"""Which implementation runs: the compiled kernels ("native") or pure PyTorch ("reference")."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+
+BACKENDS = ("native", "reference")
+
+
+def _load() -> str | None:
+    """Imports ``fastmlp._C``, which registers the operators; returns why it could not, or None."""
+    try:
+        importlib.import_module("fastmlp._C")
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+NATIVE_ERROR: str | None = _load()
+"""Why the compiled extension could not be loaded, or None where it is there."""
+
+NATIVE_DEVICES: tuple[str, ...] = ("cpu",) if NATIVE_ERROR is None else ()
+"""Device types that the compiled operators have kernels for."""
+
+_default: str | None = None
+_warned: set[str] = set()
+
+
+def native_available(device: str = "cpu") -> bool:
+    """True where the compiled operators have kernels for a device type ("cpu", "cuda")."""
+    return device in NATIVE_DEVICES
+
+
+def set_backend(backend: str | None) -> None:
+    """Sets the backend that ``backend=None`` means in this process; None restores the default.
+
+    Raises ValueError for an unknown name.
+    """
+    global _default
+    _check_name(backend)
+    _default = backend
+
+
+def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
+    """The backend that runs on a device type where ``backend`` is asked for.
+
+    ``None`` is the process's default: "native" where there are compiled kernels for the device,
+    else "reference" after one warning that says why. Raises ValueError for an unknown name and
+    RuntimeError where "native" is asked for by name but has no kernels for the device.
+    """
+    _check_name(backend)
+    backend = backend or _default
+    if backend == "reference" or (backend == "native" and native_available(device)):
+        return backend
+    if backend == "native":
+        raise RuntimeError(
+            f"backend 'native' is not available on {device}: {why_not(device)}; use "
+            "backend='reference'"
+        )
+    if native_available(device):
+        return "native"
+    if device not in _warned:
+        _warned.add(device)
+        warnings.warn(
+            f"fastmlp runs the slower pure-PyTorch reference on {device}: {why_not(device)}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return "reference"
+
+
+def why_not(device: str) -> str:
+    """Why there are no compiled kernels for a device type, and what to do about it."""
+    if NATIVE_ERROR is not None:
+        return (
+            f"the compiled extension could not be loaded ({NATIVE_ERROR}), so run "
+            "'pip install -e .' in the repository to build it"
+        )
+    return f"this build has no kernels for {device}, only for {', '.join(NATIVE_DEVICES)}"
+
+
+def _check_name(backend: str | None) -> None:
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -1,0 +1,390 @@
+"""The compiled operators ``torch.ops.fastmlp.*``: checks, typed wrappers, autograd, autocast.
+
+For each operator, in this order: its check, its wrapper, its fake kernel (shapes for
+``torch.compile``) and its gradient. Backward kernels are operators too, and their own gradients
+(double backward) are compositions of torch operators, so every order of derivative exists.
+:mod:`fastmlp.functional` is the friendlier door: it checks first and can run without a compiler.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backend import native_available
+from .reference import relu_backward_ref
+
+ACTIVATIONS = ("none", "relu")
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as at::Reduction numbers them
+
+_ops: Any = torch.ops.fastmlp
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}; "
+            "convert it with .float()"
+        )
+
+
+def _check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    _check_floating(name, tensor)
+    if tensor.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
+        raise TypeError(
+            f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}"
+        )
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}"
+        )
+
+
+# ---- linear -------------------------------------------------------------------------------------
+
+
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
+    """Raises TypeError or ValueError, in one sentence, unless the arguments fit :func:`linear`."""
+    _check_floating("x", x)
+    _check_same_dtype("weight", weight, "x", x)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if weight.dim() != 2:
+        raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"x must have shape (..., {weight.shape[1]}) to fit weight {tuple(weight.shape)}, "
+            f"got {tuple(x.shape)}"
+        )
+    if bias is not None:
+        _check_same_dtype("bias", bias, "x", x)
+        if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
+            raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """``act(x @ weight.T + bias)``: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
+    result: Tensor = _ops.linear.default(x, weight, bias, activation == "relu")
+    return result
+
+
+def _linear_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, relu = inputs
+    ctx.save_for_backward(x, weight, output if relu else None)
+    ctx.has_bias = bias is not None
+
+
+def _linear_autograd(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, y = ctx.saved_tensors
+    needs = ctx.needs_input_grad  # shorter where trailing arguments were left at their defaults
+    mask = (needs[0], needs[1], ctx.has_bias and needs[2])
+    return *linear_backward(dy, x, weight, y, mask), None
+
+
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None = None,
+    output_mask: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dw, db) of :func:`linear`, None where ``output_mask`` says it is not needed.
+
+    dy (..., O), x (..., I), weight (O, I); ``y`` (..., O) is linear's output where it ended in a
+    ReLU, None where it did not.
+    """
+    dx, dw, db = _ops.linear_backward.default(dy, x, weight, y, *output_mask)
+    return (
+        dx if output_mask[0] else None,
+        dw if output_mask[1] else None,
+        db if output_mask[2] else None,
+    )
+
+
+def _linear_backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, *needs: bool
+) -> tuple[Tensor, ...]:
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    return tuple(dy.new_empty(s if need else (0,)) for s, need in zip(shapes, needs, strict=True))
+
+
+def _linear_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.needs = inputs[4:]
+    ctx.set_materialize_grads(False)
+
+
+def _linear_backward_autograd(
+    ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """From dx = g W, dw = g^T x, db = sum g, with g = dy where the ReLU let through."""
+    dy, x, weight, y = ctx.saved_tensors
+    need_dx, need_dw, need_db = ctx.needs
+    g = dy if y is None else relu_backward_ref(dy, y)
+    count = g.shape[:-1].numel()
+    d_dy, d_x, d_weight = torch.zeros_like(dy), None, None
+    if need_dx and ddx is not None:
+        d_dy = d_dy + ddx @ weight.t()
+        d_weight = g.reshape(count, -1).t() @ ddx.reshape(count, -1)
+    if need_dw and ddw is not None:
+        d_dy = d_dy + x @ ddw.t()
+        d_x = g @ ddw
+    if need_db and ddb is not None:
+        d_dy = d_dy + ddb
+    if y is not None:
+        d_dy = relu_backward_ref(d_dy, y)
+    return d_dy, d_x, d_weight, None, None, None, None
+
+
+# ---- relu ---------------------------------------------------------------------------------------
+
+
+def check_relu(x: Tensor) -> None:
+    """Raises TypeError unless x is a floating-point tensor."""
+    _check_floating("x", x)
+
+
+def relu(x: Tensor) -> Tensor:
+    """``max(x, 0)``, any shape and strides; nan stays nan."""
+    result: Tensor = _ops.relu.default(x)
+    return result
+
+
+def _relu_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _relu_autograd(ctx: Any, dy: Tensor) -> Tensor:
+    return relu_backward(dy, *ctx.saved_tensors)
+
+
+def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
+    """``0 where y <= 0, else dy``; y is relu's output or its input, of dy's shape."""
+    result: Tensor = _ops.relu_backward.default(dy, y)
+    return result
+
+
+def _relu_backward_fake(dy: Tensor, y: Tensor) -> Tensor:
+    return torch.empty_like(y)
+
+
+def _relu_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _relu_backward_autograd(ctx: Any, ddx: Tensor) -> tuple[Tensor, None]:
+    return relu_backward_ref(ddx, *ctx.saved_tensors), None
+
+
+# ---- softmax cross entropy ----------------------------------------------------------------------
+
+
+def check_softmax_xent(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    """Raises TypeError or ValueError, in one sentence, unless the arguments fit
+    :func:`softmax_xent`."""
+    _check_floating("logits", logits)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(
+            f"target must hold class indices as int64 or uint8, got {target.dtype}; "
+            "convert it with .long()"
+        )
+    if logits.dim() == 0:
+        raise ValueError("logits must have shape (C,) or (N, C, ...), got a scalar")
+    want = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else torch.Size()
+    if target.shape != want:
+        raise ValueError(
+            f"target must have shape {tuple(want)} to fit logits {tuple(logits.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    if target.device != logits.device:
+        raise ValueError(f"target must be on {logits.device} like logits, got {target.device}")
+    if weight is not None:
+        _check_same_dtype("weight", weight, "logits", logits)
+        classes = logits.shape[1 if logits.dim() > 1 else 0]
+        if weight.dim() != 1 or weight.shape[0] != classes:
+            raise ValueError(f"weight must have shape ({classes},), got {tuple(weight.shape)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
+
+
+def softmax_xent(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of softmax(logits); shapes as :func:`fastmlp.functional.softmax_cross_entropy`.
+
+    Raises IndexError (CPU) on a label that is no class; on CUDA that row's loss becomes nan.
+    """
+    shape = target.shape
+    if logits.dim() != 2:  # (C,) is a batch of one, (N, C, d1, ...) one of N * d1 * ... rows
+        logits = logits.movedim(1, -1) if logits.dim() > 2 else logits
+        logits, target = logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
+    loss = _softmax_xent(
+        logits, target, weight, REDUCTIONS[reduction], ignore_index, label_smoothing
+    )[0]
+    return loss.reshape(shape) if reduction == "none" else loss
+
+
+def _softmax_xent(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        result: tuple[Tensor, Tensor, Tensor] = _ops.softmax_xent.default(*args)
+    except RuntimeError as error:  # the stable ABI has no other kind
+        if "is out of bounds" in str(error):
+            raise IndexError(str(error).splitlines()[0]) from None
+        raise
+    return result
+
+
+def softmax_xent_with_grad(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean loss () and its gradient (N, C) at once, for training loops without autograd."""
+    loss, stats, total = _softmax_xent(logits, target)
+    dlogits = _ops.softmax_xent_backward.default(
+        torch.ones_like(loss), logits, target, stats, total
+    )
+    return loss, dlogits
+
+
+def _softmax_xent_fake(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    loss = logits.new_empty(target.shape if reduction == REDUCTIONS["none"] else ())
+    stats = logits.new_empty((logits.shape[0], 2), dtype=dtype)
+    return loss, stats, logits.new_empty((), dtype=dtype)
+
+
+def _softmax_xent_setup(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    logits, target, weight, *ctx.options = inputs
+    _, stats, total_weight = output
+    ctx.save_for_backward(logits, target, stats, total_weight, weight)
+    ctx.mark_non_differentiable(stats, total_weight)
+
+
+def _softmax_xent_autograd(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    dlogits = _ops.softmax_xent_backward.default(dloss, *ctx.saved_tensors, *ctx.options)
+    return dlogits, None, None, None, None, None
+
+
+def _softmax_xent_backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _softmax_xent_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3], *inputs[4:6])
+    ctx.options = inputs[6:]
+
+
+def _softmax_xent_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor | None, ...]:
+    """With q the target distribution (class weights and smoothing in it) and p = softmax(logits),
+    dlogits = scale (sum(q) p - q), so its own gradient is scale sum(q) p (v - <v, p>)."""
+    dloss, logits, target, total_weight, weight = ctx.saved_tensors
+    reduction, ignore_index, smoothing = ctx.options
+    classes = logits.shape[1]
+    kept = (target != ignore_index)[:, None]
+    w = torch.ones_like(logits[0]) if weight is None else weight
+    hot = torch.nn.functional.one_hot(torch.where(kept[:, 0], target, 0).long(), classes)
+    q = ((1 - smoothing) * hot * w + smoothing / classes * w) * kept
+    mass = q.sum(1, keepdim=True)
+    p = torch.softmax(logits, 1)
+    scale = dloss[:, None] if reduction == REDUCTIONS["none"] else dloss
+    if reduction == REDUCTIONS["mean"]:
+        scale = scale / total_weight.to(dloss.dtype)
+    d_logits = scale * mass * p * (ddlogits - (ddlogits * p).sum(1, keepdim=True))
+    d_dloss = (ddlogits * (mass * p - q)).sum(1)
+    if reduction != REDUCTIONS["none"]:
+        d_dloss = d_dloss.sum()
+    if reduction == REDUCTIONS["mean"]:
+        d_dloss = d_dloss / total_weight.to(dloss.dtype)
+    return d_dloss, torch.where(kept, d_logits, 0), *([None] * 7)
+
+
+# ---- registration -------------------------------------------------------------------------------
+
+
+def _autocast(operator: Any, to_float32: bool) -> Any:
+    """A kernel for the autocast keys: floating tensors to the active region's dtype (the loss's to
+    float32), float64 left alone, as PyTorch's own operators have it; then on to autograd."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+
+    def kernel(_keyset: Any, *args: Any) -> Any:
+        device = args[0].device.type
+        dtype = torch.float32 if to_float32 else torch.get_autocast_dtype(device)
+
+        def cast(value: Any) -> Any:
+            eligible = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(dtype) if eligible and value.dtype != torch.float64 else value
+
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operator(*[cast(arg) for arg in args])
+
+    return kernel
+
+
+def _register() -> torch.library.Library:
+    """Gives the compiled operators their fake kernels, gradients and autocast rules."""
+    library = torch.library.Library("fastmlp", "FRAGMENT")  # type: ignore[no-untyped-call]
+    floors: dict[str, tuple[Any, Any, Any]] = {
+        "linear": (_linear_fake, _linear_autograd, _linear_setup),
+        "linear_backward": (
+            _linear_backward_fake,
+            _linear_backward_autograd,
+            _linear_backward_setup,
+        ),
+        "relu": (torch.empty_like, _relu_autograd, _relu_setup),
+        "relu_backward": (_relu_backward_fake, _relu_backward_autograd, _relu_backward_setup),
+        "softmax_xent": (_softmax_xent_fake, _softmax_xent_autograd, _softmax_xent_setup),
+        "softmax_xent_backward": (
+            _softmax_xent_backward_fake,
+            _softmax_xent_backward_autograd,
+            _softmax_xent_backward_setup,
+        ),
+    }
+    for name, (fake, backward, setup) in floors.items():
+        torch.library.register_fake(f"fastmlp::{name}", fake, lib=library)
+        torch.library.register_autograd(
+            f"fastmlp::{name}", backward, setup_context=setup, lib=library
+        )
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        for name, to_float32 in (("linear", False), ("softmax_xent", True)):
+            kernel = _autocast(getattr(_ops, name).default, to_float32)
+            library.impl(name, kernel, key, with_keyset=True)  # type: ignore[no-untyped-call]
+    return library
+
+
+_library = _register() if native_available() else None
