@@ -6,6 +6,9 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   // Instruction set that the CPU kernels run with: "avx512", "avx2" or "portable".
   m.def("cpu_isa() -> str");
 
+  // Who computes a CPU layer's matrix products, and why, in words.
+  m.def("linear_plan(int batch, int inputs, int outputs, ScalarType dtype) -> str");
+
   // y (..., O) = act(x (..., I) weight (O, I)^T + bias (O,)).
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False) -> Tensor");
   // (dx, dw, db) of linear; y, its output, is given where relu was true. One that is not needed

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import warnings
 
+import torch
+
 BACKENDS = ("native", "reference")
 
 
@@ -12,8 +14,9 @@ def _load() -> str | None:
     """Imports ``fastmlp._C``, which registers the operators; returns why it could not, or None."""
     try:
         importlib.import_module("fastmlp._C")
-    except ImportError as error:
-        return str(error)
+        torch.ops.fastmlp.cpu_isa()  # raises where $FASTMLP_CPU_ISA asks for what is not there
+    except (ImportError, RuntimeError) as error:
+        return str(error).splitlines()[0]
     return None
 
 

@@ -1,9 +1,10 @@
 """The compiled operators ``torch.ops.fastmlp.*``: checks, typed wrappers, autograd, autocast.
 
 For each operator, in this order: its check, its wrapper, its fake kernel (shapes for
-``torch.compile``) and its gradient. Backward kernels are operators too, and their own gradients
-(double backward) are compositions of torch operators, so every order of derivative exists.
-:mod:`fastmlp.functional` is the friendlier door: it checks first and can run without a compiler.
+``torch.compile``), its gradient and, from these, its :class:`~fastmlp.dispatch.Operator`. Backward
+kernels are operators too, and their own gradients (double backward) are compositions of torch
+operators, so every order of derivative exists. :mod:`fastmlp.functional` is the friendlier door: it
+checks first and can run without a compiler.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backend import native_available
+from .dispatch import Operator
 from .reference import relu_backward_ref
 
 ACTIVATIONS = ("none", "relu")
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as at::Reduction numbers them
-
-_ops: Any = torch.ops.fastmlp
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:
@@ -70,7 +69,7 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
     """``act(x @ weight.T + bias)``: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
-    result: Tensor = _ops.linear.default(x, weight, bias, activation == "relu")
+    result: Tensor = _linear(x, weight, bias, activation == "relu")
     return result
 
 
@@ -93,6 +92,9 @@ def _linear_autograd(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return *linear_backward(dy, x, weight, y, mask), None
 
 
+_linear = Operator("linear", _linear_fake, _linear_setup, _linear_autograd, "region")
+
+
 def linear_backward(
     dy: Tensor,
     x: Tensor,
@@ -105,7 +107,7 @@ def linear_backward(
     dy (..., O), x (..., I), weight (O, I); ``y`` (..., O) is linear's output where it ended in a
     ReLU, None where it did not.
     """
-    dx, dw, db = _ops.linear_backward.default(dy, x, weight, y, *output_mask)
+    dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask)
     return (
         dx if output_mask[0] else None,
         dw if output_mask[1] else None,
@@ -148,6 +150,11 @@ def _linear_backward_autograd(
     return d_dy, d_x, d_weight, None, None, None, None
 
 
+_linear_backward = Operator(
+    "linear_backward", _linear_backward_fake, _linear_backward_setup, _linear_backward_autograd
+)
+
+
 # ---- relu ---------------------------------------------------------------------------------------
 
 
@@ -158,7 +165,7 @@ def check_relu(x: Tensor) -> None:
 
 def relu(x: Tensor) -> Tensor:
     """``max(x, 0)``, any shape and strides; nan stays nan."""
-    result: Tensor = _ops.relu.default(x)
+    result: Tensor = _relu(x)
     return result
 
 
@@ -170,9 +177,12 @@ def _relu_autograd(ctx: Any, dy: Tensor) -> Tensor:
     return relu_backward(dy, *ctx.saved_tensors)
 
 
+_relu = Operator("relu", torch.empty_like, _relu_setup, _relu_autograd)
+
+
 def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
     """``0 where y <= 0, else dy``; y is relu's output or its input, of dy's shape."""
-    result: Tensor = _ops.relu_backward.default(dy, y)
+    result: Tensor = _relu_backward(dy, y)
     return result
 
 
@@ -186,6 +196,11 @@ def _relu_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 def _relu_backward_autograd(ctx: Any, ddx: Tensor) -> tuple[Tensor, None]:
     return relu_backward_ref(ddx, *ctx.saved_tensors), None
+
+
+_relu_backward = Operator(
+    "relu_backward", _relu_backward_fake, _relu_backward_setup, _relu_backward_autograd
+)
 
 
 # ---- softmax cross entropy ----------------------------------------------------------------------
@@ -246,15 +261,15 @@ def softmax_xent(
     if logits.dim() != 2:  # (C,) is a batch of one, (N, C, d1, ...) one of N * d1 * ... rows
         logits = logits.movedim(1, -1) if logits.dim() > 2 else logits
         logits, target = logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
-    loss = _softmax_xent(
+    loss = _checked_softmax_xent(
         logits, target, weight, REDUCTIONS[reduction], ignore_index, label_smoothing
     )[0]
     return loss.reshape(shape) if reduction == "none" else loss
 
 
-def _softmax_xent(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _checked_softmax_xent(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        result: tuple[Tensor, Tensor, Tensor] = _ops.softmax_xent.default(*args)
+        result: tuple[Tensor, Tensor, Tensor] = _softmax_xent(*args)
     except RuntimeError as error:  # the stable ABI has no other kind
         if "is out of bounds" in str(error):
             raise IndexError(str(error).splitlines()[0]) from None
@@ -264,11 +279,8 @@ def _softmax_xent(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def softmax_xent_with_grad(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The mean loss () and its gradient (N, C) at once, for training loops without autograd."""
-    loss, stats, total = _softmax_xent(logits, target)
-    dlogits = _ops.softmax_xent_backward.default(
-        torch.ones_like(loss), logits, target, stats, total
-    )
-    return loss, dlogits
+    loss, stats, total = _checked_softmax_xent(logits, target)
+    return loss, _softmax_xent_backward(torch.ones_like(loss), logits, target, stats, total)
 
 
 def _softmax_xent_fake(
@@ -288,15 +300,20 @@ def _softmax_xent_fake(
 def _softmax_xent_setup(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    logits, target, weight, *ctx.options = inputs
+    logits, target, weight, *ctx.options = inputs  # all six, defaults filled in
     _, stats, total_weight = output
     ctx.save_for_backward(logits, target, stats, total_weight, weight)
     ctx.mark_non_differentiable(stats, total_weight)
 
 
 def _softmax_xent_autograd(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    dlogits = _ops.softmax_xent_backward.default(dloss, *ctx.saved_tensors, *ctx.options)
+    dlogits = _softmax_xent_backward(dloss, *ctx.saved_tensors, *ctx.options)
     return dlogits, None, None, None, None, None
+
+
+_softmax_xent = Operator(
+    "softmax_xent", _softmax_xent_fake, _softmax_xent_setup, _softmax_xent_autograd, "float32"
+)
 
 
 def _softmax_xent_backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -313,10 +330,10 @@ def _softmax_xent_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor 
     dlogits = scale (sum(q) p - q), so its own gradient is scale sum(q) p (v - <v, p>)."""
     dloss, logits, target, total_weight, weight = ctx.saved_tensors
     reduction, ignore_index, smoothing = ctx.options
-    classes = logits.shape[1]
+    classes, target = logits.shape[1], target.long()  # a uint8 would wrap against ignore_index
     kept = (target != ignore_index)[:, None]
-    w = torch.ones_like(logits[0]) if weight is None else weight
-    hot = torch.nn.functional.one_hot(torch.where(kept[:, 0], target, 0).long(), classes)
+    w = logits.new_ones(classes) if weight is None else weight
+    hot = torch.nn.functional.one_hot(torch.where(kept[:, 0], target, 0), classes)
     q = ((1 - smoothing) * hot * w + smoothing / classes * w) * kept
     mass = q.sum(1, keepdim=True)
     p = torch.softmax(logits, 1)
@@ -332,59 +349,9 @@ def _softmax_xent_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor 
     return d_dloss, torch.where(kept, d_logits, 0), *([None] * 7)
 
 
-# ---- registration -------------------------------------------------------------------------------
-
-
-def _autocast(operator: Any, to_float32: bool) -> Any:
-    """A kernel for the autocast keys: floating tensors to the active region's dtype (the loss's to
-    float32), float64 left alone, as PyTorch's own operators have it; then on to autograd."""
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-        torch._C.DispatchKey.AutocastCUDA
-    )
-
-    def kernel(_keyset: Any, *args: Any) -> Any:
-        device = args[0].device.type
-        dtype = torch.float32 if to_float32 else torch.get_autocast_dtype(device)
-
-        def cast(value: Any) -> Any:
-            eligible = isinstance(value, Tensor) and value.is_floating_point()
-            return value.to(dtype) if eligible and value.dtype != torch.float64 else value
-
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return operator(*[cast(arg) for arg in args])
-
-    return kernel
-
-
-def _register() -> torch.library.Library:
-    """Gives the compiled operators their fake kernels, gradients and autocast rules."""
-    library = torch.library.Library("fastmlp", "FRAGMENT")  # type: ignore[no-untyped-call]
-    floors: dict[str, tuple[Any, Any, Any]] = {
-        "linear": (_linear_fake, _linear_autograd, _linear_setup),
-        "linear_backward": (
-            _linear_backward_fake,
-            _linear_backward_autograd,
-            _linear_backward_setup,
-        ),
-        "relu": (torch.empty_like, _relu_autograd, _relu_setup),
-        "relu_backward": (_relu_backward_fake, _relu_backward_autograd, _relu_backward_setup),
-        "softmax_xent": (_softmax_xent_fake, _softmax_xent_autograd, _softmax_xent_setup),
-        "softmax_xent_backward": (
-            _softmax_xent_backward_fake,
-            _softmax_xent_backward_autograd,
-            _softmax_xent_backward_setup,
-        ),
-    }
-    for name, (fake, backward, setup) in floors.items():
-        torch.library.register_fake(f"fastmlp::{name}", fake, lib=library)
-        torch.library.register_autograd(
-            f"fastmlp::{name}", backward, setup_context=setup, lib=library
-        )
-    for key in ("AutocastCPU", "AutocastCUDA"):
-        for name, to_float32 in (("linear", False), ("softmax_xent", True)):
-            kernel = _autocast(getattr(_ops, name).default, to_float32)
-            library.impl(name, kernel, key, with_keyset=True)  # type: ignore[no-untyped-call]
-    return library
-
-
-_library = _register() if native_available() else None
+_softmax_xent_backward = Operator(
+    "softmax_xent_backward",
+    _softmax_xent_backward_fake,
+    _softmax_xent_backward_setup,
+    _softmax_xent_backward_autograd,
+)

@@ -96,14 +96,16 @@ def softmax_xent_backward_ref(
     ignored rows give 0, and ``"mean"`` divides by the sum of w_t over the rows that count.
     """
     classes = logits.shape[1]
-    w = torch.ones_like(logits[:1]).expand(1, classes)[0] if weight is None else weight
+    w = logits.new_ones(classes) if weight is None else weight
+    target = target.long()  # as uint8, a label of 156 would equal an ignore_index of -100
     kept = target != ignore_index
-    t = torch.where(kept, target, 0).long()
+    t = torch.where(kept, target, 0)
     hot = F.one_hot(t, classes).to(logits.dtype)
     w_t = w[t]
     q = (1 - label_smoothing) * w_t[:, None] * hot + label_smoothing / classes * w
     dlogits = q.sum(1, keepdim=True) * torch.softmax(logits, 1) - q
-    dlogits = torch.where(kept[:, None], dlogits, torch.zeros_like(dlogits))
     if reduction == "mean":
         dloss = dloss / (w_t * kept).sum()
-    return dlogits * (dloss[:, None] if reduction == "none" else dloss)
+    dlogits = dlogits * (dloss[:, None] if reduction == "none" else dloss)
+    # last, so that the 0 of an ignored row outlives a division by 0 where every row is ignored
+    return torch.where(kept[:, None], dlogits, torch.zeros_like(dlogits))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 ULPS = 4
-"""The floor in units of the last place of the largest true value: what one rounding more may cost."""
+"""The floor, in units of the last place of the largest true value: what one more rounding costs."""
 
 
 def assert_within_2x(

@@ -60,9 +60,7 @@ def test_every_option_as_close_as_pytorch(dtype, reduction, weighted, smoothing,
         target[1] = 4
     weight = torch.rand(19).to(dtype) + 0.5 if weighted else None
     ignore = 4 if ignored else -100
-    compare(
-        logits, target, reduction, weight, label_smoothing=smoothing, ignore_index=ignore
-    )
+    compare(logits, target, reduction, weight, label_smoothing=smoothing, ignore_index=ignore)
 
 
 def test_ignore_index_outside_the_classes():
@@ -100,6 +98,19 @@ def test_one_row_and_more_dimensions_as_close_as_pytorch(shape, reduction):
 def test_uint8_targets_are_labels_too():
     logits, target = randn(300, 256), torch.randint(0, 256, (300,))
     assert torch.equal(ops.softmax_xent(logits, target.byte()), ops.softmax_xent(logits, target))
+
+
+def test_uint8_labels_do_not_wrap_into_ignore_index():
+    """156 as a byte equals -100: in the loss and in derivatives of every order it is a label."""
+    logits, target = randn(2, 200, dtype=torch.float64).requires_grad_(), torch.tensor([156, 3])
+
+    def derivatives(target):
+        loss = ops.softmax_xent(logits, target)
+        (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+        return loss, first, *torch.autograd.grad(first[:, 0].sum(), logits)
+
+    for got, want in zip(derivatives(target.byte()), derivatives(target), strict=True):
+        assert torch.equal(got, want)
 
 
 def test_the_corners_of_pytorchs_semantics():
@@ -210,20 +221,20 @@ def test_autocast_runs_the_loss_in_float32():
 
 
 ERRORS = [
-    (dict(target=torch.zeros(8, dtype=torch.int32)), TypeError, "int64 or uint8, got torch.int32"),
-    (dict(target=torch.zeros(8, 10)), TypeError, "class indices as int64 or uint8"),
-    (dict(target=torch.zeros(7, dtype=torch.int64)), ValueError, r"\(8,\).*got \(7,\)"),
-    (dict(logits=torch.tensor(1.0)), ValueError, "got a scalar"),
-    (dict(weight=torch.ones(9)), ValueError, r"weight must have shape \(10,\), got \(9,\)"),
-    (dict(weight=torch.ones(10).double()), TypeError, "weight must have the dtype of logits"),
-    (dict(reduction="avg"), ValueError, "reduction must be one of none, mean, sum, got 'avg'"),
-    (dict(label_smoothing=1.5), ValueError, "label_smoothing must be between 0 and 1, got 1.5"),
-    (dict(logits=torch.zeros(8, 10, dtype=torch.int64)), TypeError, "logits must be float32"),
+    ({"target": torch.zeros(8, dtype=torch.int32)}, TypeError, "int64 or uint8, got torch.int32"),
+    ({"target": torch.zeros(8, 10)}, TypeError, "class indices as int64 or uint8"),
+    ({"target": torch.zeros(7, dtype=torch.int64)}, ValueError, r"\(8,\).*got \(7,\)"),
+    ({"logits": torch.tensor(1.0)}, ValueError, "got a scalar"),
+    ({"weight": torch.ones(9)}, ValueError, r"weight must have shape \(10,\), got \(9,\)"),
+    ({"weight": torch.ones(10).double()}, TypeError, "weight must have the dtype of logits"),
+    ({"reduction": "avg"}, ValueError, "reduction must be one of none, mean, sum, got 'avg'"),
+    ({"label_smoothing": 1.5}, ValueError, "label_smoothing must be between 0 and 1, got 1.5"),
+    ({"logits": torch.zeros(8, 10, dtype=torch.int64)}, TypeError, "logits must be float32"),
 ]
 
 
 @pytest.mark.parametrize(("change", "kind", "message"), ERRORS)
 def test_wrong_arguments_get_one_sentence(change, kind, message):
-    good = dict(logits=randn(8, 10), target=torch.zeros(8, dtype=torch.int64))
+    good = {"logits": randn(8, 10), "target": torch.zeros(8, dtype=torch.int64)}
     with pytest.raises(kind, match=message):
         functional.softmax_cross_entropy(**{**good, **change})

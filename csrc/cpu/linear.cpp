@@ -1,5 +1,6 @@
 // linear and linear_backward on the CPU: skinny products by our kernels, large ones by ATen's BLAS.
 #define FASTMLP_KERNELS "linear_kernels.h"
+#include "../plan.h"
 #include "foreach_isa.h"
 #include "tensor.h"
 
@@ -11,10 +12,13 @@ using torch::stable::parallel_for;
 // Multiply-adds below which a second thread costs more than it brings.
 constexpr int64_t kWorkPerThread = 1 << 16;
 
-// Batches up to this many rows are ours; ATen's BLAS, which packs its operands, does larger ones
-// better. Narrow layers are ours at any batch size.
-bool is_skinny(int64_t batch, int64_t in, int64_t out) {
-  return batch <= 256 || in < 16 || out < 16;
+LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) {
+  return plan_linear_cpu(batch, in, out, type == ScalarType::BFloat16);
+}
+
+std::string linear_plan(int64_t batch, int64_t in, int64_t out, ScalarType type) {
+  const LinearPlan plan = plan_linear(batch, in, out, type);
+  return std::string(plan.ours ? "fastmlp's kernels" : "ATen's BLAS") + " (" + plan.why + ")";
 }
 
 // Items a thread should take at least, when an item is `work` multiply-adds.
@@ -49,12 +53,15 @@ void linear_by_rows(const Rows& x, const Rows& w, const T* bias, bool use_relu, 
   using Acc = acc_t<T>;
   const Widened<T> a(x);
   constexpr int64_t kColumns = 3;  // a tile's columns in every instruction set
+  constexpr int64_t kPanel = 96;   // columns whose weights stay in a level-2 cache for all rows
   const auto run = [&](int64_t m_begin, int64_t m_end, int64_t n_begin, int64_t n_end) {
-    std::vector<Acc> scratch((m_end - m_begin) * (n_end - n_begin));
-    FASTMLP_BEST_ISA(linear_columns<T>)(a.data + m_begin * a.stride, a.stride, m_end - m_begin,
-                                        w.data<T>() + n_begin * w.stride, w.stride, n_end - n_begin,
-                                        x.columns, bias ? bias + n_begin : nullptr, use_relu,
-                                        y + m_begin * w.rows + n_begin, w.rows, scratch.data());
+    std::vector<Acc> scratch((m_end - m_begin) * std::min(kPanel, n_end - n_begin));
+    for (int64_t n = n_begin; n < n_end; n += kPanel) {
+      FASTMLP_BEST_ISA(linear_columns<T>)(
+          a.data + m_begin * a.stride, a.stride, m_end - m_begin, w.data<T>() + n * w.stride,
+          w.stride, std::min(kPanel, n_end - n), x.columns, bias ? bias + n : nullptr, use_relu,
+          y + m_begin * w.rows + n, w.rows, scratch.data());
+    }
   };
   const int64_t tiles = (w.rows + kColumns - 1) / kColumns;
   if (x.rows <= 8 * tiles) {
@@ -120,7 +127,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   std::vector<int64_t> sizes = sizes_of(x);
   sizes.back() = weight.size(0);
   const Rows rows = rows_of(x);
-  if (!is_skinny(rows.rows, rows.columns, weight.size(0)))
+  if (!plan_linear(rows.rows, rows.columns, weight.size(0), x.scalar_type()).ours)
     return linear_large(x, weight, bias, use_relu);
   const std::optional<Tensor> flat_bias =
       bias ? std::optional<Tensor>(torch::stable::contiguous(*bias)) : std::nullopt;
@@ -205,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const T
     return empty_cpu(need ? sizes : std::vector<int64_t>{0}, type);
   };
   const Rows rows = rows_of(x);
-  if (!is_skinny(rows.rows, in, out)) {
+  if (!plan_linear(rows.rows, in, out, type).ours) {
     const Tensor g = y ? call_aten("fastmlp::relu_backward", "", dy, *y) : dy;
     Tensor dx = output(false, {}), dw = dx, db = dx;
     linear_backward_large(rows_of(g), rows, weight, need_dx ? &dx : nullptr,
@@ -230,4 +237,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const T
 STABLE_TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
   m.impl("linear", TORCH_BOX(&fastmlp::linear_cpu));
   m.impl("linear_backward", TORCH_BOX(&fastmlp::linear_backward_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlp, CompositeExplicitAutograd, m) {
+  m.impl("linear_plan", TORCH_BOX(&fastmlp::linear_plan));
 }

@@ -168,26 +168,22 @@ void axpy_columns(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t rows
 }
 
 // g (rows, columns) = dy where the ReLU let through (y is null where there was none), as sums are
-// kept; db (columns) = the sums of its columns, unless null.
+// kept; db (columns) = the sums of its columns, taken in double, unless null.
 template <typename T>
 void masked_gradient(const T* dy, int64_t dy_stride, const T* y, int64_t y_stride, int64_t rows,
                      int64_t columns, acc_t<T>* g, T* db) {
   using Acc = acc_t<T>;
   constexpr int kStep = kLanes<Acc>;
+  typedef double Doubles __attribute__((vector_size(kStep * sizeof(double))));
   for (int64_t n = 0; n < columns; n += kStep) {
     const int64_t lanes = columns - n < kStep ? columns - n : kStep;
-    vec<Acc> total = {};
-    for (int64_t start = 0; start < rows; start += kAxpyBlock) {
-      const int64_t end = rows - start < kAxpyBlock ? rows : start + kAxpyBlock;
-      vec<Acc> sum = {};
-      for (int64_t m = start; m < end; ++m) {
-        vec<Acc> v = load_lanes(dy + m * dy_stride + n, lanes);
-        if (y) v = load_lanes(y + m * y_stride + n, lanes) <= Acc(0) ? vec<Acc>{} : v;
-        store_lanes(g + m * columns + n, v, lanes);
-        sum += v;
-      }
-      total += sum;
+    Doubles total = {};
+    for (int64_t m = 0; m < rows; ++m) {
+      vec<Acc> v = load_lanes(dy + m * dy_stride + n, lanes);
+      if (y) v = load_lanes(y + m * y_stride + n, lanes) <= Acc(0) ? vec<Acc>{} : v;
+      store_lanes(g + m * columns + n, v, lanes);
+      if (db) total += __builtin_convertvector(v, Doubles);
     }
-    if (db) store_lanes(db + n, total, lanes);
+    if (db) store_lanes(db + n, __builtin_convertvector(total, vec<Acc>), lanes);
   }
 }

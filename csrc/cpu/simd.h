@@ -99,7 +99,8 @@ FASTMLP_INLINE void store(bf16* p, vec<float> v) {
   const vec_u32 bits = (vec_u32)v;
   const vec_u32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const vec_u32 is_nan = (vec_u32)(v != v);
-  const vec_u16 half = __builtin_convertvector((is_nan & (bits >> 16 | 0x40u)) | (~is_nan & rounded), vec_u16);
+  const vec_u16 half =
+      __builtin_convertvector((is_nan & (bits >> 16 | 0x40u)) | (~is_nan & rounded), vec_u16);
   memcpy(p, &half, sizeof half);
 }
 

@@ -1,17 +1,22 @@
 // Softmax cross entropy, a row at a time: a pass for the maximum, a pass for the sum; the gradient
 // recomputes the probabilities. Included by foreach_isa.h, after XentRows.
 
+// v with `fill` in the lanes from `lanes` on.
 template <typename Acc>
-FASTMLP_INLINE vec<Acc> load_or(Acc fill, vec<Acc> v, int64_t lanes) {
+FASTMLP_INLINE vec<Acc> fill_lanes(Acc fill, vec<Acc> v, int64_t lanes) {
   for (int i = 0; i < kLanes<Acc>; ++i) v[i] = i < lanes ? v[i] : fill;
   return v;
 }
 #if FASTMLP_VECTOR_BYTES == 64
-FASTMLP_INLINE vec<float> load_or(float fill, vec<float> v, int64_t lanes) {
+FASTMLP_INLINE vec<float> fill_lanes(float fill, vec<float> v, int64_t lanes) {
   return (vec<float>)_mm512_mask_mov_ps(_mm512_set1_ps(fill), (__mmask16)((1u << lanes) - 1),
                                         (__m512)v);
 }
 #endif
+
+// Vectors that are added up before their sum joins the row's: bounds the rounding error of long
+// rows.
+constexpr int64_t kSumBlock = 64;
 
 // stats[0] = max_j x_j, stats[1] = log sum_j exp(x_j - max). A nan anywhere makes the second nan,
 // and so does a row whose maximum is not finite.
@@ -30,11 +35,16 @@ FASTMLP_INLINE void row_stats(const T* x, int64_t classes, acc_t<T>* stats) {
     largest = v > largest ? v : largest;
   }
   if (rest) {
-    last = load_or(kLowest, load_partial(x + whole, rest), rest);
+    last = fill_lanes(kLowest, load_partial(x + whole, rest), rest);
     largest = last > largest ? last : largest;
   }
   const Acc maximum = reduce_max<Acc>(largest);
-  for (int64_t j = 0; j < whole; j += kStep) total += exp(load(x + j) - maximum);
+  for (int64_t start = 0; start < whole; start += kSumBlock * kStep) {
+    const int64_t end = whole - start < kSumBlock * kStep ? whole : start + kSumBlock * kStep;
+    vec<Acc> part = {};
+    for (int64_t j = start; j < end; j += kStep) part += exp(load(x + j) - maximum);
+    total += part;
+  }
   if (rest) total += exp(last - maximum);
   stats[0] = maximum;
   stats[1] = log_of(reduce_add<Acc>(total));
@@ -47,11 +57,16 @@ FASTMLP_INLINE acc_t<T> weighted_sum(const T* x, const T* weight, int64_t classe
   using Acc = acc_t<T>;
   constexpr int kStep = kLanes<Acc>;
   vec<Acc> total = {};
-  for (int64_t j = 0; j < classes; j += kStep) {
-    const int64_t lanes = classes - j < kStep ? classes - j : kStep;
-    vec<Acc> v = load_lanes(x + j, lanes) - maximum;
-    if (weight) v *= load_lanes(weight + j, lanes);
-    total += lanes == kStep ? v : load_or(Acc(0), v, lanes);
+  for (int64_t start = 0; start < classes; start += kSumBlock * kStep) {
+    const int64_t end = classes - start < kSumBlock * kStep ? classes : start + kSumBlock * kStep;
+    vec<Acc> part = {};
+    for (int64_t j = start; j < end; j += kStep) {
+      const int64_t lanes = end - j < kStep ? end - j : kStep;
+      vec<Acc> v = load_lanes(x + j, lanes) - maximum;
+      if (weight) v *= load_lanes(weight + j, lanes);
+      part += lanes == kStep ? v : fill_lanes(Acc(0), v, lanes);
+    }
+    total += part;
   }
   return reduce_add<Acc>(total);
 }

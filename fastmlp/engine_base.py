@@ -1,0 +1,180 @@
+"""What every engine has in common: its interface, its options and the numbers it returns."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .data import Normalization, Part
+
+
+@dataclass(frozen=True)
+class SgdOptions:
+    """Stochastic gradient descent as ``torch.optim.SGD`` has it, on mini-batches.
+
+    ``grad_average`` divides the gradients, already means over a batch, by its size once more.
+    """
+
+    batch_size: int
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    grad_average: bool = False
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """What one call of :meth:`Engine.train_epoch` has done: steps, images, the sum of their losses
+    and how many were classified correctly, each before the step that used it."""
+
+    steps: int = 0
+    samples: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    finished: bool = False
+    """Whether the last batch of the epoch is done."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per image; nan before the first step."""
+        return self.loss_sum / self.samples if self.samples else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images classified correctly, 0 to 1; nan before the first step."""
+        return self.correct / self.samples if self.samples else math.nan
+
+    def __add__(self, later: EpochStats) -> EpochStats:
+        """The two parts of an epoch that was stopped in between."""
+        return EpochStats(
+            self.steps + later.steps,
+            self.samples + later.samples,
+            self.loss_sum + later.loss_sum,
+            self.correct + later.correct,
+            later.finished,
+        )
+
+
+@dataclass(frozen=True)
+class EvalStats:
+    """Mean loss per image, share classified correctly (0 to 1) and number of images."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a step, counted from 0 in its epoch, was nan or infinite."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss of step {step} is {loss}")
+        self.step = step
+        self.loss = loss
+
+
+class Engine(ABC):
+    """A ReLU network and its training part on one device.
+
+    ``parameters`` is the ``state_dict`` of ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear, ...)``,
+    all float32 or all float64, weights (O, I) and biases (O,); it is copied. Inputs are
+    ``normalization.apply(images)``.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        train: Part,
+        normalization: Normalization,
+        options: SgdOptions,
+        device: torch.device,
+    ) -> None:
+        self.options = options
+        self.device = device
+        self._parameters = {
+            name: tensor.detach().to(device, copy=True) for name, tensor in parameters.items()
+        }
+        self._images, self._labels = train.images.to(device), train.labels.to(device)
+        self._normalization = replace(
+            normalization,
+            scale=normalization.scale.to(device),
+            shift=normalization.shift.to(device),
+        )
+
+    @staticmethod
+    @abstractmethod
+    def why_not(device: torch.device) -> str | None:
+        """Why this engine cannot run on the device, or None where it can."""
+
+    @abstractmethod
+    def train_epoch(
+        self,
+        order: Tensor,
+        lr: float,
+        *,
+        start_step: int = 0,
+        should_stop: Callable[[], bool] | None = None,
+        on_progress: Callable[[EpochStats], None] | None = None,
+    ) -> EpochStats:
+        """Runs the steps of an epoch from ``start_step`` on, until all batches are done or
+        ``should_stop()`` is true after a step.
+
+        ``order`` (n,) int64, on the CPU, names the training images in the order they are used, in
+        batches of ``options.batch_size``, the last one perhaps smaller. ``on_progress`` is called
+        about every 0.15 s. Both it and the result count from ``start_step``. Raises ValueError for
+        a ``start_step`` beyond the epoch and :class:`NonFiniteLossError`.
+        """
+
+    @abstractmethod
+    def evaluate(self, part: Part) -> EvalStats:
+        """Loss and accuracy on ``part`` with the parameters as they are."""
+
+    @abstractmethod
+    def momentum_state(self) -> dict[str, Tensor]:
+        """Copies, on the CPU, of the momentum buffers by parameter name; empty where there are
+        none yet."""
+
+    @abstractmethod
+    def _load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
+        """Takes copies of the momentum buffers; an empty mapping is a fresh start."""
+
+    def parameters_state(self) -> dict[str, Tensor]:
+        """Copies of the parameters, on the CPU, as a plain ``state_dict``."""
+        return copies_on_cpu(self._parameters)
+
+    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copies ``parameters`` into the network; raises ValueError where they do not fit it."""
+        self._check_fits(parameters)
+        for name, tensor in self._parameters.items():
+            tensor.detach().copy_(parameters[name])
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that training goes on from, bit by bit, even in the middle of an epoch: the
+        same for every engine, so that one may take over from another."""
+        return {"parameters": self.parameters_state(), "momentum": self.momentum_state()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Goes on from a :meth:`state_dict`; raises ValueError where it does not fit."""
+        if state["momentum"]:
+            self._check_fits(state["momentum"])
+        self.load_parameters(state["parameters"])
+        self._load_momentum(state["momentum"])
+
+    def _check_fits(self, tensors: Mapping[str, Tensor]) -> None:
+        ours = {name: tuple(tensor.shape) for name, tensor in self._parameters.items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if ours != theirs:
+            raise ValueError(f"parameters must be {ours}, got {theirs}")
+
+
+def copies_on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that later training does not change."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

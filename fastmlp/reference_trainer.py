@@ -1,0 +1,76 @@
+"""Training in plain PyTorch, with none of fastmlp's kernels: what every engine is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mlp_ref(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Logits (N, C) of a ReLU network; parameters W1 (H, I), b1 (H,), W2, b2, ..., x (N, I)."""
+    layers = list(zip(parameters[0::2], parameters[1::2], strict=True))
+    for weight, bias in layers[:-1]:
+        x = F.relu(F.linear(x, weight, bias))
+    weight, bias = layers[-1]
+    return F.linear(x, weight, bias)
+
+
+def train_step_ref(
+    parameters: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    labels: Tensor,
+    grad_average: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One step on the batch x (N, I), labels (N,) int64: the mean loss, a scalar, and the logits
+    (N, C), both from before the update. The parameters, which require gradients, change in place.
+
+    ``grad_average`` divides the gradients, already means over the batch, by N once more.
+    """
+    with torch.enable_grad():
+        logits = mlp_ref(parameters, x)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss / len(labels) if grad_average else loss)
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+def train_epoch_ref(
+    parameters: Sequence[Tensor],
+    images: Tensor,
+    labels: Tensor,
+    order: Tensor,
+    batch_size: int,
+    lr: float,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    grad_average: bool = False,
+    normalize: Callable[[Tensor], Tensor] | None = None,
+    max_steps: int | None = None,
+) -> tuple[Tensor, int]:
+    """One epoch of SGD, or its first ``max_steps`` steps: the losses (steps,) and how many images
+    were classified correctly, each image before the step that used it.
+
+    parameters W1 (H, I), b1 (H,), ..., of any floating-point dtype, change in place; images (n, I)
+    and labels (n,) int64 are visited in ``order`` (m,) int64, in batches of ``batch_size``, the
+    last one perhaps smaller. ``normalize`` maps a batch of images, uint8 say, to inputs. The
+    optimiser starts without momentum.
+    """
+    parameters = [parameter.requires_grad_() for parameter in parameters]
+    optimizer = torch.optim.SGD(
+        parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov
+    )
+    losses, correct = [], 0
+    for rows in torch.split(order, batch_size)[:max_steps]:
+        x = images[rows] if normalize is None else normalize(images[rows])
+        x, y = x.to(parameters[0].dtype), labels[rows]
+        loss, logits = train_step_ref(parameters, optimizer, x, y, grad_average)
+        losses.append(loss)
+        correct += int((logits.argmax(1) == y).sum())
+    return torch.stack(losses) if losses else parameters[0].new_empty(0), correct

@@ -1,0 +1,284 @@
+"""The command ``train``: trains one network on CIFAR-10 and keeps the run in a folder.
+
+python -m fastmlp.train                       about a minute on two cores
+python -m fastmlp.train --preset course       the exercise this project grew out of
+python -m fastmlp.train --resume runs/NAME    goes on where a run stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import (
+    LR_SCHEDULES,
+    NORMALIZATIONS,
+    PRESETS,
+    TrainConfig,
+    load_config_file,
+    resolve_config,
+)
+from .data import add_data_arguments
+from .engines import ENGINES
+from .errors import EXIT_INTERRUPTED, EXIT_USAGE, ArgumentParser, UserError, run_command
+from .fitting import Run, fit, resume
+from .layers import INITS
+from .progress import Progress
+from .run_folder import RunFolder
+
+RUNS = Path("runs")
+"""Where a run's folder is made when ``--out`` names none."""
+RESUME_FLAGS = ("resume", "epochs", "device", "data_dir", "quiet", "json")
+"""What may stand beside --resume; all else is as the run was started."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code, raises :class:`UserError` for a user's mistake."""
+    flags = _given_flags(_build_parser(), argv)
+    quiet, as_json = flags.pop("quiet", False), flags.pop("json", False)
+    progress = Progress(sys.stderr if as_json else sys.stdout, quiet=quiet, bar=sys.stderr.isatty())
+    if "resume" in flags:
+        if _already_finished(flags, progress, as_json):
+            return 0
+        start = _resume
+    else:
+        start = _start
+    with _memory_errors():
+        run = start(flags, progress)
+    assert run.folder is not None  # the command always has one
+    if run.interrupted:
+        command = f"python -m fastmlp.train --resume {shlex.quote(str(run.folder))}"
+        progress.final(f"Stopped, and everything is saved. Go on with: {command}")
+        return EXIT_INTERRUPTED
+    _tell(run, progress)
+    if as_json:
+        _print_json(run.folder, run.summary)
+    return 0
+
+
+def _start(flags: dict[str, Any], progress: Progress) -> Run:
+    out = flags.pop("out", None)
+    file = load_config_file(flags.pop("config")) if "config" in flags else {}
+    file_preset = file.pop("preset", "default")
+    preset = flags.pop("preset", file_preset)
+    config = resolve_config(flags, file, preset)
+    return fit(config, out=out or _new_folder(preset), progress=progress)
+
+
+def _resume(flags: dict[str, Any], progress: Progress) -> Run:
+    for name in flags:
+        if name not in RESUME_FLAGS:
+            allowed = ", ".join(_as_flag(flag) for flag in RESUME_FLAGS[1:])
+            raise UserError(
+                f"{_as_flag(name)} cannot be given with --resume, which allows only {allowed}",
+                EXIT_USAGE,
+            )
+    return resume(flags.pop("resume"), progress=progress, **flags)
+
+
+def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) -> bool:
+    """Says so where the run to resume is at its end and is not to be made longer."""
+    folder = RunFolder(flags["resume"])
+    if not folder.finished or flags.get("epochs") not in (None, folder.read_config().epochs):
+        return False
+    summary = folder.read_summary()
+    progress.final(
+        f"The run in {folder.path} is finished: {summary['epochs']} epochs, test accuracy "
+        f"{summary['test_accuracy']:.2%}. Pass --epochs with a larger number to train it longer."
+    )
+    if as_json:
+        _print_json(folder.path, summary)
+    return True
+
+
+def _tell(run: Run, progress: Progress) -> None:
+    """The last lines of a run."""
+    summary, best = run.summary, run.summary["best"]
+    offline = ", on the built-in set and not CIFAR-10" if summary["offline"] else ""
+    progress.say("")
+    progress.final(
+        f"Test accuracy {summary['test_accuracy']:.2%} (loss {summary['test_loss']:.4f}, "
+        f"{summary['test_images']:,} images{offline}) after epoch {best['epoch']} of "
+        f"{summary['epochs']}, the best in validation ({best['val_acc']:.2%})"
+    )
+    progress.say(
+        f"Trained in {_duration(summary['train_seconds'])} at "
+        f"{summary['images_per_s']:,.0f} images/s; {_duration(summary['total_seconds'])} in all"
+    )
+    progress.say(f"Everything is in {run.folder}: best.pt, last.pt, metrics.csv, curves.png, ...")
+    if summary["offline"]:
+        progress.say(
+            "Warning: this run used the built-in offline set, because CIFAR-10 could not be had; "
+            "its accuracies say nothing about CIFAR-10."
+        )
+
+
+def _print_json(folder: Path, summary: dict[str, Any]) -> None:
+    print(json.dumps({"folder": str(folder), **summary}, indent=2), flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _new_folder(preset: str) -> Path:
+    """A folder name that is not taken, from the preset and the time."""
+    name = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = RUNS / name, 1
+    while path.exists():
+        count += 1
+        path = RUNS / f"{name}-{count}"
+    return path
+
+
+def _given_flags(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
+    """The flags that stand on the command line, without any default: argparse sets a default only
+    where the namespace has no such attribute yet."""
+    absent = object()
+    namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), absent))
+    values = vars(parser.parse_args(argv, namespace))
+    return {name: value for name, value in values.items() if value is not absent}
+
+
+def _as_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns PyTorch's out-of-memory errors, which are RuntimeErrors, into the user's kind."""
+    try:
+        yield
+    except RuntimeError as error:
+        out = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not out:
+            raise
+        raise UserError("Not enough memory; try a smaller --hidden or --batch-size") from error
+    except MemoryError as error:
+        raise UserError("Not enough memory; try a smaller --hidden or --batch-size") from error
+
+
+def _build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="fastmlp train",
+        description="Trains a small network on CIFAR-10 and keeps everything in a run folder.",
+        epilog="A flag beats the --config file, which beats the preset; the defaults shown are "
+        "those of the preset 'default'.",
+    )
+    add_data_arguments(parser)
+    _add_run_arguments(parser.add_argument_group("run"))
+    _add_training_arguments(parser.add_argument_group("training"))
+    _add_machine_arguments(parser.add_argument_group("machine"))
+    return parser
+
+
+def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
+    # These have no default to show; SUPPRESS keeps "(default: None)" out of the help.
+    add, none = group.add_argument, argparse.SUPPRESS
+    add("--preset", choices=PRESETS, default="default", help="where values come from first")
+    add("--config", metavar="FILE", default=none, help="TOML file of values, named as the flags")
+    add(
+        "--out",
+        metavar="DIR",
+        default=none,
+        help="folder for the run, new or empty (default: runs/PRESET-DATE-TIME)",
+    )
+    add("--resume", metavar="RUN", default=none, help="go on with the run in this folder")
+    add(
+        "--save-every",
+        type=int,
+        metavar="N",
+        default=TrainConfig.save_every,
+        help="epochs between two saves",
+    )
+    add("--quiet", action="store_true", default=none, help="only errors and the final line")
+    add(
+        "--json",
+        action="store_true",
+        default=none,
+        help="a JSON summary on standard output at the end, all else on standard error",
+    )
+
+
+def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
+    add, defaults = group.add_argument, TrainConfig()
+    hidden = ",".join(map(str, defaults.hidden))
+    add("--hidden", metavar="H[,H...]", default=hidden, help="widths of the hidden layers")
+    add("--init", default=defaults.init, help=f"initial parameters: {INITS}")
+    add(
+        "--normalize",
+        choices=NORMALIZATIONS,
+        default=defaults.normalize,
+        help="pixels divided by 255, or standardised",
+    )
+    add("--batch-size", type=int, metavar="N", default=defaults.batch_size, help="images a step")
+    add("--epochs", type=int, metavar="N", default=defaults.epochs, help="passes over the data")
+    add("--lr", type=float, metavar="X", default=defaults.lr, help="learning rate")
+    add(
+        "--lr-decay",
+        type=float,
+        metavar="X",
+        default=defaults.lr_decay,
+        help="factor on the learning rate after every epoch",
+    )
+    add(
+        "--lr-schedule",
+        choices=LR_SCHEDULES,
+        default=defaults.lr_schedule,
+        help="cosine goes down to nearly 0 at the last epoch",
+    )
+    add("--momentum", type=float, metavar="X", default=defaults.momentum, help="of SGD; 0: none")
+    add(
+        "--nesterov",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.nesterov,
+        help="Nesterov's momentum",
+    )
+    add(
+        "--weight-decay",
+        type=float,
+        metavar="X",
+        default=defaults.weight_decay,
+        help="added to the gradient, times the parameter",
+    )
+    add(
+        "--grad-average",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.grad_average,
+        help="divide the mean gradient by the batch size once more",
+    )
+    add("--seed", type=int, metavar="N", default=defaults.seed, help="of all random numbers")
+
+
+def _add_machine_arguments(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--device", metavar="auto|cpu|cuda[:N]", default=TrainConfig.device, help="where to run")
+    add(
+        "--engine",
+        choices=("auto", *ENGINES),
+        default=TrainConfig.engine,
+        help="how to run an epoch; auto takes the fastest that works here and says which",
+    )
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        default=TrainConfig.threads,
+        help="CPU threads; 0 leaves the number to PyTorch",
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,56 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from fastmlp.engine_base import EpochStats
+from fastmlp.progress import Progress
+from fastmlp.run_folder import EpochRecord
+
+RECORD = EpochRecord(2, 1.23456, 0.5, 1.5, 0.456, 0.02, 1.25, 24000.4)
+STATS = EpochStats(10, 500, 650.0, 200)
+
+
+def play(progress: Progress) -> None:
+    progress.say("hello")
+    progress.start(12, 1000, done=1000)
+    progress.step(2, STATS)
+    progress.epoch(RECORD, improved=True)
+    progress.epoch(RECORD, improved=False)
+    progress.step(3, STATS)
+    progress.close()
+    progress.final("the end")
+
+
+def test_one_line_per_epoch() -> None:
+    stream = io.StringIO()
+    play(Progress(stream))
+    line = (
+        "epoch  2/12  train 1.2346 50.00%  validation 1.5000 45.60%"
+        "  lr 0.02  1.25 s  24,000 images/s"
+    )
+    assert stream.getvalue().splitlines() == ["hello", f"{line}  [MODEL SAVED]", line, "the end"]
+
+
+def test_quiet_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    play(Progress(stream, quiet=True, bar=True))
+    assert stream.getvalue() == "the end\n"
+    play(Progress(bar=True))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    play(Progress(stream, bar=True))
+    drawn = capsys.readouterr().err
+    assert "epoch 2/12 |" in drawn
+    assert "loss 1.300, accuracy 40.0%" in drawn
+    assert "loss 1.300, accuracy 40.0%, validation 45.6%" in drawn
+    assert " 12%" in drawn  # 1,500 of 12,000 images
+    assert " images/s" in drawn
+    assert " left" in drawn
+    assert stream.getvalue().count("epoch  2/12") == 2

@@ -1,0 +1,197 @@
+"""The files of a run: whole or not there, and refused with a sentence where they are damaged."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastmlp.config import TrainConfig
+from fastmlp.engine_base import EpochStats
+from fastmlp.errors import UserError
+from fastmlp.run_folder import EpochRecord, RunFolder, RunState
+
+
+def record(epoch: int, val_acc: float = 0.5) -> EpochRecord:
+    return EpochRecord(epoch, 1.5, 0.25, 1.25, val_acc, 0.1, 2.0, 1500.0)
+
+
+def state() -> RunState:
+    parameters = {"0.weight": torch.randn(3, 4), "0.bias": torch.randn(3)}
+    return RunState(
+        fingerprint="tiny:0123",
+        engine_reason="asked for by name",
+        engine={"parameters": parameters, "momentum": {"0.weight": torch.ones(3, 4)}},
+        history=[record(1), record(2, 0.75), record(3, 0.75)],
+        partial=EpochStats(2, 16, 3.5, 4),
+        partial_seconds=0.25,
+        best={"0.weight": torch.zeros(3, 4)},
+        seconds=7.5,
+    )
+
+
+def test_a_state_survives_the_disk_bit_by_bit(tmp_path: Path) -> None:
+    folder, saved = RunFolder(tmp_path / "new" / "run"), state()
+    folder.save(saved)
+    loaded = folder.read_state()
+    for kind in ("parameters", "momentum"):
+        for name, tensor in saved.engine[kind].items():
+            assert torch.equal(loaded.engine[kind][name], tensor)
+    assert torch.equal(loaded.best["0.weight"], saved.best["0.weight"])
+    loaded.engine, loaded.best = saved.engine, saved.best
+    assert loaded == saved
+    assert loaded.best_record.epoch == 2  # the first of equals
+    last = torch.load(folder.path / "last.pt", weights_only=True)
+    assert torch.equal(last["0.bias"], saved.engine["parameters"]["0.bias"])
+    assert (folder.path / "metrics.csv").read_text() == (
+        "epoch,train_loss,train_acc,val_loss,val_acc,lr,seconds,images_per_s\n"
+        "1,1.5,0.25,1.25,0.5,0.1,2.0,1500.0\n"
+        "2,1.5,0.25,1.25,0.75,0.1,2.0,1500.0\n"
+        "3,1.5,0.25,1.25,0.75,0.1,2.0,1500.0\n"
+    )
+
+
+def test_resume_pt_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    os_replace = os.replace
+
+    def note(source: Any, target: Any) -> None:
+        written.append(Path(target).name)
+        os_replace(source, target)
+
+    monkeypatch.setattr("fastmlp.files.os.replace", note)
+    RunFolder(tmp_path).save(state())
+    assert sorted(written[:-1]) == ["best.pt", "last.pt", "metrics.csv"]
+    assert written[-1] == "resume.pt"
+
+
+def test_configuration_and_summary(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    config = TrainConfig(hidden=(5, 4), seed=7)
+    folder.write_config(config)
+    assert folder.read_config() == config
+    assert not folder.finished
+    folder.write_summary({"a": 1})
+    assert folder.finished
+    assert folder.read_summary() == {"a": 1}
+    (tmp_path / ".best.pt.12.tmp").write_text("half")
+    folder.reopen()
+    assert not folder.finished
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_new_folder_is_empty(tmp_path: Path) -> None:
+    assert RunFolder.new(tmp_path).path == tmp_path
+    assert RunFolder.new(tmp_path / "new").path == tmp_path / "new"
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match=r"not an empty folder; pass another --out, or --resu"):
+            RunFolder.new(path)
+
+
+def shorten(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(255 - byte for byte in data[middle : middle + 64]) + data[-9:]
+
+
+@pytest.mark.parametrize("damage", [shorten, flip, lambda data: b"", lambda data: b"not a zip"])
+def test_a_damaged_resume_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save(state())
+    path = tmp_path / "resume.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"resume.pt is damaged, so the run cannot be resumed"):
+        folder.read_state()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        {"format": 2},
+        {"format": 1, "history": [{"epoch": 1}], "partial": {}},
+        {"format": 1, "history": 3, "partial": {}},
+        {"format": 1, "history": [], "partial": {}, "unknown": 1},
+    ],
+)
+def test_a_resume_file_of_another_kind(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "resume.pt")
+    with pytest.raises(UserError, match=r"resume.pt is damaged"):
+        RunFolder(tmp_path).read_state()
+
+
+class Evil:
+    """What unpickling without care would run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("evil",)
+
+
+def test_a_resume_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "engine": Evil()}, tmp_path / "resume.pt")
+    with pytest.raises(UserError, match=r"resume.pt is damaged"):
+        RunFolder(tmp_path).read_state()
+    assert not (tmp_path / "evil").exists()
+
+
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(UserError, match=r"resume.pt is missing, so the run cannot be resumed"):
+        folder.read_state()
+    for text, words in (
+        ("{", r"config.json is damaged: Expecting"),
+        ("[]", r"config.json is damaged: it does not hold a JSON object"),
+        ('{"learning": 1}', r"config.json has an unknown key 'learning'"),
+        ('{"lr": -1}', "lr must be a number above 0, got -1"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            folder.read_config()
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        folder.read_config()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, r"The disk is full while writing .*last.pt; free some space"),
+        (errno.EACCES, r"No permission to use .*last.pt; "),
+        (errno.EROFS, r"The file system of .*last.pt is read-only"),
+        (errno.EIO, r"Input/output error .*last.pt"),
+    ],
+)
+def test_a_file_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save(state())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(source: Any, target: Any) -> None:
+        if Path(target).name == "last.pt":
+            raise OSError(number, os.strerror(number), source)
+
+    monkeypatch.setattr("fastmlp.files.os.replace", fail)
+    with pytest.raises(UserError, match=words):
+        folder.save(state())
+    monkeypatch.undo()
+    left = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".tmp"}
+    assert left == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"Part of the path .* is a file, not a folder"):
+        RunFolder.new(tmp_path / "file" / "run").write_config(TrainConfig())
