@@ -51,9 +51,9 @@ class TrainConfig:
     lr_schedule: str = "cosine"
     momentum: float = 0.9
     nesterov: bool = True
-    weight_decay: float = 0.0
+    weight_decay: float = 0.01
     grad_average: bool = False
-    epochs: int = 30
+    epochs: int = 40
     seed: int = 0
     device: str = "auto"
     engine: str = "auto"

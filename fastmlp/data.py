@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from . import offline
-from .download import ARCHIVES, URL_VARIABLE, Archive, DownloadError, fetch, read, unpack
+from .cifar10 import ARCHIVES, CACHE, DIRECTORY_VARIABLE, Archive, find_folder, read, search_path
+from .download import URL_VARIABLE, DownloadError, fetch, unpack
 from .errors import EXIT_USAGE, ArgumentParser, UserError, run_command
 from .files import atomic_path
 
@@ -28,9 +29,6 @@ CIFAR10_CLASSES: tuple[str, ...] = (
 )
 DATASETS = ("auto", "cifar10", "offline")
 TEST_SETS = ("split", "official")
-DIRECTORY_VARIABLE = "FASTMLP_DATA"
-"""The environment variable that names the data folder, as ``--data-dir`` does."""
-CACHE = "~/.cache/fastmlp"
 SHAPE = (3, 32, 32)
 
 
@@ -109,7 +107,7 @@ def load_dataset(
         )
     if dataset == "offline":
         return _offline_dataset()
-    roots = _roots(data_dir)
+    roots = search_path(data_dir)
     for root in roots:
         found = _find(root, progress)
         if found is not None:
@@ -341,30 +339,11 @@ def draw_samples(dataset: Dataset, out: Path) -> None:
         figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight")
 
 
-def _roots(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """The folders to look in. Raises UserError for one that was named but is no folder."""
-    given, source = data_dir, "--data-dir"
-    if given is None:
-        given, source = os.environ.get(DIRECTORY_VARIABLE) or None, f"${DIRECTORY_VARIABLE}"
-    if given is None:
-        return [Path(CACHE).expanduser()]
-    root = Path(given).expanduser()
-    if not root.is_dir():
-        raise UserError(
-            f"{source} wants an existing folder, and {root} is"
-            f" {'a file' if root.exists() else 'not there'}; correct it or make the folder."
-        )
-    return [root] if data_dir is not None else [root, Path(CACHE).expanduser()]
-
-
 def _find(root: Path, progress: bool) -> Dataset | None:
     """CIFAR-10 in ``root``, which may be one of its folders, hold one, or hold an archive."""
-    for folder in (root, *(root / archive.folder for archive in ARCHIVES)):
-        for archive in ARCHIVES:
-            if (folder.name == archive.folder and folder.is_dir()) or any(
-                (folder / name).exists() for name in archive.members
-            ):
-                return _read(archive, folder)
+    unpacked = find_folder(root)
+    if unpacked is not None:
+        return _read(*unpacked)
     for archive in ARCHIVES:
         path = root / archive.filename
         if path.is_file():

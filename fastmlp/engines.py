@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +38,6 @@ REPORT_SECONDS = 0.15
 
 class StepEngine(Engine):
     """An engine that Python drives step by step; subclasses say what a step is."""
-
-    guard: ClassVar[type[torch.no_grad] | type[torch.inference_mode]] = torch.no_grad
-    """The context that steps and evaluations run in."""
 
     def __init__(
         self,
@@ -79,7 +76,7 @@ class StepEngine(Engine):
         # alignment in memory, on which the rounding of a matrix product may depend.
         for chunk in range(start_step - start_step % chunk_steps, tally.total, chunk_steps):
             rows = order[chunk * batch : (chunk + chunk_steps) * batch]
-            with self.guard():
+            with torch.no_grad():
                 stop = self._train_chunk(rows, max(start_step - chunk, 0), lr, should_stop, tally)
             if stop:
                 break
@@ -112,7 +109,7 @@ class StepEngine(Engine):
         return stop
 
     def evaluate(self, part: Part) -> EvalStats:
-        with self.guard():
+        with torch.no_grad():
             loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
             correct = torch.zeros((), dtype=torch.int64, device=self.device)
             for start in range(0, len(part.labels), EVALUATION_ROWS):
@@ -133,7 +130,6 @@ class EagerEngine(StepEngine):
     """fastmlp's compiled operators, one by one, the backward pass by hand; CPU and CUDA."""
 
     name = "eager"
-    guard = torch.inference_mode  # spares every operator the way through autograd, a few us each
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class Progress:
                 bar_format=BAR_FORMAT,
                 file=sys.stderr,
                 dynamic_ncols=True,
+                mininterval=0,  # the engine chooses the moments
                 leave=False,
             )
 
@@ -65,7 +66,6 @@ class Progress:
                 refresh=False,
             )
             self._bar.update((epoch - 1) * self._images + stats.samples - self._bar.n)
-            self._bar.refresh()
 
     def epoch(self, record: EpochRecord, improved: bool) -> None:
         """An epoch is done; ``improved``: its parameters are the best so far."""

@@ -88,12 +88,16 @@ def _resume(flags: dict[str, Any], progress: Progress) -> Run:
 def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) -> bool:
     """Says so where the run to resume is at its end and is not to be made longer."""
     folder = RunFolder(flags["resume"])
-    if not folder.finished or flags.get("epochs") not in (None, folder.read_config().epochs):
+    if not folder.finished:
+        return False
+    config = folder.read_config()
+    if flags.get("epochs", config.epochs) != config.epochs:
         return False
     summary = folder.read_summary()
+    longer = "" if config.lr_schedule == "cosine" else "; a larger --epochs trains it longer"
     progress.final(
         f"The run in {folder.path} is finished: {summary['epochs']} epochs, test accuracy "
-        f"{summary['test_accuracy']:.2%}. Pass --epochs with a larger number to train it longer."
+        f"{summary['test_accuracy']:.2%}{longer}"
     )
     if as_json:
         _print_json(folder.path, summary)

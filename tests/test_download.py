@@ -1,98 +1,30 @@
-"""The files of CIFAR-10, on tiny archives (20 images a batch) served from this machine."""
+"""Fetching and unpacking CIFAR-10, on tiny archives served from this machine."""
 
 import errno
-import hashlib
-import io
 import os
-import pickle
 import re
 import shutil
-import socket
-import struct
 import tarfile
 import threading
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-import numpy as np
 import pytest
+from cifar10_files import (
+    assert_holds,
+    binary_files,
+    describe,
+    free_port,
+    make_batches,
+    make_tiny,
+    pack,
+    visible,
+    write_folder,
+)
 
-from fastmlp import data, download
-from fastmlp.download import BINARY, PYTHON, DownloadError
+from fastmlp import download
+from fastmlp.cifar10 import BINARY
+from fastmlp.download import DownloadError
 from fastmlp.errors import UserError
-
-BATCH = 20
-
-
-def make_batches(seed=0):
-    """Six batches of images (BATCH, 3072) uint8 and labels (BATCH,) int64; each class twice."""
-    random = np.random.default_rng(seed)
-    return [
-        (
-            random.integers(0, 256, (BATCH, 3072), dtype=np.uint8),
-            random.permutation(np.arange(BATCH) % 10),
-        )
-        for _ in range(6)
-    ]
-
-
-def binary_files(batches):
-    """name -> content, in the layout of cifar-10-batches-bin."""
-    contents = [
-        np.concatenate([labels[:, None].astype(np.uint8), images], 1).tobytes()
-        for images, labels in batches
-    ]
-    return dict(zip(BINARY.members, [*contents, b"airplane\n"], strict=True))
-
-
-def pickle_files(batches, dump=lambda batch: pickle.dumps(batch, protocol=4)):
-    """name -> content, in the layout of cifar-10-batches-py."""
-    contents = [dump({b"data": images, b"labels": labels.tolist()}) for images, labels in batches]
-    return dict(zip(PYTHON.members, [*contents, pickle.dumps({})], strict=True))
-
-
-def write_folder(folder, files):
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def pack(files, folder, extra=()):
-    """A .tar.gz of ``files`` in ``folder``, after the ``extra`` (TarInfo, content) members."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        members = [(tarfile.TarInfo(f"{folder}/{name}"), body) for name, body in files.items()]
-        for member, body in [*extra, *members]:
-            member.size = len(body)
-            tar.addfile(member, io.BytesIO(body))
-    return buffer.getvalue()
-
-
-def describe(archive, content, files):
-    """``archive`` with the size and the checksum of ``content`` and the sizes of ``files``."""
-    return replace(
-        archive,
-        size=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        members={name: len(body) for name, body in files.items()},
-    )
-
-
-def make_tiny(monkeypatch, batches):
-    """Makes the package take tiny archives of ``batches`` for the official ones, and returns their
-    contents: binary, pickled."""
-    contents, archives = [], []
-    for archive, files in ((BINARY, binary_files(batches)), (PYTHON, pickle_files(batches))):
-        content = pack(files, archive.folder)
-        contents.append(content)
-        archives.append(describe(archive, content, files))
-    for module in (download, data):
-        monkeypatch.setattr(module, "ARCHIVES", tuple(archives))
-    monkeypatch.setattr(download, "BATCH", BATCH)
-    monkeypatch.delenv(download.URL_VARIABLE, raising=False)
-    return contents
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -157,26 +89,6 @@ def fetch(root, url):
 
 def part_of(root):
     return root / "cifar-10-binary.tar.gz.part"
-
-
-def visible(root):
-    return sorted(path.name for path in root.iterdir() if path.name != ".fastmlp.lock")
-
-
-def assert_holds(archive, folder, batches):
-    images, labels = download.read(archive, folder)
-    np.testing.assert_array_equal(images, np.concatenate([images for images, _ in batches]))
-    np.testing.assert_array_equal(labels, np.concatenate([labels for _, labels in batches]))
-    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
-
-
-def test_the_official_archives_are_known():
-    assert [(a.filename, a.folder, a.size, a.sha256[:8]) for a in download.ARCHIVES] == [
-        ("cifar-10-binary.tar.gz", "cifar-10-batches-bin", 170_052_171, "c4a38c50"),
-        ("cifar-10-python.tar.gz", "cifar-10-batches-py", 170_498_071, "6d958be0"),
-    ]
-    assert BINARY.members["data_batch_1.bin"] == download.BATCH * (1 + 3072)
-    assert list(PYTHON.members)[5] == "test_batch"
 
 
 # Fetching
@@ -291,12 +203,6 @@ def test_an_error_of_the_host_is_told(server, tmp_path):
     assert server.ranges == [None]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_host_that_never_answered_is_not_asked_again(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(download.time, "sleep", lambda _: pytest.fail("it waited"))
     with pytest.raises(DownloadError, match=r"Connection refused .after 0 of"):
@@ -405,10 +311,16 @@ def test_unpack_writes_expected_members_only(tiny, tmp_path):
     assert_holds(BINARY, folder, tiny[0])
 
 
+def test_unpack_leaves_a_folder_that_came_in_the_meantime(tiny, tmp_path):
+    folder = write_folder(tmp_path / BINARY.folder, {"kept": b""})
+    assert unpack(tmp_path, tiny[1], binary_files(tiny[0])) == folder
+    assert visible(folder) == ["kept"]
+
+
 def with_link(kind):
-    """A packer that puts a link of ``kind`` in the place of a file, and the file after it."""
+    """A packer that puts a link of ``kind``, of the right size, before the file of that name."""
     link = tarfile.TarInfo(f"{BINARY.folder}/data_batch_1.bin")
-    link.type, link.linkname = kind, "/etc/passwd"
+    link.type, link.linkname, link.size = kind, f"{BINARY.folder}/data_batch_2.bin", 61_460
     return lambda files: pack(files, BINARY.folder, [(link, b"")])
 
 
@@ -440,120 +352,3 @@ def test_unpack_refuses_a_damaged_archive_and_leaves_nothing(tiny, tmp_path, mak
     with pytest.raises(UserError, match=f"cifar-10-binary.tar.gz is damaged .*{match}"):
         unpack(tmp_path, make(files), files)
     assert visible(tmp_path) == [BINARY.filename]
-
-
-# Reading
-
-
-def python2_pickle(batch):
-    """The bytes that Python 2 and NumPy 1 wrote, opcode by opcode: what torchvision unpacks."""
-    images, labels = batch[b"data"], batch[b"labels"]
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
-        b"(K\x01(M" + struct.pack("<H", len(images)) + b"M\x00\x0ct"
-        b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
-        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-        b"\x89T" + struct.pack("<i", images.size) + images.tobytes() + b"tb"
-    )
-    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-    return b"\x80\x02}(U\x04data" + array + b"U\x06labels" + numbers + b"u."
-
-
-PICKLES = {
-    "python 2": python2_pickle,
-    "numpy 1, protocol 2": lambda batch: pickle.dumps(batch, 2).replace(
-        b"numpy._core", b"numpy.core"
-    ),
-    "protocol 2": lambda batch: pickle.dumps(batch, 2),
-    "protocol 4": lambda batch: pickle.dumps(batch, 4),
-    "protocol 5": lambda batch: pickle.dumps(batch, 5),
-    "text keys, array of labels": lambda batch: pickle.dumps(
-        {"data": batch[b"data"], "labels": np.array(batch[b"labels"], np.uint8)}
-    ),
-}
-
-
-@pytest.mark.parametrize("dump", PICKLES.values(), ids=PICKLES.keys())
-def test_read_takes_every_writing_of_the_pickled_layout(tiny, tmp_path, dump):
-    folder = write_folder(tmp_path / "any name", pickle_files(tiny[0], dump))
-    assert_holds(PYTHON, folder, tiny[0])
-
-
-def test_the_hand_made_pickle_is_one(tiny):
-    images, labels = tiny[0][0]
-    batch = pickle.loads(
-        python2_pickle({b"data": images, b"labels": labels.tolist()}), encoding="bytes"
-    )
-    np.testing.assert_array_equal(batch[b"data"], images)
-    assert batch[b"labels"] == labels.tolist()
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("evil",)
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_read_runs_no_code_of_a_pickle(tiny, tmp_path, monkeypatch, protocol):
-    monkeypatch.chdir(tmp_path)
-    folder = write_folder(tmp_path / "data", pickle_files(tiny[0]))
-    images, labels = tiny[0][1]
-    evil = {b"data": images, b"labels": labels.tolist(), b"more": Evil()}
-    (folder / "data_batch_2").write_bytes(pickle.dumps(evil, protocol))
-    with pytest.raises(UserError, match=r"data/data_batch_2 cannot be read .*posix\.mkdir"):
-        download.read(PYTHON, folder)
-    assert not Path("evil").exists()
-
-
-def damaged_batch(**changes):
-    images, labels = make_batches()[0]
-    return pickle.dumps({"data": images, "labels": labels.tolist()} | changes)
-
-
-DAMAGED_PICKLES = {
-    "cut": (damaged_batch()[:-100], "cannot be read"),
-    "empty": (b"", "cannot be read"),
-    "no pickle": (b"<html>", "cannot be read"),
-    "no dictionary": (pickle.dumps([1]), "cannot be read"),
-    "float data": (damaged_batch(data=np.zeros((BATCH, 3072))), "no uint8 array of 20 x 3,072"),
-    "fewer images": (damaged_batch(data=np.zeros((9, 3072), np.uint8)), "no uint8 array"),
-    "no data": (damaged_batch(data=None), "no uint8 array"),
-    "no labels": (damaged_batch(labels=None), "cannot be read"),
-    "float labels": (damaged_batch(labels=[0.5] * BATCH), "cannot be read"),
-    "fewer labels": (damaged_batch(labels=[1, 2]), "has 2 labels, not 20"),
-    "label 10": (damaged_batch(labels=[10] * BATCH), "has labels from 10 to 10, not 0 to 9"),
-    "label -1": (damaged_batch(labels=[-1] * BATCH), "has labels from -1 to -1"),
-}
-
-
-@pytest.mark.parametrize(("content", "match"), DAMAGED_PICKLES.values(), ids=DAMAGED_PICKLES.keys())
-def test_read_refuses_a_damaged_pickle_by_name(tiny, tmp_path, content, match):
-    folder = write_folder(tmp_path / "data", pickle_files(tiny[0]))
-    (folder / "data_batch_4").write_bytes(content)
-    with pytest.raises(UserError, match=f"data/data_batch_4 .*{match}"):
-        download.read(PYTHON, folder)
-
-
-@pytest.mark.parametrize(
-    ("damage", "match"),
-    [
-        (lambda c: c[:-1], "has 61,459 bytes, not 61,460"),
-        (lambda c: c + b"x", "has 61,461 bytes, not 61,460"),
-        (lambda c: b"\x0a" + c[1:], "has labels from 0 to 10, not 0 to 9"),
-    ],
-)
-def test_read_refuses_a_damaged_binary_by_name(tiny, tmp_path, damage, match):
-    folder = write_folder(tmp_path / "data", binary_files(tiny[0]))
-    path = folder / "test_batch.bin"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=f"data/test_batch.bin {match}; put the right file there"):
-        download.read(BINARY, folder)
-
-
-@pytest.mark.parametrize(("archive", "make"), [(BINARY, binary_files), (PYTHON, pickle_files)])
-def test_read_names_a_missing_file(tiny, tmp_path, archive, make):
-    folder = write_folder(tmp_path / "data", make(tiny[0]))
-    name = list(archive.members)[3]
-    (folder / name).unlink()
-    with pytest.raises(UserError, match=f"data/{name} is missing"):
-        download.read(archive, folder)

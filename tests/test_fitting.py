@@ -177,6 +177,7 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
     accuracy = (model(apply(test.images)).argmax(1) == test.labels).float().mean().item()
     assert summary["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert summary == run.summary
+    assert (summary["epochs"], summary["last"]["epoch"]) == (3, 3)
     assert (summary["dataset"], summary["offline"], summary["seed"]) == ("tiny0", False, 0)
     assert summary["versions"]["torch"] == torch.__version__
     assert {"engine", "engine_reason", "device_name", "git_commit"} <= set(summary)
@@ -211,6 +212,19 @@ def test_a_stop_lets_the_step_finish_and_no_other_begins(tmp_path: Path) -> None
     assert rows(tmp_path) == []
     assert not (tmp_path / "best.pt").exists()
     tensors(tmp_path / "last.pt")
+
+
+def test_the_best_is_saved_at_once_and_the_rest_every_few_epochs(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=4, save_every=2)
+    saved: list[tuple[bool, int]] = []
+
+    def stop() -> bool:
+        saved.append(((tmp_path / "best.pt").exists(), len(rows(tmp_path))))
+        return False
+
+    fit(config, DATA, out=tmp_path, should_stop=stop)
+    assert saved == [(False, 0)] * 13 + [(True, 0)] * 13 + [(True, 2)] * 26
+    assert len(rows(tmp_path)) == 4
 
 
 class Killed(BaseException):
@@ -255,6 +269,22 @@ def test_killed_at_any_write_a_run_goes_on_bit_by_bit(
         if finished:
             break
     assert survived > 12
+
+
+def test_resuming_puts_the_files_right_at_once(tmp_path: Path) -> None:
+    fit(CONFIG, DATA, out=tmp_path, should_stop=stop_after(20))
+    right = {name: tensors(tmp_path / name) for name in ("best.pt", "last.pt")}
+    table = rows(tmp_path)
+    for name in (*right, "metrics.csv"):
+        (tmp_path / name).write_text("from the time between the last save and a kill")
+
+    def stop() -> bool:
+        for name, parameters in right.items():
+            assert_same_tensors(tensors(tmp_path / name), parameters)
+        assert rows(tmp_path) == table
+        return True
+
+    assert resume(tmp_path, DATA, should_stop=stop).interrupted
 
 
 def test_resuming_a_finished_run_for_longer(tmp_path: Path) -> None:
@@ -302,7 +332,7 @@ def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_diverging_run_says_where_and_keeps_the_best(engine: str, tmp_path: Path) -> None:
     config = replace(CONFIG, engine=engine, lr=0.05, lr_schedule="constant", epochs=60)
-    config = replace(config, lr_decay=30.0)  # fine at first, hopeless later
+    config = replace(config, lr_decay=30.0, save_every=50)  # fine at first, hopeless later
     with pytest.raises(DivergedError) as info:
         fit(config, DATA, out=tmp_path)
     text = str(info.value)
@@ -353,6 +383,7 @@ def test_data_that_cannot_be_used() -> None:
 
 def test_threads_are_those_of_the_run_only_while_it_runs(tmp_path: Path) -> None:
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     seen: list[int] = []
 
     def stop() -> bool:
@@ -361,6 +392,7 @@ def test_threads_are_those_of_the_run_only_while_it_runs(tmp_path: Path) -> None
 
     run: Run = fit(replace(CONFIG, threads=1), DATA, should_stop=stop)
     assert set(seen) == {1}
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
     assert run.summary["threads"] == 1
     assert math.isfinite(run.summary["images_per_s"])

@@ -50,6 +50,7 @@ def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert "epoch 2/12 |" in drawn
     assert "loss 1.300, accuracy 40.0%" in drawn
     assert "loss 1.300, accuracy 40.0%, validation 45.6%" in drawn
+    assert "  8%" in drawn  # 1,000 were done at the start
     assert " 12%" in drawn  # 1,500 of 12,000 images
     assert " images/s" in drawn
     assert " left" in drawn

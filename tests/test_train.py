@@ -197,6 +197,7 @@ def test_resuming_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> 
     out, err = capsys.readouterr()
     assert json.loads(out) == {"folder": "run", **RunFolder("run").read_summary()}
     assert err.startswith("The run in run is finished: 2 epochs, test accuracy ")
+    assert err.endswith("%; a larger --epochs trains it longer\n")
     assert {path: path.read_bytes() for path in Path("run").iterdir()} == files
     assert main(["--resume", "run", "--epochs", "3"]) == 0
     assert "resumed  after 2 epochs and 0 steps" in capsys.readouterr().out

@@ -1,0 +1,188 @@
+"""Every operator, forward and backward, against PyTorch eager on the same data.
+
+python benchmarks/op_time.py                 prints the table and writes results/op_time.cpu.json
+
+Each pair is first checked to compute the same. "forward" is the function as a user calls it without
+gradients, "backward" the operator (PyTorch: those that its autograd would call), "both" a forward
+and a backward pass through autograd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timing import RESULTS, Timing, provenance, save, take_turns
+from torch import Tensor
+
+from fastmlp import functional, ops
+
+LINEAR_SHAPES = [
+    *[(batch, 3072, 256) for batch in (1, 8, 32, 128)],
+    (128, 784, 512),
+    (128, 256, 10),
+    (1024, 1024, 1024),
+]
+RELU_SHAPES = [(1024, 1024), (8192, 1000)]
+XENT_SHAPES = [(1024, 10), (128, 1000), (8192, 1000)]
+TINY_SHAPES = [("linear+relu", (8, 256, 10)), ("relu", (8, 256)), ("cross entropy", (8, 10))]
+"""Calls so short that what is timed is Python and PyTorch's dispatch; kept out of the mean."""
+
+SMALL = 1 << 27
+"""Multiply-adds or elements below which a case counts into the mean over the small shapes."""
+
+Pair = tuple[Callable[[], Any], Callable[[], Any]]
+"""Ours and PyTorch's, computing the same from the same tensors."""
+
+
+def linear_pairs(batch: int, inputs: int, outputs: int) -> dict[str, Pair]:
+    """relu(x w^T + b) and the gradients of x, w and b."""
+    x, w = torch.randn(batch, inputs), torch.randn(outputs, inputs) / math.sqrt(inputs)
+    b, dy = torch.randn(outputs), torch.randn(batch, outputs)
+    y = F.relu(F.linear(x, w, b))
+    xg, wg, bg = leaves = tuple(t.clone().requires_grad_() for t in (x, w, b))
+
+    def eager_backward() -> tuple[Tensor, ...]:
+        g = torch.ops.aten.threshold_backward(dy, y, 0)
+        return g @ w, g.t() @ x, g.sum(0)
+
+    def eager() -> Tensor:
+        return F.relu(F.linear(xg, wg, bg))
+
+    return {
+        "forward": (
+            lambda: functional.linear(x, w, b, "relu"),
+            lambda: F.relu(F.linear(x, w, b)),
+        ),
+        "backward": (lambda: ops.linear_backward(dy, x, w, y), eager_backward),
+        "both": (
+            lambda: torch.autograd.grad(functional.linear(xg, wg, bg, "relu"), leaves, dy),
+            lambda: torch.autograd.grad(eager(), leaves, dy),
+        ),
+    }
+
+
+def relu_pairs(rows: int, columns: int) -> dict[str, Pair]:
+    """relu alone."""
+    x, dy = torch.randn(rows, columns), torch.randn(rows, columns)
+    y, leaf = F.relu(x), x.clone().requires_grad_()
+    return {
+        "forward": (lambda: functional.relu(x), lambda: F.relu(x)),
+        "backward": (
+            lambda: ops.relu_backward(dy, y),
+            lambda: torch.ops.aten.threshold_backward(dy, y, 0),
+        ),
+        "both": (
+            lambda: torch.autograd.grad(functional.relu(leaf), leaf, dy),
+            lambda: torch.autograd.grad(F.relu(leaf), leaf, dy),
+        ),
+    }
+
+
+def xent_pairs(rows: int, classes: int) -> dict[str, Pair]:
+    """Mean cross entropy."""
+    logits, target = torch.randn(rows, classes), torch.randint(0, classes, (rows,))
+    leaf = logits.clone().requires_grad_()
+    aten, one = torch.ops.aten, torch.ones(())
+    _, stats, total = torch.ops.fastmlp.softmax_xent(logits, target)
+    log_p = F.log_softmax(logits, 1)
+    _, count = aten.nll_loss_forward(log_p, target, None, 1, -100)
+
+    def eager_backward() -> Tensor:
+        g = aten.nll_loss_backward(one, log_p, target, None, 1, -100, count)
+        result: Tensor = aten._log_softmax_backward_data(g, log_p, 1, torch.float32)
+        return result
+
+    def ours_backward() -> Tensor:
+        result: Tensor = ops._softmax_xent_backward(one, logits, target, stats, total)
+        return result
+
+    return {
+        "forward": (
+            lambda: functional.softmax_cross_entropy(logits, target),
+            lambda: F.cross_entropy(logits, target),
+        ),
+        "backward": (ours_backward, eager_backward),
+        "both": (
+            lambda: torch.autograd.grad(functional.softmax_cross_entropy(leaf, target), leaf),
+            lambda: torch.autograd.grad(F.cross_entropy(leaf, target), leaf),
+        ),
+    }
+
+
+def check_same(pair: Pair) -> None:
+    """Raises AssertionError unless both of a pair give the same to float32's accuracy."""
+    with torch.no_grad() if not torch.is_grad_enabled() else torch.enable_grad():
+        ours, theirs = pair[0](), pair[1]()
+    for a, b in zip(_tensors(ours), _tensors(theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def run(seconds: float) -> list[dict[str, Any]]:
+    """Times every case; returns a row for each operator, shape and pass."""
+    make: dict[str, Callable[..., dict[str, Pair]]] = {
+        "linear+relu": linear_pairs,
+        "relu": relu_pairs,
+        "cross entropy": xent_pairs,
+    }
+    cases = [
+        *(("linear+relu", shape) for shape in LINEAR_SHAPES),
+        *(("relu", shape) for shape in RELU_SHAPES),
+        *(("cross entropy", shape) for shape in XENT_SHAPES),
+        *TINY_SHAPES,
+    ]
+    rows = []
+    print(f"{'operator':15}{'shape':18}{'pass':10}{'fastmlp us':>12}{'PyTorch us':>12}{'ratio':>8}")
+    for name, shape in cases:
+        for kind, pair in make[name](*shape).items():
+            check_same(pair)
+            with torch.set_grad_enabled(kind == "both"):
+                times = take_turns({"fastmlp": pair[0], "torch": pair[1]}, seconds=seconds)
+            rows.append(_row(name, shape, kind, times))
+            row = rows[-1]
+            print(
+                f"{name:15}{'x'.join(map(str, shape)):18}{kind:10}"
+                f"{times['fastmlp'].median_us:12.1f}{times['torch'].median_us:12.1f}"
+                f"{row['ratio']:8.2f}"
+            )
+    return rows
+
+
+def _row(name: str, shape: tuple[int, ...], kind: str, times: dict[str, Timing]) -> dict[str, Any]:
+    ratio = times["torch"].median_us / times["fastmlp"].median_us
+    size = (
+        "tiny" if (name, shape) in TINY_SHAPES else "small" if math.prod(shape) < SMALL else "large"
+    )
+    row = {"operator": name, "shape": list(shape), "pass": kind, "size": size}
+    return {**row, "ratio": round(ratio, 3), **times}
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=0.5, help="time for each contender")
+    parser.add_argument("--out", type=Path, default=RESULTS / "op_time.cpu.json")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    rows = run(args.seconds)
+    small = [row["ratio"] for row in rows if row["size"] == "small"]
+    mean = math.exp(sum(math.log(ratio) for ratio in small) / len(small))
+    least = min(row["ratio"] for row in rows if row["size"] != "tiny")
+    print(
+        f"\ngeometric mean over the small shapes {mean:.2f}; least ratio but the tiny {least:.2f}"
+    )
+    head = {"provenance": provenance(), "geometric_mean_small": round(mean, 3), "least": least}
+    save(args.out, {**head, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

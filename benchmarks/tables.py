@@ -1,0 +1,107 @@
+"""Writes the README's tables from benchmarks/results/*.json; no number is typed by hand.
+
+python benchmarks/tables.py            rewrites the parts between the markers in README.md
+python benchmarks/tables.py --check    fails where they are not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from timing import RESULTS
+
+from fastmlp.files import write_text
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def epoch_table(results: dict[str, Any]) -> str:
+    """Seconds an epoch takes, a row for each contender, a column for each batch size."""
+    rows = results["rows"]
+    names = list(rows[0]["epoch"])
+    lines = [
+        "| seconds per epoch | " + " | ".join(f"batch {row['batch']}" for row in rows) + " |",
+        "|---|" + "---:|" * len(rows),
+    ]
+    for name in names:
+        cells = []
+        for row in rows:
+            ours = min(t["median_us"] for n, t in row["epoch"].items() if n.startswith("fastmlp"))
+            mine = row["epoch"][name]["median_us"]
+            ratio = "" if mine == ours else f" ({mine / ours:.1f}x)"
+            cells.append(f"{mine / 1e6:.2f}{ratio}")
+        bold = "**" if name.startswith("fastmlp") else ""
+        lines.append(f"| {bold}{name}{bold} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _caption(results)])
+
+
+def op_table(results: dict[str, Any]) -> str:
+    """How many times faster than PyTorch eager each operator is."""
+    passes = ["forward", "backward", "both"]
+    lines = ["| operator | shape | " + " | ".join(passes) + " |", "|---|---|" + "---:|" * 3]
+    cases: dict[tuple[str, str], dict[str, float]] = {}
+    for row in results["rows"]:
+        shape = " x ".join(map(str, row["shape"]))
+        cases.setdefault((row["operator"], shape), {})[row["pass"]] = row["ratio"]
+    for (name, shape), ratios in cases.items():
+        lines.append(
+            f"| {name} | {shape} | " + " | ".join(f"{ratios[p]:.2f}" for p in passes) + " |"
+        )
+    return "\n".join([*lines, "", _caption(results)])
+
+
+def train_table(results: dict[str, Any]) -> str:
+    """The default run's accuracy and time."""
+    best, test = results["best"], results["test_accuracy"]
+    return (
+        f"The default run reaches **{test:.1%} test accuracy** (validation {best['val_acc']:.1%}, "
+        f"epoch {best['epoch']} of {results['epochs']}) and trains in "
+        f"{results['train_seconds']:.0f} s on {results['config']['threads']} CPU cores."
+    )
+
+
+def _caption(results: dict[str, Any]) -> str:
+    p = results["provenance"]
+    return (
+        f"{p['device']}, {p['threads']} threads, {p['cpu_kernels']} kernels, torch {p['torch']}, "
+        f"{p['time'][:10]}, commit {p['commit'][:9]}."
+    )
+
+
+TABLES = {
+    "epoch": (epoch_table, "epoch_time.cpu.json"),
+    "op": (op_table, "op_time.cpu.json"),
+    "train": (train_table, "train.cpu.json"),
+}
+
+
+def filled(readme: str) -> str:
+    """The README's text with each table made anew between its markers."""
+    for name, (render, file) in TABLES.items():
+        table = render(json.loads((RESULTS / file).read_text(encoding="utf-8")))
+        pattern = rf"(<!-- {name} table -->\n).*?(<!-- end -->)"
+        replacement = f"\\1{table}\n\\2"  # tables hold no backslash of their own
+        readme, count = re.subn(pattern, replacement, readme, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"README.md must hold the markers of the {name} table once")
+    return readme
+
+
+def main() -> None:
+    """Runs the script from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    old = README.read_text(encoding="utf-8")
+    new = filled(old)
+    if args.check and new != old:
+        raise SystemExit("README.md is not what the results say; run python benchmarks/tables.py")
+    write_text(README, new)
+
+
+if __name__ == "__main__":
+    main()
