@@ -118,7 +118,7 @@ def resolve_config(
     ``momentum = 0`` turns Nesterov off unless it is asked for. Raises :class:`UserError` for an
     unknown preset or key and for values that cannot be used.
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}", EXIT_USAGE)
     given = {**(file or {}), **flags}
     values = {**PRESETS[preset], **given}

@@ -42,6 +42,7 @@ class Run:
 
     @property
     def interrupted(self) -> bool:
+        """Whether it was stopped before its end."""
         return self.test is None
 
 
@@ -72,7 +73,7 @@ def fit(
     progress = progress or Progress()
     folder = RunFolder.new(out) if out is not None else None
     if data is None:
-        data = load_run_data(config)
+        data = load_run_data(config, progress.verbose)
         config = replace(config, dataset=data.name)  # "auto" means the same when resumed
     return _run(config, data, folder, None, progress, should_stop)
 
@@ -92,6 +93,7 @@ def resume(
     ``epochs`` trains it longer; ``device`` and ``data_dir`` replace what its configuration says.
     On another kind of device the results agree to rounding. Otherwise as :func:`fit`.
     """
+    progress = progress or Progress()
     folder = RunFolder(path)
     old = folder.read_config()
     given: dict[str, Any] = {"epochs": epochs, "device": device, "data_dir": data_dir}
@@ -108,8 +110,10 @@ def resume(
             "so their number cannot change; start a new run, or use --lr-schedule constant",
             EXIT_USAGE,
         )
-    data = data or load_run_data(config)
-    return _run(config, data, folder, state, progress or Progress(), should_stop)
+    if config.device != old.device:
+        config = replace(config, engine="auto")  # not every engine runs on every device
+    data = data or load_run_data(config, progress.verbose)
+    return _run(config, data, folder, state, progress, should_stop)
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
@@ -186,6 +190,8 @@ class _Training:
             self._save()
         else:
             self.state = state
+            if config.engine == "auto":
+                self.state.engine_reason = reason
             self._go_on(fingerprint)
         if folder is not None:
             folder.write_config(self.config)

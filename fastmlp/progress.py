@@ -24,15 +24,20 @@ class Progress:
     ) -> None:
         self._stream = stream
         self._quiet = quiet
-        self._wants_bar = bar and not quiet and stream is not None
+        self._wants_bar = bar and self.verbose
         self._bar: Any = None
         self._epochs = 0
         self._images = 0
         self._validation = ""
 
+    @property
+    def verbose(self) -> bool:
+        """Whether more than the last line is wanted."""
+        return self._stream is not None and not self._quiet
+
     def say(self, text: str) -> None:
         """A line for those who want to follow."""
-        if not self._quiet:
+        if self.verbose:
             self.final(text)
 
     def final(self, text: str) -> None:

@@ -114,6 +114,7 @@ class RunFolder:
         return config_from_dict(self._read_json("config.json"), str(self.path / "config.json"))
 
     def write_config(self, config: TrainConfig) -> None:
+        """Writes ``config.json``; from then on the folder is that of a run."""
         self._write("config.json", _json_bytes(config.to_dict()))
 
     def read_state(self) -> RunState:
@@ -145,6 +146,7 @@ class RunFolder:
             self._write("best.pt", _torch_bytes(state.best))
 
     def write_metrics(self, state: RunState) -> None:
+        """Writes ``metrics.csv``, all of it."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([column.name for column in fields(EpochRecord)])
@@ -152,9 +154,11 @@ class RunFolder:
         self._write("metrics.csv", text.getvalue().encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes ``summary.json``, which says that the run is finished."""
         self._write("summary.json", _json_bytes(summary))
 
     def read_summary(self) -> dict[str, Any]:
+        """The results of a finished run."""
         return self._read_json("summary.json")
 
     def reopen(self) -> None:

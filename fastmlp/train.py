@@ -121,8 +121,8 @@ def _tell(run: Run, progress: Progress) -> None:
     progress.say(f"Everything is in {run.folder}: best.pt, last.pt, metrics.csv, curves.png, ...")
     if summary["offline"]:
         progress.say(
-            "Warning: this run used the built-in offline set, because CIFAR-10 could not be had; "
-            "its accuracies say nothing about CIFAR-10."
+            "Warning: this run used the built-in offline set, not CIFAR-10; its accuracies say "
+            "nothing about CIFAR-10."
         )
 
 
@@ -162,15 +162,15 @@ def _as_flag(name: str) -> str:
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Turns PyTorch's out-of-memory errors, which are RuntimeErrors, into the user's kind."""
+    """Turns errors for lack of memory into the user's kind; PyTorch raises RuntimeErrors, on a GPU
+    ``torch.OutOfMemoryError``, a subclass."""
     try:
         yield
-    except RuntimeError as error:
-        out = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not out:
+    except (MemoryError, RuntimeError) as error:
+        words = ("can't allocate memory", "Storage size calculation overflowed")
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and not any(word in str(error) for word in words):
             raise
-        raise UserError("Not enough memory; try a smaller --hidden or --batch-size") from error
-    except MemoryError as error:
         raise UserError("Not enough memory; try a smaller --hidden or --batch-size") from error
 
 

@@ -35,6 +35,8 @@ def test_the_course_preset_is_the_course() -> None:
     assert (course.normalize, course.grad_average) == ("unit", True)
     with pytest.raises(UserError, match="preset must be one of default, course, got 'corse'"):
         resolve_config({}, preset="corse")
+    with pytest.raises(UserError, match="preset must be one of"):
+        resolve_config({}, preset=["course"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PRESETS)

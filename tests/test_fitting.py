@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import math
@@ -12,8 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CLASSES, FEATURES, tiny_data
-from torch import Tensor, nn
+from tiny import (
+    CLASSES,
+    FEATURES,
+    assert_same_run,
+    assert_same_tensors,
+    rows,
+    tensors,
+    tiny_data,
+)
+from torch import nn
 
 from fastmlp.backend import native_available
 from fastmlp.config import TrainConfig
@@ -57,36 +64,6 @@ def stop_after(steps: int) -> Any:
         return count > steps  # the loop over epochs asks once before each of them
 
     return stop
-
-
-def tensors(path: Path) -> dict[str, Tensor]:
-    loaded: dict[str, Tensor] = torch.load(path, weights_only=True)
-    return loaded
-
-
-def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert list(ours) == list(theirs)
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """All that does not depend on the clock is bitwise the same."""
-    for name in ("best.pt", "last.pt"):
-        assert_same_tensors(tensors(ours / name), tensors(theirs / name))
-    mine, other = (torch.load(path / "resume.pt", weights_only=True) for path in (ours, theirs))
-    assert_same_tensors(mine["engine"]["momentum"], other["engine"]["momentum"])
-    for key in ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr"):
-        assert [row[key] for row in rows(ours)] == [row[key] for row in rows(theirs)], key
-    first, second = (json.loads((path / "summary.json").read_text()) for path in (ours, theirs))
-    assert first["test_accuracy"] == second["test_accuracy"]
-    assert first["test_loss"] == second["test_loss"]
-    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -298,6 +275,22 @@ def test_resuming_a_finished_run_for_longer(tmp_path: Path) -> None:
         resume(tmp_path / "run", DATA, epochs=4)
 
 
+def test_a_run_from_a_machine_with_a_gpu_goes_on_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    fit(CONFIG, DATA, out=tmp_path / "whole")
+    fit(CONFIG, DATA, out=tmp_path / "run", should_stop=stop_after(20))
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "device": "cuda:0"}))
+    with pytest.raises(UserError, match="device cuda:0 is not there: PyTorch sees no GPU"):
+        resume(tmp_path / "run", DATA)
+    run = resume(tmp_path / "run", DATA, device="cpu")
+    assert run.config.engine in ("eager", "reference")
+    assert "the fastest that runs here" in run.summary["engine_reason"]
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(CONFIG, DATA, out=run, should_stop=stop_after(20))
@@ -372,18 +365,8 @@ def test_a_full_disk_is_told_and_what_was_saved_stays(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_data_that_cannot_be_used() -> None:
-    split = DATA.split
-    with pytest.raises(UserError, match="Labels must be from 0 to 1, the training part has 0 to 2"):
-        replace(DATA, classes=2)
-    empty = replace(split.val, images=split.val.images[:0], labels=split.val.labels[:0])
-    with pytest.raises(UserError, match="The validation part has no images"):
-        replace(DATA, split=replace(split, val=empty))
-
-
-def test_threads_are_those_of_the_run_only_while_it_runs(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+def test_threads_are_those_of_the_run_only_while_it_runs(threads: Any) -> None:
+    threads(2)
     seen: list[int] = []
 
     def stop() -> bool:
@@ -393,6 +376,5 @@ def test_threads_are_those_of_the_run_only_while_it_runs(tmp_path: Path) -> None
     run: Run = fit(replace(CONFIG, threads=1), DATA, should_stop=stop)
     assert set(seen) == {1}
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
     assert run.summary["threads"] == 1
     assert math.isfinite(run.summary["images_per_s"])

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fitting import assert_same_run, assert_same_tensors, rows, tensors
-from tiny import tiny_data
+from tiny import assert_same_run, assert_same_tensors, rows, tensors, tiny_data
 
 import fastmlp
 from fastmlp import __main__, fitting
@@ -33,7 +32,7 @@ TINY = Path(__file__).with_name("tiny.py")
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command trains on the tiny problem, below a folder of its own, and draws nothing."""
-    monkeypatch.setattr(fitting, "load_run_data", lambda config: tiny_data())
+    monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: tiny_data())
     monkeypatch.setattr("fastmlp.plots.learning_curves", lambda *args: None)
     monkeypatch.chdir(tmp_path)
 
@@ -82,7 +81,7 @@ def test_the_offline_set_is_named_at_the_end(
     from dataclasses import replace
 
     data = replace(tiny_data(), name="offline", offline=True)
-    monkeypatch.setattr(fitting, "load_run_data", lambda config: data)
+    monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: data)
     assert main([*QUICK, "--out", "run"]) == 0
     out = capsys.readouterr().out
     assert "on the built-in set and not CIFAR-10" in out
@@ -165,6 +164,7 @@ MISTAKES: list[Any] = [
     (["--resume", "full", "--out", "x"], 2, "--out cannot be given with --resume"),
     (["--lr", "1e30", "--out", "new"], 1, "try a smaller --lr"),
     (["--hidden", "9000000000000"], 1, "Not enough memory; try a smaller --hidden"),
+    (["--hidden", "9000000000000000000"], 1, "Not enough memory; try a smaller --hidden"),
 ]
 
 
@@ -187,6 +187,15 @@ def test_a_mistake_is_told_in_one_sentence(
     assert words in err
     assert err.count("\n") == 1
     assert out == ""
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("fastmlp.train.fit", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(QUICK)
 
 
 def test_resuming_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,7 +293,7 @@ def test_a_real_process_interrupted_killed_and_terminated(monkeypatch: pytest.Mo
         for name in ("best.pt", "last.pt"):
             tensors(Path("run") / name)
         RunFolder("run").read_state()
-    monkeypatch.setattr(fitting, "load_run_data", lambda config: tiny_data(4000))
+    monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: tiny_data(4000))
     assert len(RunFolder("run").read_state().history) < 6
     assert main(["--resume", "run", "--quiet"]) == 0
     assert main([*LONG, "--out", "whole", "--quiet"]) == 0

@@ -243,29 +243,46 @@ FASTMLP_INLINE void reduce_rows(const vec<float>* rows, float* sums) {
   for (int m = 0; m < M; ++m) sums[m] = reduce_add<float>(rows[m]);
 }
 
-// exp(x) to about one unit in the last place: x = n ln 2 + r, a polynomial in r, times 2^n in two
-// halves so that the ends of the range neither overflow early nor flush. exp(-inf) = 0, nan stays.
-FASTMLP_INLINE vec<float> exp(vec<float> x) {
+// The larger lanes; nan in v gives the lane of m.
+template <typename Acc>
+FASTMLP_INLINE vec<Acc> larger(vec<Acc> v, vec<Acc> m) {
+  return v > m ? v : m;
+}
+#if FASTMLP_VECTOR_BYTES == 64
+template <>
+FASTMLP_INLINE vec<float> larger<float>(vec<float> v, vec<float> m) {
+  return (vec<float>)_mm512_max_ps((__m512)v, (__m512)m);
+}
+#endif
+
+// p * 2^n, right down to subnormal results; n is whole, from -151 to 1.
+FASTMLP_INLINE vec<float> scale_by_power(vec<float> p, vec<float> n) {
+#if FASTMLP_VECTOR_BYTES == 64
+  return (vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   const vec<float> magic = broadcast(0x1.8p23f);
-  vec<float> bounded = x < -104.0f ? broadcast(-104.0f) : x;
-  bounded = bounded > 89.0f ? broadcast(89.0f) : bounded;
-  const vec<float> shifted = fma(bounded, broadcast(1.44269504f), magic);
-  const vec<float> n = shifted - magic;
-  vec<float> r = fma(n, broadcast(-0x1.62e4p-1f), bounded);
-  r = fma(n, broadcast(-0x1.7f7d1cp-20f), r);
-  vec<float> p = broadcast(1.0f / 5040);
-  p = fma(p, r, broadcast(1.0f / 720));
-  p = fma(p, r, broadcast(1.0f / 120));
-  p = fma(p, r, broadcast(1.0f / 24));
-  p = fma(p, r, broadcast(1.0f / 6));
-  p = fma(p, r, broadcast(0.5f));
-  p = fma(p, r, broadcast(1.0f));
-  p = fma(p, r, broadcast(1.0f));
-  const vec_i32 exponent = (vec_i32)shifted - (vec_i32)magic;
+  const vec_i32 exponent = (vec_i32)(n + magic) - (vec_i32)magic;
   const vec_i32 half = exponent >> 1;
-  const vec<float> scale = (vec<float>)((half + 127) << 23);
-  const vec<float> rest = (vec<float>)((exponent - half + 127) << 23);
-  return p * scale * rest;
+  return p * (vec<float>)((half + 127) << 23) * (vec<float>)((exponent - half + 127) << 23);
+#endif
+}
+
+// exp(x) for x <= 0, to about one unit in the last place: x = n ln 2 + r, a polynomial in r
+// (Cephes' expf), times 2^n. exp(-inf) = 0, nan stays nan.
+FASTMLP_INLINE vec<float> exp(vec<float> x) {
+  const vec<float> bounded = larger<float>(broadcast(-104.0f), x);
+  const vec<float> magic = broadcast(0x1.8p23f);  // adding it rounds to a whole number
+  const vec<float> n = fma(bounded, broadcast(1.44269504f), magic) - magic;
+  vec<float> r = fma(n, broadcast(-0.693359375f), bounded);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  vec<float> p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
+  return scale_by_power(p, n);
 }
 
 FASTMLP_INLINE vec<double> exp(vec<double> x) {

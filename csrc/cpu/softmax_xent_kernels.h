@@ -25,18 +25,21 @@ FASTMLP_INLINE void row_stats(const T* x, int64_t classes, acc_t<T>* stats) {
   using Acc = acc_t<T>;
   constexpr int kStep = kLanes<Acc>;
   constexpr Acc kLowest = -__builtin_inf();
-  vec<Acc> largest = broadcast(kLowest);
+  vec<Acc> largest = broadcast(kLowest), others = largest;
   vec<Acc> total = {};
   const int64_t whole = classes - classes % kStep;
   const int64_t rest = classes - whole;
   vec<Acc> last = {};
-  for (int64_t j = 0; j < whole; j += kStep) {
-    const vec<Acc> v = load(x + j);
-    largest = v > largest ? v : largest;
+  int64_t i = 0;
+  for (; i + 2 * kStep <= whole; i += 2 * kStep) {
+    largest = larger<Acc>(load(x + i), largest);
+    others = larger<Acc>(load(x + i + kStep), others);
   }
+  if (i < whole) largest = larger<Acc>(load(x + i), largest);
+  largest = larger<Acc>(others, largest);
   if (rest) {
     last = fill_lanes(kLowest, load_partial(x + whole, rest), rest);
-    largest = last > largest ? last : largest;
+    largest = larger<Acc>(last, largest);
   }
   const Acc maximum = reduce_max<Acc>(largest);
   for (int64_t start = 0; start < whole; start += kSumBlock * kStep) {
