@@ -52,6 +52,8 @@ def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
     else "reference" after one warning that says why. Raises ValueError for an unknown name and
     RuntimeError where "native" is asked for by name but has no kernels for the device.
     """
+    if backend is None and _default is None and device in NATIVE_DEVICES:
+        return "native"  # the usual answer, before a microsecond of questions
     _check_name(backend)
     backend = backend or _default
     if backend == "reference" or (backend == "native" and native_available(device)):

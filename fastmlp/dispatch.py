@@ -52,9 +52,12 @@ class Operator:
             or torch._C._are_functorch_transforms_active()
         ):
             return self._operator(*args)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return self._function.apply(*args)  # type: ignore[no-untyped-call]
-        return self.kernel(*args)
+        if torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, Tensor) and arg.requires_grad:
+                    return self._function.apply(*args)  # type: ignore[no-untyped-call]
+        with _below_autograd():
+            return self._operator(*args)
 
     def kernel(self, *args: Any) -> Any:
         """The operator without autograd."""

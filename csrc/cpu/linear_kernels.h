@@ -14,9 +14,8 @@ constexpr int64_t kAxpyBlock = 64;
 template <typename T>
 FASTMLP_INLINE void store_linear(T* y, vec<acc_t<T>> v, const T* bias, bool use_relu,
                                  int64_t lanes) {
-  using Acc = acc_t<T>;
   if (bias) v += load_lanes(bias, lanes);
-  if (use_relu) v = v < Acc(0) ? vec<Acc>{} : v;
+  if (use_relu) v = relu(v);
   store_lanes(y, v, lanes);
 }
 
@@ -180,7 +179,7 @@ void masked_gradient(const T* dy, int64_t dy_stride, const T* y, int64_t y_strid
     Doubles total = {};
     for (int64_t m = 0; m < rows; ++m) {
       vec<Acc> v = load_lanes(dy + m * dy_stride + n, lanes);
-      if (y) v = load_lanes(y + m * y_stride + n, lanes) <= Acc(0) ? vec<Acc>{} : v;
+      if (y) v = relu_backward(v, load_lanes(y + m * y_stride + n, lanes));
       store_lanes(g + m * columns + n, v, lanes);
       if (db) total += __builtin_convertvector(v, Doubles);
     }

@@ -7,6 +7,8 @@ namespace fastmlp {
 namespace {
 
 constexpr int64_t kElementsPerThread = 1 << 15;
+// Results larger than this do not stay in a cache until they are used.
+constexpr size_t kStreamBytes = 16 << 20;
 
 bool same_strides(const Tensor& a, const Tensor& b) {
   for (int64_t dim = 0; dim < a.dim(); ++dim) {
@@ -37,7 +39,10 @@ Tensor relu_cpu(const Tensor& x) {
     const T* from = static_cast<const T*>(source.data_ptr());
     T* to = static_cast<T*>(y.data_ptr());
     torch::stable::parallel_for(0, y.numel(), kElementsPerThread, [&](int64_t begin, int64_t end) {
-      FASTMLP_BEST_ISA(relu_range<T>)(from + begin, to + begin, end - begin);
+      const auto range = y.numel() * sizeof(T) > kStreamBytes
+                             ? FASTMLP_BEST_ISA(relu_range<true, T>)
+                             : FASTMLP_BEST_ISA(relu_range<false, T>);
+      range(from + begin, to + begin, end - begin);
     });
   });
   return y;
@@ -56,7 +61,10 @@ Tensor relu_backward_cpu(const Tensor& dy, const Tensor& y) {
     const T* out = static_cast<const T*>(output.data_ptr());
     T* to = static_cast<T*>(dx.data_ptr());
     torch::stable::parallel_for(0, dx.numel(), kElementsPerThread, [&](int64_t begin, int64_t end) {
-      FASTMLP_BEST_ISA(relu_backward_range<T>)(g + begin, out + begin, to + begin, end - begin);
+      const auto range = dx.numel() * sizeof(T) > kStreamBytes
+                             ? FASTMLP_BEST_ISA(relu_backward_range<true, T>)
+                             : FASTMLP_BEST_ISA(relu_backward_range<false, T>);
+      range(g + begin, out + begin, to + begin, end - begin);
     });
   });
   return dx;

@@ -134,6 +134,30 @@ FASTMLP_INLINE void store(f16* p, vec<float> v) {
 #endif
 }
 
+// Past the caches, to an aligned p; 16-bit vectors, half as wide, go the usual way.
+template <bool kStream, typename T>
+FASTMLP_INLINE void put(T* p, vec<acc_t<T>> v) {
+  store(p, v);
+}
+#if FASTMLP_VECTOR_BYTES == 64
+template <>
+FASTMLP_INLINE void put<true, float>(float* p, vec<float> v) {
+  _mm512_stream_ps(p, (__m512)v);
+}
+#elif FASTMLP_VECTOR_BYTES == 32
+template <>
+FASTMLP_INLINE void put<true, float>(float* p, vec<float> v) {
+  _mm256_stream_ps(p, (__m256)v);
+}
+#endif
+
+// Orders streamed stores before what follows.
+FASTMLP_INLINE void stream_fence() {
+#if FASTMLP_VECTOR_BYTES >= 32
+  _mm_sfence();
+#endif
+}
+
 // ---- the last lanes of a row: n < kLanes elements, the others read as zero ----
 
 template <typename T>
@@ -293,3 +317,13 @@ FASTMLP_INLINE vec<double> exp(vec<double> x) {
 
 FASTMLP_INLINE float log_of(float x) { return __builtin_logf(x); }
 FASTMLP_INLINE double log_of(double x) { return __builtin_log(x); }
+
+// The vector twins of math.h's relu and relu_backward.
+template <typename V>
+FASTMLP_INLINE V relu(V x) {
+  return x < 0 ? V{} : x;
+}
+template <typename V>
+FASTMLP_INLINE V relu_backward(V dy, V y) {
+  return y <= 0 ? V{} : dy;
+}
