@@ -49,10 +49,10 @@ class HandWritten:
             losses.append(-(hot * p.log()).sum().item() / len(rows))
             dlogits = (p - hot) / len(rows)
             dh = dlogits @ self.w2.t() * (h > 0)
-            self.w2 -= self.lr * (a.t() @ dlogits)
-            self.b2 -= self.lr * dlogits.sum(0)
-            self.w1 -= self.lr * (x.t() @ dh)
-            self.b1 -= self.lr * dh.sum(0)
+            self.w2.sub_(a.t() @ dlogits, alpha=self.lr)
+            self.b2.sub_(dlogits.sum(0), alpha=self.lr)
+            self.w1.sub_(x.t() @ dh, alpha=self.lr)
+            self.b1.sub_(dh.sum(0), alpha=self.lr)
         return sum(losses) / len(losses)
 
     def parameters(self) -> Parameters:

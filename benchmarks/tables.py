@@ -61,8 +61,8 @@ def train_table(results: dict[str, Any]) -> str:
     tests = [100 * row["test_accuracy"] for row in rows]
     seconds = statistics.median(row["seconds"] for row in rows)
     return (
-        f"The default run reaches **{statistics.mean(tests):.1f} +- {statistics.stdev(tests):.1f} % "
-        f"test accuracy** (mean and standard deviation over {len(rows)} seeds) in {seconds:.0f} s "
+        f"The default run reaches **{statistics.mean(tests):.1f} +- {statistics.stdev(tests):.1f}**"
+        f" % test accuracy (mean and standard deviation over {len(rows)} seeds) in {seconds:.0f} s "
         f"for {rows[0]['epochs']} epochs.\n\n{_caption(results)}"
     )
 

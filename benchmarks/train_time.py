@@ -2,8 +2,8 @@
 
 python benchmarks/train_time.py --data-dir DIR     writes results/train.cpu.json
 
-Wants the real CIFAR-10; every seed is one run of the command ``python -m fastmlp.train`` without the
-files it writes. Hyper-parameters were chosen on the validation part; the test part is used once a run.
+Wants the real CIFAR-10; every seed is one run of ``python -m fastmlp.train`` without its files.
+Hyper-parameters were chosen on the validation part; the test part is used once a run.
 """
 
 from __future__ import annotations
