@@ -31,6 +31,25 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "softmax_xent_backward(Tensor dloss, Tensor logits, Tensor target, Tensor stats, "
       "Tensor total_weight, Tensor? weight=None, int reduction=1, int ignore_index=-100, "
       "float label_smoothing=0.0) -> Tensor");
+
+  // ---- blocked look-ahead SGD, network I-H-C: fastmlp/engines.py puts a block together ----
+
+  // x (n, I) = images (N, I) uint8 at rows (n), times scale (I) plus shift (I).
+  m.def("gather_normalize(Tensor images, Tensor rows, Tensor scale, Tensor shift) -> Tensor");
+  // x x^T + 1 (n, n), where the column's batch precedes the row's; 0 elsewhere.
+  m.def("gram(Tensor x, int batch) -> Tensor");
+  // The steps of a block after the first layer's products p = x W^T + b and q, the same of the
+  // momentum; w, b and their momentum are the last layer's. Returns dloss/dpre (n, H), each step's
+  // mean loss and its number of hits. recurrence: fastmlp/blocked.py.
+  m.def(
+      "chain(Tensor p, Tensor? q, Tensor gram, Tensor labels, Tensor recurrence, Tensor(a!) w, "
+      "Tensor(b!) b, Tensor(c!)? w_momentum, Tensor(d!)? b_momentum, int batch, float lr, "
+      "float momentum, float weight_decay, bool nesterov, bool grad_average) "
+      "-> (Tensor, Tensor, Tensor)");
+  // The first layer's w, b and their momentum after the block, from the chain's g (n, H) and x.
+  m.def(
+      "block_update_(Tensor(a!) w, Tensor(b!) b, Tensor(c!)? w_momentum, Tensor(d!)? b_momentum, "
+      "Tensor g, Tensor x, Tensor recurrence, int batch) -> ()");
 }
 
 // Importing fastmlp._C loads this library, whose static initialisers register the operators.

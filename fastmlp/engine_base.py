@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -111,8 +111,9 @@ class Engine(ABC):
 
     @staticmethod
     @abstractmethod
-    def why_not(device: torch.device) -> str | None:
-        """Why this engine cannot run on the device, or None where it can."""
+    def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
+        """Why this engine cannot run on the device, or not for a network of these layer sizes, or
+        None where it can."""
 
     @abstractmethod
     def train_epoch(
@@ -173,6 +174,45 @@ class Engine(ABC):
         theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if ours != theirs:
             raise ValueError(f"parameters must be {ours}, got {theirs}")
+
+
+class Tally:
+    """The losses and hits of one call of train_epoch. They stay on the device until they are read,
+    so that no step waits for it."""
+
+    def __init__(self, samples: int, batch: int, start_step: int, device: torch.device) -> None:
+        self.total = -(-samples // batch)
+        if not 0 <= start_step < self.total:
+            raise ValueError(f"start_step must be from 0 to {self.total - 1}, got {start_step}")
+        self._start = self._next = start_step
+        self._losses = torch.empty(self.total, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._sizes = torch.full((self.total,), batch, dtype=torch.float64)
+        if samples % batch:
+            self._sizes[-1] = samples % batch
+
+    def add(self, losses: Tensor, correct: Tensor) -> None:
+        """Takes the mean losses (steps,) of the next steps and how many images were classified
+        correctly in them, as one number or one for each step."""
+        self._losses[self._next : self._next + len(losses)] = losses
+        self._correct += correct.sum()
+        self._next += len(losses)
+
+    def read(self) -> EpochStats:
+        """The sums so far; raises NonFiniteLossError for the first loss that is not finite."""
+        done = slice(self._start, self._next)
+        losses, sizes = self._losses[done].double().cpu(), self._sizes[done]
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            raise NonFiniteLossError(self._start + step, losses[step].item())
+        return EpochStats(
+            steps=len(losses),
+            samples=int(sizes.sum()),
+            loss_sum=(losses * sizes).sum().item(),
+            correct=int(self._correct),
+            finished=self._next == self.total,
+        )
 
 
 def copies_on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

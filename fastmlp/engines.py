@@ -1,322 +1,51 @@
 """How an epoch is run: one class per engine, chosen by name, never silently.
 
-``eager`` runs fastmlp's operators one by one, without autograd; ``reference`` is plain PyTorch.
+``blocked`` runs whole blocks of exact SGD steps as large matrix products; ``eager`` runs fastmlp's
+operators one by one, without autograd; ``reference`` is plain PyTorch.
 """
 
 from __future__ import annotations
 
-import time
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.optim.sgd import sgd
 
-from . import backend, ops
-from .data import Normalization, Part
-from .engine_base import (
-    Engine,
-    EpochStats,
-    EvalStats,
-    NonFiniteLossError,
-    SgdOptions,
-    copies_on_cpu,
-)
+from .blocked import BlockedEngine
+from .engine_base import Engine
 from .errors import UserError
-from .reference_trainer import mlp_ref, train_step_ref
+from .step_engines import EagerEngine, ReferenceEngine
 
-CHUNK_ROWS = 256
-"""Images gathered and normalised at once: few enough to stay in a core's cache until used."""
-EVALUATION_ROWS = 1024
-"""Images per batch of an evaluation."""
-REPORT_SECONDS = 0.15
-"""How often an epoch reports its progress, and how late a non-finite loss may be noticed."""
-
-
-class StepEngine(Engine):
-    """An engine that Python drives step by step; subclasses say what a step is."""
-
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        train: Part,
-        normalization: Normalization,
-        options: SgdOptions,
-        device: torch.device,
-    ) -> None:
-        super().__init__(parameters, train, normalization, options, device)
-        self._tensors = list(self._parameters.values())
-
-    @abstractmethod
-    def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """One step on x (N, I), labels (N,): the mean loss and the logits before the update."""
-
-    @abstractmethod
-    def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The summed loss and the logits of x (N, I), labels (N,)."""
-
-    def train_epoch(
-        self,
-        order: Tensor,
-        lr: float,
-        *,
-        start_step: int = 0,
-        should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[EpochStats], None] | None = None,
-    ) -> EpochStats:
-        batch = self.options.batch_size
-        tally = _Tally(len(order), batch, start_step, self.device)
-        order = order.to(self.device)
-        chunk_steps = max(1, CHUNK_ROWS // batch)
-        report_at = time.perf_counter() + REPORT_SECONDS
-        # Chunks begin at the same steps whatever start_step is, so a batch always has the same
-        # alignment in memory, on which the rounding of a matrix product may depend.
-        for chunk in range(start_step - start_step % chunk_steps, tally.total, chunk_steps):
-            rows = order[chunk * batch : (chunk + chunk_steps) * batch]
-            with torch.no_grad():
-                stop = self._train_chunk(rows, max(start_step - chunk, 0), lr, should_stop, tally)
-            if stop:
-                break
-            if on_progress is not None and time.perf_counter() >= report_at:
-                on_progress(tally.read())
-                report_at = time.perf_counter() + REPORT_SECONDS
-        return tally.read()
-
-    def _train_chunk(
-        self,
-        rows: Tensor,
-        skipped: int,
-        lr: float,
-        should_stop: Callable[[], bool] | None,
-        tally: _Tally,
-    ) -> bool:
-        """Runs the steps on the training images ``rows`` but the first ``skipped`` ones; returns
-        whether ``should_stop`` ended it."""
-        batch = self.options.batch_size
-        labels = self._labels.index_select(0, rows)
-        xs = torch.split(self._inputs(self._images.index_select(0, rows)), batch)
-        ys = torch.split(labels, batch)
-        done, stop = [], False
-        for x, y in zip(xs[skipped:], ys[skipped:], strict=True):
-            done.append(self._step(x, y, lr))
-            stop = should_stop is not None and should_stop()
-            if stop:
-                break
-        tally.add(done, labels[skipped * batch :])
-        return stop
-
-    def evaluate(self, part: Part) -> EvalStats:
-        with torch.no_grad():
-            loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-            correct = torch.zeros((), dtype=torch.int64, device=self.device)
-            for start in range(0, len(part.labels), EVALUATION_ROWS):
-                rows = slice(start, start + EVALUATION_ROWS)
-                labels = part.labels[rows].to(self.device)
-                x = self._inputs(part.images[rows].to(self.device))
-                loss, logits = self._evaluate(x, labels)
-                loss_sum += loss
-                correct += (logits.argmax(1) == labels).sum()
-        count = len(part.labels)
-        return EvalStats(loss_sum.item() / count, int(correct) / count, count)
-
-    def _inputs(self, images: Tensor) -> Tensor:
-        return self._normalization.apply(images).to(self._tensors[0].dtype)
-
-
-class EagerEngine(StepEngine):
-    """fastmlp's compiled operators, one by one, the backward pass by hand; CPU and CUDA."""
-
-    name = "eager"
-
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        train: Part,
-        normalization: Normalization,
-        options: SgdOptions,
-        device: torch.device,
-    ) -> None:
-        super().__init__(parameters, train, normalization, options, device)
-        self._momentum: list[Tensor | None] = [None] * len(self._tensors)
-
-    @staticmethod
-    def why_not(device: torch.device) -> str | None:
-        if backend.native_available(device.type):
-            return None
-        why = f" ({backend.NATIVE_ERROR})" if backend.NATIVE_ERROR else ""
-        return f"there are no compiled kernels for {device.type}{why}"
-
-    def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        activations = self._forward(x)
-        logits = activations.pop()
-        loss, dlogits = ops.softmax_xent_with_grad(logits, labels)
-        if self.options.grad_average:
-            dlogits.mul_(1 / len(labels))  # every gradient is linear in this one
-        options = self.options
-        sgd(  # what torch.optim.SGD calls, without what that does around it, 10 us a step
-            self._tensors,
-            self._backward(dlogits, activations),
-            self._momentum,
-            fused=True,
-            weight_decay=options.weight_decay,
-            momentum=options.momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=options.nesterov,
-            maximize=False,
-        )
-        return loss, logits
-
-    def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._forward(x)[-1]
-        return ops.softmax_xent(logits, labels, None, "sum"), logits
-
-    def _forward(self, x: Tensor) -> list[Tensor]:
-        """The input of every layer, and the logits last."""
-        activations, tensors = [x], self._tensors
-        for i in range(0, len(tensors) - 2, 2):
-            activations.append(ops.linear(activations[-1], tensors[i], tensors[i + 1], "relu"))
-        activations.append(ops.linear(activations[-1], tensors[-2], tensors[-1], "none"))
-        return activations
-
-    def _backward(self, dlogits: Tensor, activations: list[Tensor]) -> list[Tensor]:
-        """The gradients of all parameters, in their order; ``activations`` are the layers' inputs.
-
-        The input of a layer is the ReLU output of the one before it, which masks its gradient.
-        """
-        gradients: list[Tensor | None] = []
-        dy: Tensor | None = dlogits
-        y = None
-        for layer in range(len(activations) - 1, -1, -1):
-            assert dy is not None  # only the first layer's inputs need no gradient
-            x = activations[layer]
-            dy, dw, db = ops.linear_backward(
-                dy, x, self._tensors[2 * layer], y, (layer > 0, True, True)
-            )
-            gradients += [db, dw]
-            y = x
-        return cast("list[Tensor]", gradients[::-1])
-
-    def momentum_state(self) -> dict[str, Tensor]:
-        buffers = zip(self._parameters, self._momentum, strict=True)
-        return copies_on_cpu({name: buffer for name, buffer in buffers if buffer is not None})
-
-    def _load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
-        self._momentum = [
-            torch.empty_like(tensor).copy_(momentum[name]) if momentum else None
-            for name, tensor in self._parameters.items()
-        ]
-
-
-class ReferenceEngine(StepEngine):
-    """Plain PyTorch with autograd: slower, and what the other engines are tested against."""
-
-    name = "reference"
-
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        train: Part,
-        normalization: Normalization,
-        options: SgdOptions,
-        device: torch.device,
-    ) -> None:
-        super().__init__(parameters, train, normalization, options, device)
-        self._optimizer = torch.optim.SGD(
-            [tensor.requires_grad_() for tensor in self._tensors],
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-        )
-
-    @staticmethod
-    def why_not(device: torch.device) -> str | None:
-        return None
-
-    def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        self._optimizer.param_groups[0]["lr"] = lr
-        return train_step_ref(self._tensors, self._optimizer, x, labels, self.options.grad_average)
-
-    def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = mlp_ref(self._tensors, x)
-        return F.cross_entropy(logits, labels, reduction="sum"), logits
-
-    def momentum_state(self) -> dict[str, Tensor]:
-        buffers = {
-            name: self._optimizer.state[tensor].get("momentum_buffer")
-            for name, tensor in self._parameters.items()
-        }
-        return copies_on_cpu({name: b for name, b in buffers.items() if b is not None})
-
-    def _load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
-        self._optimizer.state.clear()
-        for name, buffer in momentum.items():
-            copy = torch.empty_like(self._parameters[name]).copy_(buffer)
-            self._optimizer.state[self._parameters[name]]["momentum_buffer"] = copy.detach()
-
-
-class _Tally:
-    """The losses and hits of one call of train_epoch. They stay on the device until they are read,
-    so that no step waits for it."""
-
-    def __init__(self, samples: int, batch: int, start_step: int, device: torch.device) -> None:
-        self.total = -(-samples // batch)
-        if not 0 <= start_step < self.total:
-            raise ValueError(f"start_step must be from 0 to {self.total - 1}, got {start_step}")
-        self._start = self._next = start_step
-        self._losses = torch.empty(self.total, device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._sizes = torch.full((self.total,), batch, dtype=torch.float64)
-        if samples % batch:
-            self._sizes[-1] = samples % batch
-
-    def add(self, steps: list[tuple[Tensor, Tensor]], labels: Tensor) -> None:
-        """Takes the (loss, logits) of the next steps and the labels of their images or more."""
-        losses, logits = zip(*steps, strict=True)
-        self._losses[self._next : self._next + len(steps)] = torch.stack(losses)
-        guesses = torch.cat(logits).argmax(1)
-        self._correct += (guesses == labels[: len(guesses)]).sum()
-        self._next += len(steps)
-
-    def read(self) -> EpochStats:
-        """The sums so far; raises NonFiniteLossError for the first loss that is not finite."""
-        done = slice(self._start, self._next)
-        losses, sizes = self._losses[done].double().cpu(), self._sizes[done]
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            step = int(bad[0])
-            raise NonFiniteLossError(self._start + step, losses[step].item())
-        return EpochStats(
-            steps=len(losses),
-            samples=int(sizes.sum()),
-            loss_sum=(losses * sizes).sum().item(),
-            correct=int(self._correct),
-            finished=self._next == self.total,
-        )
-
+__all__ = [
+    "ENGINES",
+    "BlockedEngine",
+    "EagerEngine",
+    "ReferenceEngine",
+    "choose_engine",
+    "resolve_device",
+]
 
 ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (EagerEngine, ReferenceEngine)
+    engine.name: engine for engine in (BlockedEngine, EagerEngine, ReferenceEngine)
 }
 """By name, fastest first: ``auto`` takes the first that runs on the device."""
 
 
-def choose_engine(name: str, device: torch.device) -> tuple[type[Engine], str]:
-    """The engine that ``name`` ("auto" or one of :data:`ENGINES`) means, and why.
+def choose_engine(
+    name: str, device: torch.device, sizes: Sequence[int] | None = None
+) -> tuple[type[Engine], str]:
+    """The engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of these
+    layer sizes, and why.
 
     Raises :class:`UserError` where the engine that was asked for cannot run.
     """
     if name != "auto":
-        reason = ENGINES[name].why_not(device)
+        reason = ENGINES[name].why_not(device, sizes)
         if reason is not None:
             raise UserError(f"The engine {name} cannot run here: {reason}; try --engine auto")
         return ENGINES[name], "asked for by name"
     passed_over: list[str] = []
     for engine in ENGINES.values():
-        reason = engine.why_not(device)
+        reason = engine.why_not(device, sizes)
         if reason is None:
             return engine, "; ".join(["the fastest that runs here", *passed_over])
         passed_over.append(f"not {engine.name}, because {reason}")

@@ -176,10 +176,10 @@ class _Training:
         progress: Progress,
     ) -> None:
         device = resolve_device(config.device)
-        engine, reason = choose_engine(config.engine, device)
+        self.sizes = [data.split.train.images.shape[1], *config.hidden, data.classes]
+        engine, reason = choose_engine(config.engine, device, self.sizes)
         self.config = replace(config, device=str(device), engine=engine.name)
         self.data, self.folder, self.progress = data, folder, progress
-        self.sizes = [data.split.train.images.shape[1], *config.hidden, data.classes]
         self._clock = time.perf_counter()
         self.engine = self._make_engine(engine, device)
         self.images = len(data.split.train.labels)

@@ -89,9 +89,9 @@ void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t row
   if (tiles > 1 || rows <= 8) {
     parallel_for(0, tiles, grain(kColumns * rows * k), [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kColumns;
-      FASTMLP_BEST_ISA(axpy_columns<T>)(
-          a, a_row, a_step, rows, b + first, b_stride, std::min(end * kColumns, columns) - first, k,
-          bias ? bias + first : nullptr, use_relu, c + first, columns);
+      FASTMLP_BEST_ISA(axpy_linear<T>)(a, a_row, a_step, rows, b + first, b_stride,
+                                       std::min(end * kColumns, columns) - first, k,
+                                       bias ? bias + first : nullptr, use_relu, c + first, columns);
     });
     return;
   }
@@ -99,9 +99,9 @@ void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t row
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   parallel_for(0, blocks, grain(kBlockRows * columns * k), [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kBlockRows;
-    FASTMLP_BEST_ISA(axpy_columns<T>)(a + first * a_row, a_row, a_step,
-                                      std::min(end * kBlockRows, rows) - first, b, b_stride,
-                                      columns, k, bias, use_relu, c + first * columns, columns);
+    FASTMLP_BEST_ISA(axpy_linear<T>)(a + first * a_row, a_row, a_step,
+                                     std::min(end * kBlockRows, rows) - first, b, b_stride, columns,
+                                     k, bias, use_relu, c + first * columns, columns);
   });
 }
 
