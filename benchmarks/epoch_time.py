@@ -9,12 +9,13 @@ normalised beforehand. All are first checked to reach the same parameters after 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers import HandWritten, ModuleAndOptimizer, Parameters, Peer
+from peers import OPTIONAL, HandWritten, ModuleAndOptimizer, Parameters, Peer
 from timing import RESULTS, provenance, save, summarize
 from torch import Tensor
 
@@ -62,10 +63,16 @@ def contenders(part: Part, hidden: int, batch: int) -> dict[str, Peer]:
         for name in names
         if name != "reference"
     }
+    optional: dict[str, Peer] = {
+        name: peer(parameters, images, part.labels, LR)
+        for name, (package, peer) in OPTIONAL.items()
+        if importlib.util.find_spec(package)
+    }
     return {
         **engines,
         MODULE: ModuleAndOptimizer(parameters, images, part.labels, LR),
         COURSE: HandWritten(parameters, images, part.labels, LR),
+        **optional,
     }
 
 
@@ -109,7 +116,7 @@ def run(part: Part, hidden: int, batch: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, nargs="+", default=[8, 128])
+    parser.add_argument("--batch", type=int, nargs="+", default=[4, 8, 32, 128])
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each that are timed")
     parser.add_argument("--out", type=Path, default=RESULTS / "epoch_time.cpu.json")

@@ -8,8 +8,10 @@ labels (n,) int64, and trains with ``peer.epoch(order, batch)``, one plain SGD s
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,3 +90,76 @@ class ModuleAndOptimizer:
 
     def parameters(self) -> Parameters:
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+
+
+class JaxScan:
+    """JAX: a whole epoch as one jitted lax.scan over its steps, data on the device."""
+
+    def __init__(self, parameters: Parameters, images: Tensor, labels: Tensor, lr: float) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        def loss(p: Any, x: Any, y: Any) -> Any:
+            w1, b1, w2, b2 = p
+            logits = jnp.maximum(x @ w1.T + b1, 0) @ w2.T + b2
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
+
+        def step(p: Any, rows: Any) -> Any:
+            value, grad = jax.value_and_grad(loss)(p, self.images[rows], self.labels[rows])
+            return jax.tree.map(lambda w, g: w - lr * g, p, grad), value
+
+        self.asarray = jnp.asarray
+        self.p = tuple(jnp.asarray(tensor.numpy()) for tensor in parameters.values())
+        self.images, self.labels = jnp.asarray(images.numpy()), jnp.asarray(labels.numpy())
+        self.scan = jax.jit(lambda p, order: jax.lax.scan(step, p, order))
+
+    def epoch(self, order: Tensor, batch: int) -> float:
+        whole = len(order) - len(order) % batch
+        losses = []
+        for rows in (order[:whole].reshape(-1, batch), order[None, whole:]):
+            if rows.numel():
+                self.p, values = self.scan(self.p, self.asarray(rows.numpy()))
+                losses.append(values)
+        return sum(float(v.sum()) for v in losses) / sum(len(v) for v in losses)
+
+    def parameters(self) -> Parameters:
+        names = ("0.weight", "0.bias", "2.weight", "2.bias")
+        return {n: torch.from_numpy(np.array(p)) for n, p in zip(names, self.p, strict=True)}
+
+
+class ScikitLearn:
+    """scikit-learn's MLPClassifier with plain SGD, one partial_fit an epoch."""
+
+    def __init__(self, parameters: Parameters, images: Tensor, labels: Tensor, lr: float) -> None:
+        from sklearn.neural_network import MLPClassifier
+
+        hidden, classes = parameters["0.weight"].shape[0], parameters["2.weight"].shape[0]
+        self.model = MLPClassifier(
+            (hidden,), solver="sgd", alpha=0.0, learning_rate_init=lr, momentum=0.0, shuffle=False
+        )
+        self.images, self.labels = images.numpy(), labels.numpy()
+        # The first call makes the model's arrays, which then get the common initial parameters.
+        self.model.partial_fit(self.images[:8], self.labels[:8], classes=np.arange(classes))
+        for i, layer in enumerate((0, 2)):
+            self.model.coefs_[i][:] = parameters[f"{layer}.weight"].t().numpy()
+            self.model.intercepts_[i][:] = parameters[f"{layer}.bias"].numpy()
+
+    def epoch(self, order: Tensor, batch: int) -> float:
+        self.model.batch_size = batch
+        rows = order.numpy()
+        self.model.partial_fit(self.images[rows], self.labels[rows])
+        return float(self.model.loss_)
+
+    def parameters(self) -> Parameters:
+        model, tensors = self.model, {}
+        for i, layer in enumerate((0, 2)):
+            tensors[f"{layer}.weight"] = torch.from_numpy(model.coefs_[i].T.copy())
+            tensors[f"{layer}.bias"] = torch.from_numpy(model.intercepts_[i].copy())
+        return tensors
+
+
+OPTIONAL: dict[str, tuple[str, Callable[[Parameters, Tensor, Tensor, float], Peer]]] = {
+    "JAX jit(scan)": ("jax", JaxScan),
+    "scikit-learn": ("sklearn", ScikitLearn),
+}
+"""Peers that take part where their package is installed."""

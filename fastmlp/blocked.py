@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backend, ops
+from .dispatch import register_fake
 from .engine_base import EpochStats, Tally
 from .step_engines import REPORT_SECONDS, EagerEngine
 
@@ -140,6 +141,21 @@ class BlockedEngine(EagerEngine):
         )
         _ops.block_update_.default(w1, b1, v1, vb1, g, x, table, batch)
         return losses, correct
+
+
+def _chain_fake(p: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    steps = -(-len(p) // args[8])
+    return torch.empty_like(p), p.new_empty(steps), p.new_empty(steps, dtype=torch.int64)
+
+
+if backend.native_available():
+    register_fake(
+        "gather_normalize",
+        lambda images, rows, scale, shift: scale.new_empty(len(rows), images.shape[1]),
+    )
+    register_fake("gram", lambda x, batch: x.new_empty(len(x), len(x)))
+    register_fake("chain", _chain_fake)
+    register_fake("block_update_", lambda *args: None)
 
 
 def chain_ref(

@@ -26,6 +26,8 @@ else:
 
 LR_SCHEDULES = ("constant", "cosine")
 NORMALIZATIONS = ("unit", "standard")
+MAX_THREADS = 4096
+"""More than any machine has; OpenMP aborts the process over far larger numbers."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class TrainConfig:
         for name, (accepts, wanted) in _RULES.items():
             value = getattr(self, name)
             if not accepts(value):
-                raise UserError(f"{name} must be {wanted}, got {value!r}", EXIT_USAGE)
+                raise UserError(f"{name} must be {wanted}, got {_shown(value)}", EXIT_USAGE)
         try:
             parse_init(self.init)
         except ValueError as error:
@@ -74,16 +76,28 @@ class TrainConfig:
             raise UserError(
                 "nesterov needs a momentum above 0, got momentum 0; turn nesterov off", EXIT_USAGE
             )
+        if not math.isfinite(self._decayed_lr(self.epochs - 1)):
+            raise UserError(
+                f"lr {self.lr:g} times lr_decay {self.lr_decay:g} after every epoch grows beyond "
+                f"all numbers in {self.epochs} epochs; use an lr_decay of at most 1",
+                EXIT_USAGE,
+            )
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0.
 
         ``lr * lr_decay**epoch``, times ``(1 + cos(pi * epoch / epochs)) / 2`` under "cosine".
         """
-        lr = self.lr * self.lr_decay**epoch
+        lr = self._decayed_lr(epoch)
         if self.lr_schedule == "cosine":
             lr *= 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         return lr
+
+    def _decayed_lr(self, epoch: int) -> float:
+        try:
+            return self.lr * float(self.lr_decay) ** epoch
+        except OverflowError:
+            return math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them (``hidden`` as a list)."""
@@ -145,10 +159,10 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
     Raises :class:`UserError` where the file is missing, is not TOML or has unknown keys.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"Cannot read the config file {path}: {error.strerror}", 2) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too long or too deep
         raise UserError(f"The config file {path} is not valid TOML: {error}", 2) from error
     values = {key.replace("-", "_"): value for key, value in values.items()}
     known = ["preset", *(field.name for field in fields(TrainConfig))]
@@ -167,24 +181,39 @@ def _parse_hidden(hidden: object) -> tuple[int, ...]:
     """Layer widths from 256, "256", "512,256" or a sequence of whole numbers."""
     parts: object = hidden
     if isinstance(hidden, str):
-        parts = [int(part) if part.strip().isdecimal() else part for part in hidden.split(",")]
+        parts = [int(part) if _is_digits(part) else part for part in hidden.split(",")]
     elif isinstance(hidden, int):
         parts = [hidden]
     if isinstance(parts, (list, tuple)) and parts and all(_is_whole(1)(part) for part in parts):
         return tuple(parts)
     raise UserError(
-        f"hidden must be one or more layer widths like 256 or 512,256, got {hidden!r}", EXIT_USAGE
+        f"hidden must be one or more layer widths like 256 or 512,256, got {_shown(hidden)}",
+        EXIT_USAGE,
     )
 
 
-def _is_whole(least: int) -> Callable[[object], bool]:
-    return lambda value: type(value) is int and least <= value < 2**63
+def _shown(value: object) -> str:
+    """``repr``, no longer than a person reads; Python refuses to write integers of many digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_digits(text: str) -> bool:
+    """Whether ``text`` is a whole number, not too long for :func:`_is_whole`."""
+    return re.fullmatch(r"\s*\d{1,19}\s*", text) is not None
+
+
+def _is_whole(least: int, most: int = 2**63 - 1) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and least <= value <= most
 
 
 def _is_number(accepts: Callable[[float], bool]) -> Callable[[object], bool]:
     return lambda value: (
         type(value) in (int, float)
-        and math.isfinite(value)  # type: ignore[arg-type]
+        and abs(value) <= sys.float_info.max  # type: ignore[arg-type]  # of an int of any length
         and accepts(value)  # type: ignore[arg-type]
     )
 
@@ -206,7 +235,9 @@ def _is_one_of(names: tuple[str, ...]) -> Callable[[object], bool]:
 
 
 def _is_device(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None
+    return isinstance(value, str) and (
+        re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?", value) is not None
+    )
 
 
 _ENGINE_NAMES = ("auto", *ENGINES)
@@ -231,6 +262,6 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "seed": (_is_whole(0), "a whole number of at least 0"),
     "device": (_is_device, "auto, cpu, cuda or cuda:<number>"),
     "engine": (_is_one_of(_ENGINE_NAMES), f"one of {', '.join(_ENGINE_NAMES)}"),
-    "threads": (_is_whole(0), "a whole number of at least 0"),
+    "threads": (_is_whole(0, MAX_THREADS), f"a whole number from 0 to {MAX_THREADS}"),
     "save_every": (_is_whole(1), "a whole number of at least 1"),
 }

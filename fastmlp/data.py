@@ -210,7 +210,7 @@ def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
     return means, deviations
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def add_data_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds ``--dataset --data-dir --data-url --split --test-set``, whose values are the arguments
     of :func:`load_dataset` and :func:`split_dataset` of the same names."""
     _add_source_arguments(parser)
@@ -229,7 +229,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_source_arguments(parser: argparse.ArgumentParser, dataset: bool = True) -> None:
+def _add_source_arguments(parser: argparse._ActionsContainer, dataset: bool = True) -> None:
     if dataset:
         parser.add_argument(
             "--dataset",

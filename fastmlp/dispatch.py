@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .backend import native_available
 
@@ -25,19 +26,19 @@ class Operator:
 
     Calling the object takes the quickest way that is right. ``torch.ops.fastmlp.<name>`` itself
     goes through torch.library's dispatch in Python, some 7 us a call with a gradient and 3 us
-    without: as much as a small layer takes. Where nothing but plain autograd can be listening, an
-    ordinary ``autograd.Function`` of the same functions stands in, and without a gradient the
-    kernel is called at once.
+    without: as much as a small layer takes. Outside torch.compile and autocast, an ordinary
+    ``autograd.Function`` of the same functions stands in (it serves torch.func's grad and vmap too,
+    and refuses forward mode), and without a gradient the kernel is called at once.
     """
 
     def __init__(
         self, name: str, fake: Any, setup: Any, backward: Any, autocast: str | None = None
     ) -> None:
-        self._function = _make_function(self, setup, backward)
+        self._plain, self._transformable = _make_functions(self, setup, backward)
         if not native_available():
             return  # there is nothing to register on, and nobody calls it
         self._operator: Any = getattr(torch.ops.fastmlp, name).default
-        torch.library.register_fake(f"fastmlp::{name}", fake, lib=_library)
+        register_fake(name, fake)
         torch.library.register_autograd(
             f"fastmlp::{name}", backward, setup_context=setup, lib=_library
         )
@@ -46,18 +47,15 @@ class Operator:
             _library.impl(name, kernel, key, with_keyset=True)  # type: ignore[no-untyped-call]
 
     def __call__(self, *args: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or torch.is_autocast_enabled(args[0].device.type)
-            or torch._C._are_functorch_transforms_active()
-        ):
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(args[0].device.type):
             return self._operator(*args)
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return self._transformable.apply(*args)  # type: ignore[no-untyped-call]
         if torch.is_grad_enabled():
             for arg in args:
                 if isinstance(arg, Tensor) and arg.requires_grad:
-                    return self._function.apply(*args)  # type: ignore[no-untyped-call]
-        with _below_autograd():
-            return self._operator(*args)
+                    return self._plain.apply(*args)  # type: ignore[no-untyped-call]
+        return self.kernel(*args)
 
     def kernel(self, *args: Any) -> Any:
         """The operator without autograd."""
@@ -65,16 +63,48 @@ class Operator:
             return self._operator(*args)
 
 
-def _make_function(operator: Operator, setup: Any, backward: Any) -> type[torch.autograd.Function]:
-    class Function(torch.autograd.Function):
+def _make_functions(
+    operator: Operator, setup: Any, backward: Any
+) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
+    """The same gradient twice: for plain autograd, and in the form that torch.func asks for, whose
+    calls take 7 us longer."""
+
+    class Plain(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             output = operator.kernel(*args)
             setup(ctx, args, output)
             return output
 
-    Function.backward = staticmethod(backward)  # type: ignore[method-assign,assignment]
-    return Function
+    class Transformable(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return operator.kernel(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            setup(ctx, inputs, output)
+
+    for function in (Plain, Transformable):
+        function.backward = staticmethod(backward)  # type: ignore[assignment]
+    return Plain, Transformable
+
+
+def register_fake(name: str, fake: Any) -> None:
+    """Gives ``torch.ops.fastmlp.<name>`` a fake kernel, behind a check of devices, which eager
+    dispatch leaves to it where meta tensors are mixed with real ones."""
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        devices = {str(arg.device) for arg in args if isinstance(arg, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"fastmlp::{name} wants all tensors on one device, got {', '.join(sorted(devices))}"
+            )
+        return fake(*args, **kwargs)
+
+    torch.library.register_fake(f"fastmlp::{name}", checked, lib=_library)
 
 
 def _make_autocast(operator: Any, to_float32: bool) -> Any:

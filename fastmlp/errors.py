@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -55,6 +57,7 @@ def describe_os_error(error: OSError) -> str:
 def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None) -> NoReturn:
     """Runs ``main(argv)`` and exits with its code; a :class:`UserError` or ``OSError`` becomes
     one line on standard error."""
+    _prepare_streams()
     try:
         code = main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -70,3 +73,13 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None)
         print("\nfastmlp: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """What cannot be written in the terminal's encoding is escaped, and what is written to a
+    stream that the caller closed (``2>&-``) is dropped, instead of ending in a traceback."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open to the end)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -71,11 +72,11 @@ def fit(
     Raises :class:`UserError` for what the user can mend and :class:`DivergedError`.
     """
     progress = progress or Progress()
-    folder = RunFolder.new(out) if out is not None else None
-    if data is None:
-        data = load_run_data(config, progress.verbose)
-        config = replace(config, dataset=data.name)  # "auto" means the same when resumed
-    return _run(config, data, folder, None, progress, should_stop)
+    with RunFolder.new(out) if out is not None else contextlib.nullcontext() as folder:
+        if data is None:
+            data = load_run_data(config, progress.verbose)
+            config = replace(config, dataset=data.name)  # "auto" means the same when resumed
+        return _run(config, data, folder, None, progress, should_stop)
 
 
 def resume(
@@ -94,11 +95,18 @@ def resume(
     On another kind of device the results agree to rounding. Otherwise as :func:`fit`.
     """
     progress = progress or Progress()
-    folder = RunFolder(path)
-    old = folder.read_config()
     given: dict[str, Any] = {"epochs": epochs, "device": device, "data_dir": data_dir}
-    config = replace(old, **{key: value for key, value in given.items() if value is not None})
-    state = folder.read_state()
+    given = {key: value for key, value in given.items() if value is not None}
+    with RunFolder.existing(path) as folder:
+        old, state = folder.read_config(), folder.read_state()
+        config = _resumed_config(old, state, given)
+        data = data or load_run_data(config, progress.verbose)
+        return _run(config, data, folder, state, progress, should_stop)
+
+
+def _resumed_config(old: TrainConfig, state: RunState, given: dict[str, Any]) -> TrainConfig:
+    """What a run goes on with, where ``given`` replaces values of its ``old`` configuration."""
+    config = replace(old, **given)
     if config.epochs < len(state.history):
         raise UserError(
             f"epochs must be at least the {len(state.history)} already done, got {config.epochs}",
@@ -112,8 +120,7 @@ def resume(
         )
     if config.device != old.device:
         config = replace(config, engine="auto")  # not every engine runs on every device
-    data = data or load_run_data(config, progress.verbose)
-    return _run(config, data, folder, state, progress, should_stop)
+    return config
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
@@ -145,6 +152,8 @@ def _run(
     should_stop: Callable[[], bool] | None,
 ) -> Run:
     config = replace(config, threads=config.threads or torch.get_num_threads())
+    if config.data_dir is not None:  # means the same when resumed from another folder
+        config = replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
     with contextlib.ExitStack() as stack:
         stack.enter_context(_threads(config.threads))
         stack.callback(progress.close)
@@ -186,6 +195,7 @@ class _Training:
         self.steps = -(-self.images // config.batch_size)
         fingerprint = data.fingerprint()
         if state is None:
+            self._write_config()  # before all else, so that the folder is known as a run's
             self.state = RunState(fingerprint, reason, self.engine.state_dict())
             self._save()
         else:
@@ -193,8 +203,7 @@ class _Training:
             if config.engine == "auto":
                 self.state.engine_reason = reason
             self._go_on(fingerprint)
-        if folder is not None:
-            folder.write_config(self.config)
+            self._write_config()
         self._announce(device)
 
     def _make_engine(self, engine: type[Engine], device: torch.device) -> Engine:
@@ -220,7 +229,12 @@ class _Training:
                 f"The run was trained on other data ({self.state.fingerprint}) than the present "
                 f"({fingerprint}); pass the --data-dir it was started with"
             )
+        partial, batch = self.state.partial, self.config.batch_size
         try:
+            if not 0 <= partial.steps < self.steps or partial.samples != partial.steps * batch:
+                raise ValueError(
+                    f"{partial.steps} steps of {self.steps} are done, on {partial.samples} images"
+                )
             self.engine.load_state_dict(self.state.engine)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"resume.pt does not fit config.json: {error}") from error
@@ -265,9 +279,9 @@ class _Training:
         test = self.engine.evaluate(self.data.split.test)
         self._count_seconds()
         summary = make_summary(self.config, self.data, state, test)
-        self._draw()
         if self.folder is not None:
             self.folder.write_summary(summary)
+        self._draw()
         return Run(self.config, path, state.history, state.best, test, summary)
 
     def _train_epoch(self, stop: Callable[[], bool]) -> None:
@@ -331,6 +345,10 @@ class _Training:
         self.state.seconds += now - self._clock
         self._clock = now
 
+    def _write_config(self) -> None:
+        if self.folder is not None:
+            self.folder.write_config(self.config)
+
     def _save(self) -> None:
         if self.folder is not None:
             self._count_seconds()
@@ -358,6 +376,6 @@ def _record(
         val_loss=round(validation.loss, 6),
         val_acc=round(validation.accuracy, 6),
         lr=float(f"{lr:.8g}"),
-        seconds=round(seconds, 3),
+        seconds=round(seconds, 6),
         images_per_s=round(train.samples / seconds, 1),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def render(info: dict[str, Any]) -> str:
 
 def _parse_shape(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+    if len(parts) != 3 or not all(re.fullmatch(r"\s*\d{1,18}\s*", part) for part in parts):
         raise UserError(
             f"--shape must be BATCH,INPUTS,OUTPUTS like 8,3072,256, got {text!r}", EXIT_USAGE
         )

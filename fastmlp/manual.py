@@ -129,7 +129,7 @@ class FullyConnectedLayer:
         return dx
 
     def _linear_backward(self, *args: Any) -> Any:
-        if resolve_backend(self.backend) == "reference":
+        if resolve_backend(self.backend, args[0].device.type) == "reference":
             return reference.linear_backward_ref(*args)
         return ops.linear_backward(*args)
 
@@ -153,7 +153,7 @@ class ReLU:
         """The loss's gradient to the output -> that to x: 0 where the output is 0. Same shapes."""
         y = self._saved.get("output")
         _expect("backprop", backprop, *y.shape)
-        if resolve_backend(self.backend) == "reference":
+        if resolve_backend(self.backend, y.device.type) == "reference":
             return reference.relu_backward_ref(backprop, y)
         return ops.relu_backward(backprop, y)
 
@@ -198,6 +198,7 @@ def _labels(y: Tensor, shape: tuple[int, ...]) -> Tensor:
         _expect("y", y, shape[0])
         return y
     _expect("y", y, *shape)
+    y = y.to(torch.uint8) if y.dtype == torch.bool else y
     labels = y.argmax(1)
     if not torch.equal(_onehot(labels, shape[1], y.dtype), y):
         raise AssertionError("y: expected a single 1 among zeros in every row, got other values")

@@ -239,6 +239,8 @@ def check_softmax_xent(
         classes = logits.shape[1 if logits.dim() > 1 else 0]
         if weight.dim() != 1 or weight.shape[0] != classes:
             raise ValueError(f"weight must have shape ({classes},), got {tuple(weight.shape)}")
+        if weight.requires_grad and torch.is_grad_enabled():
+            raise ValueError("weight cannot require a gradient, as in PyTorch; use weight.detach()")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -255,7 +257,8 @@ def softmax_xent(
 ) -> Tensor:
     """Cross entropy of softmax(logits); shapes as :func:`fastmlp.functional.softmax_cross_entropy`.
 
-    Raises IndexError (CPU) on a label that is no class; on CUDA that row's loss becomes nan.
+    Raises IndexError (CPU; compiled by torch.compile, a RuntimeError) on a label that is no class;
+    on CUDA that row's loss becomes nan.
     """
     shape = target.shape
     if logits.dim() != 2:  # (C,) is a batch of one, (N, C, d1, ...) one of N * d1 * ... rows
@@ -341,7 +344,7 @@ def _softmax_xent_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor 
     if reduction == REDUCTIONS["mean"]:
         scale = scale / total_weight.to(dloss.dtype)
     d_logits = scale * mass * p * (ddlogits - (ddlogits * p).sum(1, keepdim=True))
-    d_dloss = (ddlogits * (mass * p - q)).sum(1)
+    d_dloss = torch.where(kept, ddlogits * (mass * p - q), 0).sum(1)
     if reduction != REDUCTIONS["none"]:
         d_dloss = d_dloss.sum()
     if reduction == REDUCTIONS["mean"]:

@@ -23,7 +23,7 @@ def learning_curves(
     """Draws loss and accuracy, training and validation, by epoch, into the PNG file ``target``.
 
     ``history`` holds at least one epoch; ``best_epoch``, one of them, is marked. Raises OSError
-    where the file cannot be written.
+    where the file cannot be written. A ``$`` in the title is a dollar.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
@@ -47,7 +47,8 @@ def learning_curves(
     accuracy.set_ylabel("accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     _mark(accuracy, best_epoch, best.val_acc, f"{best.val_acc:.1%}")
-    figure.suptitle(title, fontsize=11)
+    printable = title.encode("utf-8", "replace").decode()  # a file name may hold any bytes
+    figure.suptitle(printable, fontsize=11, parse_math=False)
     with atomic_path(target) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

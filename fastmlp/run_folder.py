@@ -7,6 +7,7 @@
     resume.pt      everything that --resume goes on from
     summary.json   results, versions and device; only in the folder of a finished run
     curves.png     loss and accuracy by epoch
+    .lock          empty; the process whose run it is holds a lock on it
 
 Each file is replaced as a whole. ``resume.pt`` is written after the others and holds all that is in
 them, so resuming puts them right whenever the program was killed. The ``state_dict`` files load
@@ -15,11 +16,13 @@ into ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear)`` with ``torch.load(..., wei
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
-import pickle
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from .files import atomic_path
 
 FORMAT = 1
 """The version of ``resume.pt``."""
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -82,24 +86,75 @@ class RunFolder:
     written."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
 
     @classmethod
-    def new(cls, path: str | Path) -> RunFolder:
-        """A folder for a new run; raises :class:`UserError` where there is something already."""
+    @contextlib.contextmanager
+    def new(cls, path: str | Path) -> Iterator[RunFolder]:
+        """A folder for a new run, which no other process may use meanwhile. It is made at once, and
+        is gone again where nothing was written into it.
+
+        Raises :class:`UserError` where there is something already.
+        """
         folder = cls(path)
+        folder._check_empty()
+        made = not folder.path.exists()
         try:
-            taken = folder.path.exists() and (
-                not folder.path.is_dir() or any(folder.path.iterdir())
-            )
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        with folder._locked():
+            folder._check_empty()  # nobody can have filled it since
+            try:
+                yield folder
+            finally:
+                with contextlib.suppress(OSError):
+                    if not folder._content():
+                        (folder.path / LOCK).unlink()
+                        if made:
+                            folder.path.rmdir()
+
+    @classmethod
+    @contextlib.contextmanager
+    def existing(cls, path: str | Path) -> Iterator[RunFolder]:
+        """The folder of a run that goes on, which no other process may use meanwhile; raises
+        :class:`UserError` where it is none."""
+        folder = cls(path)
+        folder.read_config()
+        with folder._locked():
+            yield folder
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the folder's lock; the system lets go of it however the process ends."""
+        try:
+            file = open(self.path / LOCK, "a")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process is using {self.path}; wait for it or pass another folder"
+                ) from error
+            except OSError:
+                pass  # a file system without locks, which is no reason not to train
+            yield
+
+    def _content(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != LOCK]
+
+    def _check_empty(self) -> None:
+        try:
+            taken = self.path.exists() and (not self.path.is_dir() or self._content())
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
         if taken:
             raise UserError(
-                f"{path} is there already and is not an empty folder; pass another --out, or "
-                f"--resume {path} to go on with the run in it"
+                f"{self.path} is there already and is not an empty folder; pass another --out, or "
+                f"--resume {self.path} to go on with the run in it"
             )
-        return folder
 
     @property
     def finished(self) -> bool:
@@ -109,8 +164,12 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The configuration of the run in it."""
         if not (self.path / "config.json").exists():
-            what = "is not the folder of a run" if self.path.is_dir() else "does not exist"
-            raise UserError(f"{self.path} {what}; pass --resume a folder that has a config.json")
+            what, remedy = "does not exist", "pass --resume a folder that has a config.json"
+            if self.path.exists():
+                what = "is not the folder of a run"
+            if self.path.is_file():
+                remedy = "pass the folder that holds it"
+            raise UserError(f"{self.path} {what}; {remedy}")
         return config_from_dict(self._read_json("config.json"), str(self.path / "config.json"))
 
     def write_config(self, config: TrainConfig) -> None:
@@ -127,7 +186,7 @@ class RunFolder:
             raise UserError(f"{path} is missing, so the run cannot be resumed") from error
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
-        except (RuntimeError, pickle.UnpicklingError, EOFError, *_WRONG_CONTENT) as error:
+        except Exception as error:  # torch's unpickler raises any, by the byte that is wrong
             raise UserError(
                 f"{path} is damaged, so the run cannot be resumed; what it last saved is in "
                 "last.pt and best.pt beside it"
@@ -159,7 +218,11 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         """The results of a finished run."""
-        return self._read_json("summary.json")
+        summary = self._read_json("summary.json")
+        for key, kinds in (("epochs", (int,)), ("test_accuracy", (int, float))):
+            if type(summary.get(key)) not in kinds:
+                raise UserError(f"{self.path / 'summary.json'} is damaged: {key} is not a number")
+        return summary
 
     def reopen(self) -> None:
         """Before a run goes on: removes the summary, which it will outdate, and what a killed
@@ -176,7 +239,7 @@ class RunFolder:
             values = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
-        except ValueError as error:  # not UTF-8 or not JSON
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON or too deep
             raise UserError(f"{path} is damaged: {error}") from error
         if not isinstance(values, dict):
             raise UserError(f"{path} is damaged: it does not hold a JSON object")
@@ -190,9 +253,6 @@ class RunFolder:
         except OSError as error:
             told = OSError(error.errno, error.strerror or str(error), str(target))
             raise UserError(describe_os_error(told)) from error
-
-
-_WRONG_CONTENT = (KeyError, TypeError, ValueError, AttributeError)
 
 
 def _state_to_dict(state: RunState) -> dict[str, Any]:

@@ -13,15 +13,19 @@ from types import FrameType
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that is true once SIGINT (Ctrl-C) or SIGTERM has come.
 
-    The second one acts as if nothing had been installed. Outside the main thread, where Python
-    allows no handlers, the function stays false.
+    The second one acts as if nothing had been installed. A signal that the process ignores (SIGINT
+    of a background job) is still ignored. Outside the main thread, where Python allows no handlers,
+    the function stays false.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     stopped = False
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None is a handler that Python did not install and could not put back.
+    before = {
+        n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)
+    }
 
     def restore() -> None:
         for number, handler in before.items():
@@ -32,7 +36,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         stopped = True
         restore()
 
-    for number in signals:
+    for number in before:
         signal.signal(number, stop)
     try:
         yield lambda: stopped

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import shlex
 import sys
@@ -44,6 +45,9 @@ RESUME_FLAGS = ("resume", "epochs", "device", "data_dir", "quiet", "json")
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code, raises :class:`UserError` for a user's mistake."""
     flags = _given_flags(_build_parser(), argv)
+    for name in ("out", "resume"):
+        if flags.get(name) == "":
+            raise UserError(f"{_as_flag(name)} must be a folder, got an empty name", EXIT_USAGE)
     quiet, as_json = flags.pop("quiet", False), flags.pop("json", False)
     progress = Progress(sys.stderr if as_json else sys.stdout, quiet=quiet, bar=sys.stderr.isatty())
     if "resume" in flags:
@@ -71,7 +75,8 @@ def _start(flags: dict[str, Any], progress: Progress) -> Run:
     file_preset = file.pop("preset", "default")
     preset = flags.pop("preset", file_preset)
     config = resolve_config(flags, file, preset)
-    return fit(config, out=out or _new_folder(preset), progress=progress)
+    with contextlib.nullcontext(out) if out is not None else _new_folder(preset) as folder:
+        return fit(config, out=folder, progress=progress)
 
 
 def _resume(flags: dict[str, Any], progress: Progress) -> Run:
@@ -137,14 +142,22 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _new_folder(preset: str) -> Path:
-    """A folder name that is not taken, from the preset and the time."""
+@contextlib.contextmanager
+def _new_folder(preset: str) -> Iterator[Path]:
+    """Makes a folder named after the preset and the time, which no other process has; it is gone
+    again where nothing was written into it."""
     name = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, count = RUNS / name, 1
-    while path.exists():
-        count += 1
-        path = RUNS / f"{name}-{count}"
-    return path
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for count in itertools.count(1):
+        path = RUNS / (name if count == 1 else f"{name}-{count}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
 
 
 def _given_flags(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
@@ -181,7 +194,7 @@ def _build_parser() -> ArgumentParser:
         epilog="A flag beats the --config file, which beats the preset; the defaults shown are "
         "those of the preset 'default'.",
     )
-    add_data_arguments(parser)
+    add_data_arguments(parser.add_argument_group("data"))
     _add_run_arguments(parser.add_argument_group("run"))
     _add_training_arguments(parser.add_argument_group("training"))
     _add_machine_arguments(parser.add_argument_group("machine"))

@@ -158,6 +158,20 @@ def test_chain_checks_its_arguments():
         ops.chain(p, None, gram, labels, table, w, b, w.clone(), b.clone(), *rest[2:])
 
 
+def test_opcheck():
+    part, norm = problem()
+    rows, p, q = torch.tensor([3, 0, 5, 9]), randn(4, 6), randn(4, 6)
+    check = torch.library.opcheck
+    check(ops.gather_normalize.default, (part.images, rows, norm.scale, norm.shift))
+    check(ops.gram.default, (randn(9, 4), 2))
+    table, w, b = recurrence(2, 0.1, 0.9), randn(3, 6), randn(3)
+    labels, v, vb = torch.tensor([0, 1, 2, 0]), randn(3, 6), randn(3)
+    args = (p, q, randn(4, 4), labels, table, w, b, v, vb, 2, 0.1, 0.9, 0.0, True, False)
+    check(ops.chain.default, args)
+    first = (randn(6, 5), randn(6), randn(6, 5), randn(6), p, randn(4, 5), table, 2)
+    check(ops.block_update_.default, first)
+
+
 # ---- the engine ---------------------------------------------------------------------------------
 
 

@@ -60,6 +60,8 @@ def test_learning_rates() -> None:
     cosine = TrainConfig(lr=0.1, lr_schedule="cosine", epochs=4)
     rates = [cosine.lr_at(epoch) for epoch in range(4)]
     assert rates == pytest.approx([0.1, 0.05 * (1 + math.sqrt(0.5)), 0.05, 0.0146447], rel=1e-5)
+    huge = TrainConfig(lr=1e-9, lr_decay=10, lr_schedule="constant", epochs=300)
+    assert huge.lr_at(299) == pytest.approx(1e290)
     both = TrainConfig(lr=0.1, lr_decay=0.5, lr_schedule="cosine", epochs=4)
     assert both.lr_at(2) == pytest.approx(0.05 * 0.25)
 
@@ -102,6 +104,17 @@ def test_widths(hidden: Any, widths: tuple[int, ...]) -> None:
         ("nesterov", 1, "nesterov must be true or false, got 1"),
         ("weight_decay", -0.1, "weight_decay must be a number of at least 0, got -0.1"),
         ("epochs", 0, "epochs must be a whole number of at least 1"),
+        pytest.param("lr", 10**400, "lr must be a number above 0, got 1000", id="lr of 401 digits"),
+        pytest.param(
+            "lr", 16**5000, "lr must be a number above 0, got a num", id="lr of 6021 digits"
+        ),
+        pytest.param("momentum", 10**400, "momentum must be", id="momentum of 401 digits"),
+        pytest.param("hidden", [16**5000], "hidden must be one or more", id="width of 6021 digits"),
+        pytest.param("hidden", "9" * 5000, "hidden must be one or more", id="text of 5000 digits"),
+        ("lr_decay", 1e300, "lr 0.02 times lr_decay 1e+300 after every epoch grows beyond all"),
+        pytest.param(
+            "lr_decay", 10**300, "lr 0.02 times lr_decay 1e+300", id="decay of 301 digits"
+        ),
         ("seed", -1, "seed must be a whole number of at least 0, got -1"),
         ("seed", 2**63, "seed must be a whole number"),
         ("init", "zeros", "init must be kaiming, torch, xavier or normal:STD"),
@@ -109,8 +122,12 @@ def test_widths(hidden: Any, widths: tuple[int, ...]) -> None:
         ("normalize", "none", "normalize must be one of unit, standard, got 'none'"),
         ("device", "gpu", "device must be auto, cpu, cuda or cuda:<number>, got 'gpu'"),
         ("device", "cuda:", "device must be"),
-        ("engine", "fast", "engine must be one of auto, eager, reference, got 'fast'"),
-        ("threads", -1, "threads must be a whole number of at least 0, got -1"),
+        ("device", "cuda:01", "device must be"),
+        ("device", "cuda:99999999999999999999", "device must be"),
+        ("device", "cuda:\u0661", "device must be"),
+        ("engine", "fast", "engine must be one of auto, blocked, eager, reference, got 'fast'"),
+        ("threads", -1, "threads must be a whole number from 0 to 4096, got -1"),
+        ("threads", 2**32, "threads must be a whole number from 0 to 4096, got 4294967296"),
         ("save_every", 0, "save_every must be a whole number of at least 1, got 0"),
         ("split", 60, "split must be percentages like 60/20/20, got 60"),
         ("data_dir", 3, "data_dir must be a folder, got 3"),
@@ -122,6 +139,7 @@ def test_what_cannot_be_used_is_told_in_a_sentence(field: str, value: Any, words
         config_from_dict({field: value})
     assert str(info.value).startswith(words)
     assert "\n" not in str(info.value)
+    assert len(str(info.value)) < 200
     assert info.value.exit_code == EXIT_USAGE
 
 
@@ -130,6 +148,8 @@ def test_a_toml_file(tmp_path: Path) -> None:
     path.write_text('preset = "course"\nbatch-size = 16\nhidden = [64, 32]\nlr = 1\n')
     values = load_config_file(path)
     assert values == {"preset": "course", "batch_size": 16, "hidden": [64, 32], "lr": 1}
+    path.write_text("lr = 2", encoding="utf-8-sig")  # as Windows writes it
+    assert load_config_file(path) == {"lr": 2}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +160,8 @@ def test_a_toml_file(tmp_path: Path) -> None:
         ("zzz = 8", "unknown key 'zzz'; known keys: preset, dataset,"),
         ("[train]\nlr = 1", "unknown key 'train'"),
         ("lr = ", "is not valid TOML: "),
+        pytest.param(f"seed = {'9' * 5000}", "is not valid TOML: ", id="5000 digits"),
+        pytest.param(f"lr = {'[' * 100_000}", "is not valid TOML: ", id="deep"),
     ],
 )
 def test_a_wrong_toml_file(tmp_path: Path, text: str, words: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastmlp.backend import native_available
 from fastmlp.data import Normalization, Part, make_normalization
 from fastmlp.engine_base import Engine, EpochStats, NonFiniteLossError, SgdOptions
-from fastmlp.engines import ENGINES, choose_engine, resolve_device
+from fastmlp.engines import ENGINES, BlockedEngine, choose_engine, resolve_device
 from fastmlp.errors import UserError
 from fastmlp.fitting import epoch_order, initial_parameters
 from fastmlp.reference_trainer import mlp_ref, train_epoch_ref
@@ -22,8 +22,11 @@ from fastmlp.reference_trainer import mlp_ref, train_epoch_ref
 CPU = torch.device("cpu")
 IMAGES = 90
 native = pytest.mark.skipif(not native_available(), reason="the compiled kernels are not there")
-ENGINE_NAMES = [pytest.param("eager", marks=native), "reference"]
-each_engine = pytest.mark.parametrize("name", ENGINE_NAMES)
+STEP_ENGINES = [pytest.param("eager", marks=native), "reference"]
+each_step_engine = pytest.mark.parametrize("name", STEP_ENGINES)
+each_engine = pytest.mark.parametrize(
+    "name", [pytest.param("blocked", marks=native), *STEP_ENGINES]
+)
 
 OPTIONS = [
     pytest.param(SgdOptions(8), (16,), id="ragged last batch"),
@@ -93,7 +96,7 @@ def stop_after(steps: int | None):
     return stop
 
 
-@each_engine
+@each_step_engine
 @pytest.mark.parametrize(("options", "hidden"), OPTIONS)
 @pytest.mark.parametrize("steps", [1, 2, 50, None])
 def test_an_epoch_agrees_with_plain_pytorch(
@@ -115,14 +118,20 @@ def test_an_epoch_agrees_with_plain_pytorch(
 
 @each_engine
 @pytest.mark.parametrize("stop", [1, 3, 4, 31, 32, 33, 40])
-def test_an_epoch_in_two_parts_is_the_same_epoch(name: str, stop: int) -> None:
+def test_an_epoch_in_two_parts_is_the_same_epoch(
+    name: str, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlockedEngine, "block_steps", 4)
+    between = 4 if name == "blocked" else 1  # steps between two chances to stop
     options = SgdOptions(2, momentum=0.9, nesterov=True, weight_decay=0.01)
     order = epoch_order(0, 0, IMAGES)
     whole = make_engine(name, options)
     stats = whole.train_epoch(order, 0.05)
     first = make_engine(name, options)
     before = first.train_epoch(order, 0.05, should_stop=stop_after(stop))
-    assert (before.steps, before.finished) == (stop, False)
+    assert before.steps == min(stop * between, 45)
+    if before.finished:  # some stops are beyond the last block
+        return
     second = make_engine(name, options)
     second.load_state_dict(first.state_dict())
     after = second.train_epoch(order, 0.05, start_step=before.steps)
@@ -166,7 +175,7 @@ def test_states_are_copies_and_reruns_are_bitwise_equal(name: str) -> None:
     assert torch.equal(flat(engine.parameters_state()), once)
 
 
-@each_engine
+@each_step_engine
 def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
     engine = make_engine(name, SgdOptions(8), (16, 5))
     engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
@@ -187,16 +196,39 @@ def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
 def test_an_evaluation_in_several_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, part = make_engine(name, SgdOptions(8)), tiny_data(IMAGES).split.test
     whole = engine.evaluate(part)
-    monkeypatch.setattr("fastmlp.engines.EVALUATION_ROWS", 7)
+    monkeypatch.setattr("fastmlp.step_engines.EVALUATION_ROWS", 7)
     parts = engine.evaluate(part)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
     assert (parts.accuracy, parts.count) == (whole.accuracy, whole.count)
 
 
-@each_engine
+@each_step_engine
+@pytest.mark.parametrize("start_step", [0, 1, 4, 7])
+def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
+    name: str, start_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch keeps its alignment in memory, on which the rounding of a product may depend."""
+    monkeypatch.setattr("fastmlp.step_engines.CHUNK_ROWS", 32)
+    engine, order = make_engine(name, SgdOptions(8)), epoch_order(0, 0, IMAGES)
+    gathered: list[Tensor] = []
+    inputs = engine._inputs
+
+    def note(images: Tensor) -> Tensor:
+        gathered.append(images)
+        return inputs(images)
+
+    monkeypatch.setattr(engine, "_inputs", note)
+    engine.train_epoch(order, 0.05, start_step=start_step)
+    chunks = torch.split(tiny_data(IMAGES).split.train.images[order], 32)[start_step // 4 :]
+    assert len(gathered) == len(chunks)
+    for images, chunk in zip(gathered, chunks, strict=True):
+        assert torch.equal(images, chunk)
+
+
+@each_step_engine
 def test_progress_counts_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.engines.REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("fastmlp.engines.CHUNK_ROWS", 16)
+    monkeypatch.setattr("fastmlp.step_engines.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.step_engines.CHUNK_ROWS", 16)
     seen: list[EpochStats] = []
     engine = make_engine(name, SgdOptions(8))
     end = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, on_progress=seen.append)
@@ -286,7 +318,11 @@ def test_engines_are_chosen_by_name_and_say_why(monkeypatch: pytest.MonkeyPatch)
     engine, why = choose_engine("reference", CPU)
     assert (engine.name, why) == ("reference", "asked for by name")
     monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
-    assert choose_engine("auto", CPU)[0].name == "eager"
+    engine, why = choose_engine("auto", CPU, [FEATURES, 16, CLASSES])
+    assert (engine.name, why) == ("blocked", "the fastest that runs here")
+    engine, why = choose_engine("auto", CPU, [FEATURES, 16, 5, CLASSES])
+    assert engine.name == "eager"
+    assert "not blocked, because it takes one hidden layer, not 2" in why
     monkeypatch.setattr("fastmlp.backend.native_available", lambda device: False)
     monkeypatch.setattr("fastmlp.backend.NATIVE_ERROR", "ImportError: no _C")
     engine, why = choose_engine("auto", CPU)

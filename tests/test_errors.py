@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import fastmlp
 from fastmlp.errors import ArgumentParser, UserError, describe_os_error, run_command
 
 
@@ -45,6 +53,30 @@ def test_success_and_a_bug(capsys):
         run_command(fail_with(ZeroDivisionError()), [])
 
 
+def test_what_a_stream_cannot_write_is_escaped(monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+
+    def action(argv):
+        print("ü")
+        raise UserError("ö")
+
+    with pytest.raises(SystemExit):
+        run_command(action, [])
+    for stream, text in zip(streams, (b"\\xfc\n", b"fastmlp: error: \\xf6\n"), strict=True):
+        stream.flush()
+        assert stream.buffer.getvalue() == text
+
+
+@pytest.mark.parametrize("error", [UserError("x"), BrokenPipeError(), KeyboardInterrupt()])
+def test_closed_streams_swallow_what_is_said(error, monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    with pytest.raises(SystemExit):
+        run_command(fail_with(error), [])
+
+
 def test_a_wrong_flag_is_one_line():
     parser = ArgumentParser(prog="fastmlp x")
     parser.add_argument("--count", type=int)
@@ -59,3 +91,30 @@ def test_an_unknown_os_error_keeps_its_own_words():
     assert describe_os_error(OSError(errno.EIO, "Input/output error", "/a")) == (
         "Input/output error /a."
     )
+
+
+def test_streams_that_are_closed_or_not_utf_8(tmp_path):
+    source = Path(fastmlp.__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONIOENCODING": "ascii"}
+    quick = ["--hidden=8", "--epochs=1", "--threads=1", "--device=cpu"]
+    command = shlex.join([sys.executable, str(Path(__file__).with_name("tiny.py")), *quick])
+
+    def tell(rest):
+        done = subprocess.run(
+            f"{command} {rest}", shell=True, cwd=tmp_path, env=environment, capture_output=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = tell("--out r_ü")
+    assert (code, err) == (0, b"")
+    assert b"folder   r_\\xfc\n" in out
+    code, out, err = tell("--out r_ü")
+    assert (code, out) == (1, b"")
+    assert err.startswith(b"fastmlp: error: r_\\xfc is there already")
+    code, out, err = tell("--out two 2>&-")
+    assert (code, err) == (0, b"")
+    assert b"Test accuracy" in out
+    assert tell("--out two 2>&-") == (1, b"", b"")
+    code, out, err = tell("--json --out three 2>&-")
+    assert json.loads(out)["folder"] == "three"
+    assert tell("--out four >&-") == (0, b"", b"")

@@ -37,10 +37,11 @@ from fastmlp.fitting import (
 from fastmlp.reference_trainer import mlp_ref, train_epoch_ref
 
 DATA = tiny_data()
-# 12 steps an epoch; more threads only slow such a problem down.
+# 12 steps an epoch, with a chance to stop after each; more threads only slow it down.
 CONFIG = TrainConfig(hidden=(16,), batch_size=8, epochs=3, lr=0.05, device="cpu", threads=1)
+CONFIG = replace(CONFIG, engine="eager" if native_available() else "reference")
 native = pytest.mark.skipif(not native_available(), reason="the compiled kernels are not there")
-ENGINES = [pytest.param("eager", marks=native), "reference"]
+ENGINES = [*(pytest.param(name, marks=native) for name in ("blocked", "eager")), "reference"]
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +125,9 @@ def test_the_seed_decides_the_start_and_every_order() -> None:
 
 def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
     folder = tmp_path / "a" / "run"
-    run = fit(replace(CONFIG, save_every=2), DATA, out=folder)
+    run = fit(replace(CONFIG, engine="auto", save_every=2), DATA, out=folder)
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "config.json",
         "metrics.csv",
         "best.pt",
@@ -159,7 +161,7 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
     assert summary["versions"]["torch"] == torch.__version__
     assert {"engine", "engine_reason", "device_name", "git_commit"} <= set(summary)
     config = json.loads((folder / "config.json").read_text())
-    assert config["engine"] in ("eager", "reference")  # "auto" is resolved
+    assert config["engine"] in ("blocked", "reference")  # "auto" is resolved
     assert config["threads"] == 1
     assert config == summary["config"]
 
@@ -170,14 +172,23 @@ def test_stopped_anywhere_a_run_goes_on_bit_by_bit(
     engine: str, save_every: int, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, engine=engine, save_every=save_every)
-    fit(config, DATA, out=tmp_path / "whole")
-    for steps in (0, 1, 7, 12, 13, 14, 20, 37):
+    calls = 0
+
+    def count() -> bool:
+        nonlocal calls
+        calls += 1
+        return False
+
+    fit(config, DATA, out=tmp_path / "whole", should_stop=count)
+    last = calls - 2  # what the last chance to stop comes after
+    assert last == (7 if engine == "blocked" else 37)  # two blocks an epoch
+    for steps in (step for step in (0, 1, 3, 5, 7, 12, 13, 14, 20, 37) if step <= last):
         folder = tmp_path / f"after {steps}"
         run = fit(config, DATA, out=folder, should_stop=stop_after(steps))
         assert run.interrupted
         assert not (folder / "summary.json").exists()
-        again = resume(folder, DATA, should_stop=stop_after(3))  # and stopped once more
-        assert again.interrupted or steps == 37
+        again = resume(folder, DATA, should_stop=stop_after(1))  # and stopped once more
+        assert again.interrupted or steps == last
         assert not resume(folder, DATA).interrupted
         assert_same_run(folder, tmp_path / "whole")
 
@@ -232,17 +243,18 @@ def test_killed_at_any_write_a_run_goes_on_bit_by_bit(
         except Killed:
             finished = False
         monkeypatch.setattr("fastmlp.files.os.replace", os_replace)
-        for path in folder.iterdir():
+        for path in folder.glob("*"):
             if path.suffix == ".pt":
                 tensors(path)
             elif path.suffix == ".json":
                 json.loads(path.read_text())
-        if (folder / "config.json").exists():
+        if (folder / "resume.pt").exists():
             (folder / ".last.pt.0123.tmp").write_bytes(b"half")  # what a real kill leaves
             resume(folder, DATA)
             assert_same_run(folder, tmp_path / "whole")
         else:
             assert survived < 4  # nothing was trained yet
+            assert (folder / "config.json").exists() == (survived > 0)  # the first of all files
         if finished:
             break
     assert survived > 12
@@ -279,14 +291,15 @@ def test_a_run_from_a_machine_with_a_gpu_goes_on_without_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    fit(CONFIG, DATA, out=tmp_path / "whole")
-    fit(CONFIG, DATA, out=tmp_path / "run", should_stop=stop_after(20))
+    config = replace(CONFIG, engine="auto")
+    fit(config, DATA, out=tmp_path / "whole")
+    fit(config, DATA, out=tmp_path / "run", should_stop=stop_after(5))
     path = tmp_path / "run" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "device": "cuda:0"}))
     with pytest.raises(UserError, match="device cuda:0 is not there: PyTorch sees no GPU"):
         resume(tmp_path / "run", DATA)
     run = resume(tmp_path / "run", DATA, device="cpu")
-    assert run.config.engine in ("eager", "reference")
+    assert run.config.engine in ("blocked", "reference")
     assert "the fastest that runs here" in run.summary["engine_reason"]
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -307,9 +320,14 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the folder of a run"):
         resume(tmp_path / "empty", DATA)
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "hidden": [17]}))
-    with pytest.raises(UserError, match=r"does not fit config\.json: parameters must be"):
-        resume(run, DATA)
+    for changed, words in (
+        ({"hidden": [17]}, "parameters must be"),
+        ({"batch_size": 16}, "7 steps of 6 are done"),
+        ({"batch_size": 4}, "7 steps of 23 are done, on 56 images"),
+    ):
+        (run / "config.json").write_text(json.dumps({**config, **changed}))
+        with pytest.raises(UserError, match=rf"resume\.pt does not fit config\.json: {words}"):
+            resume(run, DATA)
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
@@ -359,7 +377,7 @@ def test_a_full_disk_is_told_and_what_was_saved_stays(
         patch.setattr("fastmlp.files.os.fsync", fsync)
         with pytest.raises(UserError, match=r"The disk is full while writing .*\.pt; free some"):
             fit(CONFIG, DATA, out=tmp_path / "run")
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").glob(".*.tmp"))
     fit(CONFIG, DATA, out=tmp_path / "whole")
     resume(tmp_path / "run", DATA)
     assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -41,7 +41,17 @@ def test_says_why_the_extension_is_not_there(capsys, monkeypatch):
     assert "reference on" in text
 
 
-@pytest.mark.parametrize("text", ["8,3072", "a,b,c", "8,3072,-1", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8,3072",
+        "a,b,c",
+        "8,3072,-1",
+        "",
+        f"8,8,{2**64}",
+        pytest.param("9" * 5000 + ",1,1", id="long"),
+    ],
+)
 def test_a_wrong_shape_is_one_sentence(text):
     with pytest.raises(UserError, match="--shape must be BATCH,INPUTS,OUTPUTS") as caught:
         info.main(["--shape", text])

@@ -156,6 +156,43 @@ def test_opcheck(activation):
     torch.library.opcheck(torch.ops.fastmlp.linear_backward.default, args)
 
 
+def test_opcheck_of_a_batch_for_the_blas():
+    args = (randn(600, 3), randn(600, 5), randn(3, 5), None, True, False, False)
+    torch.library.opcheck(torch.ops.fastmlp.linear_backward.default, args)
+
+
+def test_tensors_on_two_devices_are_refused_by_the_operator_too():
+    with pytest.raises(RuntimeError, match="wants all tensors on one device, got cpu, meta"):
+        torch.ops.fastmlp.linear(randn(4, 5), randn(3, 5).to("meta"))
+
+
+def test_torch_func():
+    x, w, b = randn(4, 5), randn(3, 5), randn(3)
+
+    def loss(w, x, backend=None):
+        return functional.linear(x, w, b, "relu", backend=backend).square().sum()
+
+    def want(w, x):
+        return loss(w, x, "reference")
+
+    torch.testing.assert_close(torch.func.grad(loss)(w, x), torch.func.grad(want)(w, x))
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    expected = torch.func.vmap(torch.func.grad(want), (None, 0))
+    torch.testing.assert_close(per_sample(w, x), expected(w, x))
+    hessian = torch.func.jacrev(torch.func.jacrev(loss))(w, x)
+    torch.testing.assert_close(hessian, torch.func.jacrev(torch.func.jacrev(want))(w, x))
+
+
+def test_forward_mode_is_refused_not_lost():
+    x, w = randn(4, 5), randn(3, 5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(RuntimeError, match="jvp"):
+            functional.linear(dual, w)
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(functional.relu, (x,), (x,))
+
+
 def test_compiles_to_one_graph():
     x, w, b = randn(4, 5).requires_grad_(), randn(3, 5).requires_grad_(), randn(3)
 
@@ -204,7 +241,7 @@ def test_lesser_instruction_sets(isa):
     order = ["portable", "avx2", "avx512"]
     if order.index(isa) >= order.index(torch.ops.fastmlp.cpu_isa()):
         pytest.skip("that is what the tests run with already, or more than this processor has")
-    names = ["test_linear.py", "test_relu.py", "test_softmax_xent.py"]
+    names = ["test_linear.py", "test_relu.py", "test_softmax_xent.py", "test_blocked.py"]
     chosen = "(pytorch or exact or threads or leading) and not float64"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *names, "-k", chosen],

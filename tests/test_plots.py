@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from tiny import tiny_data
 
+from fastmlp.config import TrainConfig
+from fastmlp.fitting import fit
 from fastmlp.plots import TRAIN, VALIDATION, learning_curves
 from fastmlp.run_folder import EpochRecord
 
@@ -56,3 +59,21 @@ def test_both_curves_and_the_best_epoch(epochs: int, tmp_path: Path, figures: li
         assert f"best epoch, {best}: " in axes.get_legend().get_texts()[2].get_text()
     assert figures[0].get_suptitle() == "a title"
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize("title", ["r_$lr_$bs", "$", "a\\b_{c}", "\udcff"])
+def test_any_folder_name_is_a_title(title: str, tmp_path: Path) -> None:
+    learning_curves(history(1), 1, title, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_the_summary_is_there_where_the_picture_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ValueError("cannot draw")
+
+    monkeypatch.setattr("fastmlp.plots.learning_curves", fail)
+    with pytest.raises(ValueError, match="cannot draw"):
+        fit(TrainConfig(hidden=(4,), epochs=1), tiny_data(), out=tmp_path)
+    assert (tmp_path / "summary.json").exists()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
+from tiny import tiny_data
 
+from fastmlp.config import TrainConfig
 from fastmlp.engine_base import EpochStats
+from fastmlp.fitting import fit, resume
 from fastmlp.progress import Progress
 from fastmlp.run_folder import EpochRecord
 
@@ -55,3 +59,18 @@ def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert " images/s" in drawn
     assert " left" in drawn
     assert stream.getvalue().count("epoch  2/12") == 2
+
+
+def test_the_bar_of_a_resumed_epoch_counts_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmlp.step_engines.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.step_engines.CHUNK_ROWS", 16)
+    config = TrainConfig(hidden=(4,), batch_size=8, epochs=2, device="cpu", engine="reference")
+    answers = iter([False] * 5 + [True] * 2)  # asked before the epoch and after every step
+    fit(config, tiny_data(), out=tmp_path, should_stop=lambda: next(answers))
+    seen: list[tuple[int, int]] = []
+    progress = Progress()
+    monkeypatch.setattr(progress, "step", lambda epoch, stats: seen.append((epoch, stats.samples)))
+    resume(tmp_path, tiny_data(), progress=progress)
+    assert seen[:5] == [(1, 48), (1, 64), (1, 80), (1, 90), (2, 16)]

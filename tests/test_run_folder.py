@@ -76,9 +76,14 @@ def test_configuration_and_summary(tmp_path: Path) -> None:
     folder.write_config(config)
     assert folder.read_config() == config
     assert not folder.finished
-    folder.write_summary({"a": 1})
+    summary = {"epochs": 3, "test_accuracy": 0.5, "a": None}
+    folder.write_summary(summary)
     assert folder.finished
-    assert folder.read_summary() == {"a": 1}
+    assert folder.read_summary() == summary
+    for damage in ({}, {"epochs": 3}, {**summary, "epochs": "3"}, {**summary, "test_accuracy": []}):
+        folder.write_summary(damage)
+        with pytest.raises(UserError, match=r"summary.json is damaged: .* is not a number"):
+            folder.read_summary()
     (tmp_path / ".best.pt.12.tmp").write_text("half")
     folder.reopen()
     assert not folder.finished
@@ -86,12 +91,58 @@ def test_configuration_and_summary(tmp_path: Path) -> None:
 
 
 def test_a_new_folder_is_empty(tmp_path: Path) -> None:
-    assert RunFolder.new(tmp_path).path == tmp_path
-    assert RunFolder.new(tmp_path / "new").path == tmp_path / "new"
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "a" / "new"):
+        with RunFolder.new(path) as folder:
+            assert folder.path == path
+            folder.write_config(TrainConfig())
     (tmp_path / "file").write_text("mine")
-    for path in (tmp_path, tmp_path / "file"):
-        with pytest.raises(UserError, match=r"not an empty folder; pass another --out, or --resu"):
-            RunFolder.new(path)
+    before = sorted(tmp_path.rglob("*"))
+    for path in (tmp_path, tmp_path / "file", tmp_path / "empty"):
+        with (
+            pytest.raises(UserError, match=r"not an empty folder; pass another --out, or --resu"),
+            RunFolder.new(path),
+        ):
+            pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def intrude(claim: Any) -> None:
+        with pytest.raises(UserError, match=f"another process is using {path}; wait"), claim(path):
+            pass
+
+    path = tmp_path / "run"
+    with RunFolder.new(path) as folder:
+        intrude(RunFolder.new)
+        folder.write_config(TrainConfig())
+        intrude(RunFolder.existing)
+    with RunFolder.existing(path) as folder:
+        assert folder.path == path
+        intrude(RunFolder.existing)
+
+    def flock(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fastmlp.run_folder.fcntl.flock", flock)
+    with RunFolder.existing(path):  # as well as the file system allows
+        pass
+
+
+def test_a_folder_into_which_nothing_was_written_is_as_before(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new"):
+        with pytest.raises(UserError, match="no data"), RunFolder.new(tmp_path / name):
+            raise UserError("no data")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+def test_home_and_files_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder("~/run").path == tmp_path / "run"
+    (tmp_path / "resume.pt").write_text("")
+    with pytest.raises(UserError, match="is not the folder of a run; pass the folder that holds"):
+        RunFolder(tmp_path / "resume.pt").read_config()
 
 
 def shorten(data: bytes) -> bytes:
@@ -130,6 +181,18 @@ def test_a_resume_file_of_another_kind(tmp_path: Path, content: Any) -> None:
         RunFolder(tmp_path).read_state()
 
 
+@pytest.mark.parametrize("error", [IndexError("pop"), AssertionError(), OverflowError("int")])
+def test_whatever_the_unpickler_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fastmlp.run_folder.torch.load", load)
+    with pytest.raises(UserError, match=r"resume.pt is damaged"):
+        RunFolder(tmp_path).read_state()
+
+
 class Evil:
     """What unpickling without care would run."""
 
@@ -151,6 +214,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         folder.read_state()
     for text, words in (
         ("{", r"config.json is damaged: Expecting"),
+        ("[" * 100_000, r"config.json is damaged: maximum recursion"),
         ("[]", r"config.json is damaged: it does not hold a JSON object"),
         ('{"learning": 1}', r"config.json has an unknown key 'learning'"),
         ('{"lr": -1}', "lr must be a number above 0, got -1"),
@@ -193,5 +257,8 @@ def test_a_file_that_cannot_be_written(
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"Part of the path .* is a file, not a folder"):
-        RunFolder.new(tmp_path / "file" / "run").write_config(TrainConfig())
+    with (
+        pytest.raises(UserError, match=r"Part of the path .* is a file, not a folder"),
+        RunFolder.new(tmp_path / "file" / "run"),
+    ):
+        pass

@@ -129,6 +129,45 @@ def test_the_corners_of_pytorchs_semantics():
     assert torch.equal(leaf.grad.isnan(), theirs.grad.isnan())
 
 
+def test_total_weight_of_zero_as_pytorch():
+    weight, target = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1, 2])
+    for smoothing in (0.0, 0.5):
+        args = (randn(2, 3), target, weight, "mean", -100, smoothing)
+        assert math.isnan(softmax_xent_ref(*args))
+        assert math.isnan(ops.softmax_xent(*args))
+
+
+def test_an_ignored_row_keeps_its_nan_to_itself():
+    logits = randn(3, 4, dtype=torch.float64)
+    logits[1] = math.inf
+    logits.requires_grad_()
+    target, scale = torch.tensor([0, -100, 2]), torch.ones((), dtype=torch.float64)
+    scale.requires_grad_()
+    loss = ops.softmax_xent(logits, target, None, "sum")
+    (first,) = torch.autograd.grad(loss, logits, scale, create_graph=True)
+    assert first[1].tolist() == [0, 0, 0, 0]
+    (second,) = torch.autograd.grad(first.square().sum(), scale)
+    assert second.isfinite()
+
+
+def test_torch_func():
+    logits, target = randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, -100, 1, 1])
+
+    def loss(logits):
+        return functional.softmax_cross_entropy(logits, target)
+
+    def want(logits):
+        return softmax_xent_ref(logits, target)
+
+    def twice(f):
+        return torch.func.jacrev(torch.func.jacrev(f))
+
+    for derive in (torch.func.grad, twice):
+        torch.testing.assert_close(derive(loss)(logits), derive(want)(logits))
+    with pytest.raises(RuntimeError, match="jvp"):  # forward over reverse: refused, not wrong
+        torch.func.hessian(loss)(logits)
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -227,6 +266,11 @@ ERRORS = [
     ({"logits": torch.tensor(1.0)}, ValueError, "got a scalar"),
     ({"weight": torch.ones(9)}, ValueError, r"weight must have shape \(10,\), got \(9,\)"),
     ({"weight": torch.ones(10).double()}, TypeError, "weight must have the dtype of logits"),
+    (
+        {"weight": torch.ones(10, requires_grad=True)},
+        ValueError,
+        "weight cannot require a gradient",
+    ),
     ({"reduction": "avg"}, ValueError, "reduction must be one of none, mean, sum, got 'avg'"),
     ({"label_smoothing": 1.5}, ValueError, "label_smoothing must be between 0 and 1, got 1.5"),
     ({"logits": torch.zeros(8, 10, dtype=torch.int64)}, TypeError, "logits must be float32"),

@@ -9,8 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_data
 
-from fastmlp.summary import device_name, git_commit
+from fastmlp.config import TrainConfig
+from fastmlp.engine_base import EvalStats
+from fastmlp.run_folder import EpochRecord, RunState
+from fastmlp.summary import device_name, git_commit, make_summary
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.0004])
+def test_an_epoch_of_no_time(seconds: float) -> None:
+    record = EpochRecord(1, 1.5, 0.25, 1.25, 0.5, 0.1, seconds, 1500.0)
+    state = RunState("tiny", "asked for", {}, [record])
+    summary = make_summary(TrainConfig(device="cpu"), tiny_data(), state, EvalStats(1.0, 0.5, 50))
+    assert summary["train_seconds"] == seconds
+    assert summary["images_per_s"] == (225_000 if seconds else 90_000_000)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

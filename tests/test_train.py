@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny import assert_same_run, assert_same_tensors, rows, tensors, tiny_data
 
 import fastmlp
 from fastmlp import __main__, fitting
 from fastmlp.backend import native_available
 from fastmlp.config import TrainConfig
+from fastmlp.engines import ENGINES
 from fastmlp.errors import UserError, run_command
+from fastmlp.run_data import RunData
 from fastmlp.run_folder import RunFolder
-from fastmlp.stopping import stop_on_signals
 from fastmlp.train import main
 
 QUICK = ["--hidden", "8", "--batch-size", "16", "--epochs", "2", "--threads", "1", "--device=cpu"]
+STEPWISE = "eager" if native_available() else "reference"
+"""An engine that can stop after any step, and is slow enough to be stopped by a test."""
 TINY = Path(__file__).with_name("tiny.py")
 
 
@@ -48,7 +50,7 @@ def test_what_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
     lines = out.splitlines()
     assert lines[0].startswith("data     tiny0 from given by the caller: 90 to train, 40 to val")
     assert lines[1] == "network  12-8-3, 6 batches of 16 an epoch"
-    assert re.fullmatch(r"engine   (eager|reference) on cpu \(the fastest .*\)", lines[2])
+    assert re.fullmatch(r"engine   (blocked|reference) on cpu \(the fastest .*\)", lines[2])
     assert lines[3] == "folder   run"
     assert re.match(r"epoch 1/2  train 1\.\d{4} .*validation .*\[MODEL SAVED\]$", lines[4])
     assert lines[5].startswith("epoch 2/2  train")
@@ -121,6 +123,40 @@ def test_folders_are_named_by_preset_and_time() -> None:
     assert all(re.fullmatch(r"course-\d{8}-\d{6}(-\d)?", name) for name in names)
 
 
+def test_two_runs_in_one_second_have_two_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second starts while the first still loads its data."""
+    monkeypatch.setattr("fastmlp.train.time.strftime", lambda form: "now")
+
+    def load(config: TrainConfig, progress: bool) -> RunData:
+        monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: tiny_data())
+        assert main([*QUICK, "--quiet"]) == 0
+        return tiny_data()
+
+    monkeypatch.setattr(fitting, "load_run_data", load)
+    assert main([*QUICK, "--quiet"]) == 0
+    for name in ("default-now", "default-now-2"):
+        assert RunFolder(Path("runs", name)).finished
+
+
+def test_no_folder_is_left_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(config: TrainConfig, progress: bool) -> RunData:
+        raise UserError("no data")
+
+    monkeypatch.setattr(fitting, "load_run_data", load)
+    for argv in ([], ["--out", "run"]):
+        with pytest.raises(UserError, match="no data"):
+            main([*QUICK, *argv])
+    assert [str(path) for path in Path().rglob("*")] == ["runs"]
+
+
+def test_the_data_folder_is_kept_as_an_absolute_path() -> None:
+    """So that a run can be resumed from another folder."""
+    assert main([*QUICK, "--quiet", "--data-dir", "data", "--out", "one"]) == 0
+    assert read_config("one").data_dir == str(Path("data").absolute())
+    assert main([*QUICK, "--quiet", "--data-dir", "~/data", "--out", "two"]) == 0
+    assert read_config("two").data_dir == str(Path.home() / "data")
+
+
 def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as info:
         main(["--help"])
@@ -137,6 +173,7 @@ def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert re.search(rf"{flag} [^-]+.*?\(default: {default}\)", text), flag
     assert "None" not in text
+    assert "data: --dataset" in text
 
 
 MISTAKES: list[Any] = [
@@ -162,6 +199,14 @@ MISTAKES: list[Any] = [
     (["--resume", "stateless"], 1, "stateless/resume.pt is missing"),
     (["--resume", "full", "--lr", "1"], 2, "--lr cannot be given with --resume, which allows"),
     (["--resume", "full", "--out", "x"], 2, "--out cannot be given with --resume"),
+    (["--resume", "full/mine"], 1, "is not the folder of a run; pass the folder that holds it"),
+    (["--resume", "summary"], 1, "summary/summary.json is damaged: epochs is not a number"),
+    (["--resume", ""], 2, "--resume must be a folder, got an empty name"),
+    (["--out", ""], 2, "--out must be a folder, got an empty name"),
+    (["--config", "deep.toml"], 2, "The config file deep.toml is not valid TOML: maximum recurs"),
+    (["--threads", "4294967296"], 2, "threads must be a whole number from 0 to 4096"),
+    (["--device", "cuda:01"], 2, "device must be auto, cpu, cuda or cuda:<number>"),
+    (["--lr-decay", "1e300"], 2, "grows beyond all numbers in 40 epochs"),
     (["--lr", "1e30", "--out", "new"], 1, "try a smaller --lr"),
     (["--hidden", "9000000000000"], 1, "Not enough memory; try a smaller --hidden"),
     (["--hidden", "9000000000000000000"], 1, "Not enough memory; try a smaller --hidden"),
@@ -179,6 +224,10 @@ def test_a_mistake_is_told_in_one_sentence(
     for name, text in (("damaged", "{"), ("stateless", json.dumps(TrainConfig().to_dict()))):
         Path(name).mkdir()
         Path(name, "config.json").write_text(text)
+    Path("deep.toml").write_text("lr = " + "[" * 100_000)
+    Path("summary").mkdir()
+    for name, text in (("config", json.dumps(TrainConfig().to_dict())), ("summary", "{}")):
+        Path("summary", f"{name}.json").write_text(text)
     with pytest.raises(SystemExit) as info:
         run_command(main, ["--quiet", *argv])
     out, err = capsys.readouterr()
@@ -218,8 +267,9 @@ def test_a_signal_stops_after_the_step(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process, so that the step at which the signal comes is known."""
-    assert main([*QUICK, "--quiet", "--out", "whole"]) == 0
-    engine = fitting.choose_engine("auto", torch.device("cpu"))[0]
+    quick = [*QUICK, "--quiet", "--engine", STEPWISE]
+    assert main([*quick, "--out", "whole"]) == 0
+    engine = ENGINES[STEPWISE]
     train_epoch, steps = engine.train_epoch, 0
 
     def with_signal(self: Any, *args: Any, should_stop: Any, **kwargs: Any) -> Any:
@@ -235,7 +285,7 @@ def test_a_signal_stops_after_the_step(
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(engine, "train_epoch", with_signal)
-        assert main([*QUICK, "--quiet", "--out", "a run"]) == 130
+        assert main([*quick, "--out", "a run"]) == 130
     assert signal.getsignal(number) is before
     command = "python -m fastmlp.train --resume 'a run'"
     assert f"Go on with: {command}\n" in capsys.readouterr().out
@@ -245,18 +295,7 @@ def test_a_signal_stops_after_the_step(
     assert_same_run(Path("a run"), Path("whole"))
 
 
-def test_the_second_signal_is_not_caught() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with stop_on_signals() as stopped:
-        assert not stopped()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopped()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-LONG = ["--hidden=8", "--batch-size=2", "--epochs=6", "--threads=1", "--device=cpu"]
+LONG = ["--hidden=8", "--batch-size=2", "--epochs=6", "--threads=1", f"--engine={STEPWISE}"]
 
 
 def start(argv: list[str]) -> subprocess.Popen[str]:
@@ -327,11 +366,13 @@ def test_the_console_script(
 
 @pytest.mark.skipif(not native_available(), reason="the compiled kernels are not there")
 def test_the_engine_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
-    for engine in ("eager", "reference"):
+    for engine in ("blocked", "eager", "reference"):
         assert main([*QUICK, "--engine", engine, "--out", engine]) == 0
         assert f"engine   {engine} on cpu (asked for by name)" in capsys.readouterr().out
         assert RunFolder(engine).read_summary()["engine"] == engine
-    first, second = (RunFolder(name).read_summary() for name in ("eager", "reference"))
-    assert first["last"]["val_loss"] == pytest.approx(second["last"]["val_loss"], rel=1e-4)
+    truth = RunFolder("reference").read_summary()["last"]["val_loss"]
+    for name in ("blocked", "eager"):
+        loss = RunFolder(name).read_summary()["last"]["val_loss"]
+        assert loss == pytest.approx(truth, rel=1e-4)
     with pytest.raises(UserError, match="--engine cannot be given with --resume"):
         main(["--resume", "eager", "--engine", "reference", "--epochs", "5"])

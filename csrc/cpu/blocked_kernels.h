@@ -142,69 +142,100 @@ FASTMLP_INLINE T softmax_step(const T* logits, int64_t classes, int64_t label, T
   return stats[1] - (logits[label] - stats[0]);
 }
 
-// Computes: steps t = 0.. of a block, each h = relu(pre), logits, softmax, g = dL/dpre, and the
-// last
-//   layer's update, where pre(t) = from_w(t) P(t) + from_v(t) Q(t) + sum_{u<t} from_g(t-u) G(t,u)
-//   g(u).
-// Shapes: see ChainArgs. In place: w, b and their momentum. One thread; the history of a block and
-//   its Gram matrix stay in the level-2 cache.
-// Precision: sums in T, in blocks of kAxpyBlock; the loss of a step in double. Deterministic.
-// Same as: blocked.chain_ref.
+// Where a step of the chain works: rows [first, first + count) of the block, and scratch for one
+// step.
+template <typename T>
+struct Step {
+  int64_t t, first, count;
+  T* weighted;  // (batch, rows)
+  T* h;         // (batch, hidden)
+  T* logits;    // (batch, classes)
+  T* dlogits;   // (batch, classes)
+  T* sums;      // (classes, batch)
+};
+
+// h = relu(pre(t)): the block's product plus what the earlier steps have changed of it.
+template <typename T>
+FASTMLP_INLINE void chain_hidden(const ChainArgs<T>& in, const Step<T>& step) {
+  for (int64_t m = 0; m < step.count; ++m) {
+    const T* gram = in.gram + (step.first + m) * in.rows;
+    for (int64_t u = 0; u < step.t; ++u) {
+      const T from_g = in.recurrence[(step.t - u) * kResponses + kWFromG];
+      for (int64_t n = u * in.batch; n < (u + 1) * in.batch; ++n) {
+        step.weighted[m * in.rows + n] = from_g * gram[n];
+      }
+    }
+  }
+  const double* now = in.recurrence + step.t * kResponses;
+  const int64_t at = step.first * in.hidden;
+  axpy_columns(step.weighted, in.rows, 1, step.count, in.g, in.hidden, in.hidden, step.first,
+               HiddenOut<T>{in.p + at, in.q ? in.q + at : nullptr, T(now[kWFromW]), T(now[kWFromV]),
+                            step.h, in.hidden});
+}
+
+// logits, the step's loss and hits, and dlogits.
+template <typename T>
+FASTMLP_INLINE void chain_loss(const ChainArgs<T>& in, const Step<T>& step) {
+  const int64_t hidden = in.hidden, classes = in.classes, count = step.count;
+  for (int64_t i = 0; i < hidden; i += kDotBlock<T>) {
+    const int64_t length = hidden - i < kDotBlock<T> ? hidden - i : kDotBlock<T>;
+    dot_rows(step.h + i, hidden, count, in.w + i, hidden, classes, length, step.sums, count,
+             i == 0);
+  }
+  const T scale = T(1) / count;
+  double loss = 0;
+  in.correct[step.t] = 0;
+  for (int64_t m = 0; m < count; ++m) {
+    T* logits = step.logits + m * classes;
+    for (int64_t c = 0; c < classes; ++c) logits[c] = step.sums[c * count + m] + in.b[c];
+    loss += softmax_step(logits, classes, in.labels[step.first + m],
+                         in.grad_average ? scale / count : scale, step.dlogits + m * classes,
+                         in.correct + step.t);
+  }
+  in.losses[step.t] = loss / count;
+}
+
+// g = dloss/dpre(t), then the last layer's step of SGD.
+template <typename T>
+FASTMLP_INLINE void chain_update(const ChainArgs<T>& in, const Step<T>& step) {
+  const int64_t hidden = in.hidden, classes = in.classes;
+  axpy_columns(step.dlogits, classes, 1, step.count, in.w, hidden, hidden, classes,
+               MaskedOut<T>{step.h, in.g + step.first * hidden, hidden});
+  const T lr = in.lr, momentum = in.momentum, decay = in.weight_decay;
+  axpy_columns(step.dlogits, 1, classes, classes, step.h, hidden, hidden, step.count,
+               SgdOut<T>{lr, momentum, decay, in.nesterov, in.w, in.w_momentum, hidden});
+  for (int64_t c = 0; c < classes; ++c) {
+    T d = 0;
+    for (int64_t m = 0; m < step.count; ++m) d += step.dlogits[m * classes + c];
+    d += decay * in.b[c];
+    if (in.b_momentum) {
+      const T v = in.b_momentum[c] = momentum * in.b_momentum[c] + d;
+      d = in.nesterov ? d + momentum * v : v;
+    }
+    in.b[c] -= lr * d;
+  }
+}
+
+// Computes: the steps of a block, where pre(t) = from_w(t) P(t) + from_v(t) Q(t) +
+//   sum_{u<t} from_g(t-u) G(t,u) g(u), h = relu(pre), g = dloss/dpre; the last layer moves each
+//   step.
+// Shapes: see ChainArgs. In place: w, b and their momentum. One thread; a block's history and Gram
+//   matrix stay in the level-2 cache.
+// Precision and order: sums in T by blocks of the inner dimension, a step's loss in double;
+//   deterministic. Needs: labels in range. Same as: blocked.chain_ref.
 template <typename T>
 void chain(const ChainArgs<T>& in) {
-  const int64_t hidden = in.hidden, classes = in.classes;
   T* weighted = in.scratch;
   T* h = weighted + in.batch * in.rows;
-  T* logits = h + in.batch * hidden;
-  T* dlogits = logits + in.batch * classes;
-  T* sums = dlogits + in.batch * classes;
+  T* logits = h + in.batch * in.hidden;
+  T* dlogits = logits + in.batch * in.classes;
+  T* sums = dlogits + in.batch * in.classes;
   for (int64_t t = 0, first = 0; first < in.rows; ++t, first += in.batch) {
     const int64_t count = in.rows - first < in.batch ? in.rows - first : in.batch;
-    const double* now = in.recurrence + t * kResponses;
-    for (int64_t m = 0; m < count; ++m) {
-      const T* gram = in.gram + (first + m) * in.rows;
-      for (int64_t u = 0; u < t; ++u) {
-        const T from_g = in.recurrence[(t - u) * kResponses + kWFromG];
-        for (int64_t n = u * in.batch; n < (u + 1) * in.batch; ++n) {
-          weighted[m * in.rows + n] = from_g * gram[n];
-        }
-      }
-    }
-    const int64_t at = first * hidden;
-    axpy_columns(weighted, in.rows, 1, count, in.g, hidden, hidden, first,
-                 HiddenOut<T>{in.p + at, in.q ? in.q + at : nullptr, T(now[kWFromW]),
-                              T(now[kWFromV]), h, hidden});
-    for (int64_t i = 0; i < hidden; i += kDotBlock<T>) {
-      const int64_t length = hidden - i < kDotBlock<T> ? hidden - i : kDotBlock<T>;
-      dot_rows(h + i, hidden, count, in.w + i, hidden, classes, length, sums, count, i == 0);
-    }
-    T scale = T(1) / count;
-    double loss = 0;
-    if (in.grad_average) scale /= count;
-    in.correct[t] = 0;
-    for (int64_t m = 0; m < count; ++m) {
-      for (int64_t c = 0; c < classes; ++c) {
-        logits[m * classes + c] = sums[c * count + m] + in.b[c];
-      }
-      loss += softmax_step(logits + m * classes, classes, in.labels[first + m], scale,
-                           dlogits + m * classes, in.correct + t);
-    }
-    in.losses[t] = loss / count;
-    axpy_columns(dlogits, classes, 1, count, in.w, hidden, hidden, classes,
-                 MaskedOut<T>{h, in.g + at, hidden});
-    const T lr = in.lr, mu = in.momentum, decay = in.weight_decay;
-    axpy_columns(dlogits, 1, classes, classes, h, hidden, hidden, count,
-                 SgdOut<T>{lr, mu, decay, in.nesterov, in.w, in.w_momentum, hidden});
-    for (int64_t c = 0; c < classes; ++c) {
-      T total = 0;
-      for (int64_t m = 0; m < count; ++m) total += dlogits[m * classes + c];
-      total += decay * in.b[c];
-      if (in.b_momentum) {
-        in.b_momentum[c] = mu * in.b_momentum[c] + total;
-        total = in.nesterov ? total + mu * in.b_momentum[c] : in.b_momentum[c];
-      }
-      in.b[c] -= lr * total;
-    }
+    const Step<T> step{t, first, count, weighted, h, logits, dlogits, sums};
+    chain_hidden(in, step);
+    chain_loss(in, step);
+    chain_update(in, step);
   }
 }
 

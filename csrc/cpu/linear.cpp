@@ -214,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const T
   const Rows rows = rows_of(x);
   if (!plan_linear(rows.rows, in, out, type).ours) {
     const Tensor g = y ? call_aten("fastmlp::relu_backward", "", dy, *y) : dy;
-    Tensor dx = output(false, {}), dw = dx, db = dx;
+    Tensor dx = output(false, {}), dw = output(false, {}), db = output(false, {});
     linear_backward_large(rows_of(g), rows, weight, need_dx ? &dx : nullptr,
                           need_dw ? &dw : nullptr, need_db ? &db : nullptr);
     if (need_dx) dx = torch::stable::reshape(dx, sizes_of(x));

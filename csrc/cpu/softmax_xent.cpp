@@ -19,7 +19,6 @@ struct XentRows {
 }  // namespace fastmlp
 
 #define FASTMLP_KERNELS "softmax_xent_kernels.h"
-#include <atomic>
 
 #include "foreach_isa.h"
 #include "tensor.h"
@@ -63,8 +62,9 @@ struct XentTensors {
   std::vector<int64_t> target;
   std::optional<Tensor> weight;
 
+  // Throws for the first label that is neither a class nor ignored.
   XentTensors(const Tensor& logits_in, const Tensor& target_in,
-              const std::optional<Tensor>& weight_in)
+              const std::optional<Tensor>& weight_in, int64_t ignore_index)
       : logits(rows_of(logits_in)), target(target_in.size(0)) {
     const bool bytes = target_in.scalar_type() == ScalarType::Byte;
     const void* labels = target_in.data_ptr();
@@ -72,6 +72,10 @@ struct XentTensors {
     for (size_t i = 0; i < target.size(); ++i) {
       target[i] = bytes ? static_cast<const uint8_t*>(labels)[i * step]
                         : static_cast<const int64_t*>(labels)[i * step];
+      FASTMLP_CHECK(target[i] == ignore_index || (target[i] >= 0 && target[i] < logits.columns),
+                    "Target " + std::to_string(target[i]) +
+                        " is out of bounds: labels must be in [0, " +
+                        std::to_string(logits.columns) + ") or ignore_index");
     }
     if (weight_in) weight = torch::stable::contiguous(*weight_in);
   }
@@ -105,16 +109,11 @@ void softmax_xent_typed(const XentRows<T>& in, int64_t rows, int64_t reduction, 
                         acc_t<T>* stats, acc_t<T>* total_weight) {
   using Acc = acc_t<T>;
   std::vector<Acc> row_loss(rows), row_weight(rows);
-  std::atomic<int64_t> bad_row{-1};
   torch::stable::parallel_for(0, rows, rows_per_thread(in.classes),
                               [&](int64_t begin, int64_t end) {
-                                const int64_t bad = FASTMLP_BEST_ISA(softmax_xent_rows<T>)(
+                                FASTMLP_BEST_ISA(softmax_xent_rows<T>)(
                                     in, begin, end, row_loss.data(), row_weight.data(), stats);
-                                if (bad >= 0) bad_row = bad;
                               });
-  FASTMLP_CHECK(bad_row < 0, "Target " + std::to_string(in.target[bad_row]) +
-                                 " is out of bounds: labels must be in [0, " +
-                                 std::to_string(in.classes) + ") or ignore_index");
   // One thread, one order, in double: the same sum however many threads made the rows.
   double loss_sum = 0, weight_sum = 0;
   for (int64_t i = 0; i < rows; ++i) {
@@ -125,7 +124,9 @@ void softmax_xent_typed(const XentRows<T>& in, int64_t rows, int64_t reduction, 
   if (reduction == kNone) {
     for (int64_t i = 0; i < rows; ++i) store_scalar(loss + i, row_loss[i]);
   } else {
-    store_scalar(loss, reduction == kMean ? loss_sum / weight_sum : loss_sum);
+    // As in PyTorch, a total weight of 0 makes the mean nan, with label smoothing too.
+    const double mean = weight_sum == 0 ? std::nan("") : loss_sum / weight_sum;
+    store_scalar(loss, reduction == kMean ? mean : loss_sum);
   }
 }
 
@@ -140,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_xent_cpu(const Tensor& logits, const 
       empty_cpu(reduction == kNone ? std::vector<int64_t>{rows} : std::vector<int64_t>{}, type);
   Tensor stats = empty_cpu({rows, 2}, stats_type(type));
   Tensor total_weight = empty_cpu({}, stats_type(type));
-  const XentTensors tensors(logits, target, weight);
+  const XentTensors tensors(logits, target, weight, ignore_index);
   dispatch_floating(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     softmax_xent_typed<T>(tensors.view<T>(ignore_index, label_smoothing), rows, reduction,
@@ -168,7 +169,7 @@ Tensor softmax_xent_backward_cpu(const Tensor& dloss, const Tensor& logits, cons
                 "stats and total_weight must be those that softmax_xent returned");
   Tensor dlogits = empty_cpu({rows, logits.size(1)}, type);
   if (dlogits.numel() == 0) return dlogits;
-  const XentTensors tensors(logits, target, weight);
+  const XentTensors tensors(logits, target, weight, ignore_index);
   const Tensor upstream = torch::stable::contiguous(dloss);
   dispatch_floating(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;

@@ -25,10 +25,10 @@ FASTMLP_INLINE acc_t<T> weighted_sum(const T* x, const T* weight, int64_t classe
 }
 
 // row_loss[i] and row_weight[i] = w_target of rows [begin, end), both 0 where ignored; stats (rows,
-// 2). Returns the first row whose label is no class, or -1.
+// 2).
 template <typename T>
-int64_t softmax_xent_rows(const XentRows<T>& in, int64_t begin, int64_t end, acc_t<T>* row_loss,
-                          acc_t<T>* row_weight, acc_t<T>* stats) {
+void softmax_xent_rows(const XentRows<T>& in, int64_t begin, int64_t end, acc_t<T>* row_loss,
+                       acc_t<T>* row_weight, acc_t<T>* stats) {
   using Acc = acc_t<T>;
   for (int64_t i = begin; i < end; ++i) {
     const T* x = in.logits + i * in.stride;
@@ -36,7 +36,6 @@ int64_t softmax_xent_rows(const XentRows<T>& in, int64_t begin, int64_t end, acc
     const int64_t label = in.target[i];
     row_loss[i] = row_weight[i] = 0;
     if (label == in.ignore_index) continue;
-    if (label < 0 || label >= in.classes) return i;
     const Acc maximum = stats[2 * i], log_sum = stats[2 * i + 1];
     const Acc w = in.weight ? load_one(in.weight + label) : Acc(1);
     row_weight[i] = w;
@@ -47,7 +46,6 @@ int64_t softmax_xent_rows(const XentRows<T>& in, int64_t begin, int64_t end, acc
           (in.total_class_weight * log_sum - weighted_sum(x, in.weight, in.classes, maximum));
     }
   }
-  return -1;
 }
 
 // dlogits[i][j] = scale[i] ((hot + s/C sum_c w_c) p_j - hot [j = label] - s/C w_j), with
@@ -64,9 +62,8 @@ void softmax_xent_backward_rows(const XentRows<T>& in, int64_t begin, int64_t en
     T* dx = dlogits + i * in.classes;
     const int64_t label = in.target[i];
     const bool kept = label != in.ignore_index;
-    const bool labelled = kept && label >= 0 && label < in.classes;
     const Acc factor = scale[i * scale_step];
-    const Acc w = labelled && in.weight ? load_one(in.weight + label) : Acc(1);
+    const Acc w = kept && in.weight ? load_one(in.weight + label) : Acc(1);
     const Acc hot = (1 - in.smoothing) * w;
     const Acc share = in.smoothing / in.classes;
     const Acc mass = hot + share * in.total_class_weight;
@@ -77,7 +74,7 @@ void softmax_xent_backward_rows(const XentRows<T>& in, int64_t begin, int64_t en
       if (kept) {
         g = mass * exp((load_lanes(x + j, lanes) - maximum) - log_sum);
         if (share > 0) g -= in.weight ? share * load_lanes(in.weight + j, lanes) : broadcast(share);
-        if (labelled && label >= j && label < j + lanes) g[label - j] -= hot;
+        if (label >= j && label < j + lanes) g[label - j] -= hot;
         g *= factor;
       }
       store_lanes(dx + j, g, lanes);
