@@ -21,6 +21,9 @@ std::string linear_plan(int64_t batch, int64_t in, int64_t out, ScalarType type)
   return std::string(plan.ours ? "fastmlp's kernels" : "ATen's BLAS") + " (" + plan.why + ")";
 }
 
+// Sums of at most this many products take less time than storing them.
+constexpr int64_t kShortSum = 16;
+
 // Items a thread should take at least, when an item is `work` multiply-adds.
 int64_t grain(int64_t work) {
   return std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(work, 1));
@@ -87,11 +90,15 @@ void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t row
   constexpr int64_t kColumns = 48 * 4 / sizeof(acc_t<T>);  // whole register tiles in every set
   const int64_t tiles = (columns + kColumns - 1) / kColumns;
   if (tiles > 1 || rows <= 8) {
+    // A short sum is bound by writing c: eight rows at a time are few streams of long runs.
+    const int64_t chunk = k <= kShortSum ? 8 : rows;
     parallel_for(0, tiles, grain(kColumns * rows * k), [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * kColumns;
-      FASTMLP_BEST_ISA(axpy_linear<T>)(a, a_row, a_step, rows, b + first, b_stride,
-                                       std::min(end * kColumns, columns) - first, k,
-                                       bias ? bias + first : nullptr, use_relu, c + first, columns);
+      const int64_t first = begin * kColumns, width = std::min(end * kColumns, columns) - first;
+      for (int64_t m = 0; m < rows; m += chunk) {
+        FASTMLP_BEST_ISA(axpy_linear<T>)(
+            a + m * a_row, a_row, a_step, std::min(chunk, rows - m), b + first, b_stride, width, k,
+            bias ? bias + first : nullptr, use_relu, c + m * columns + first, columns);
+      }
     });
     return;
   }
