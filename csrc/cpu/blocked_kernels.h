@@ -264,7 +264,7 @@ void update_columns(const T* to_w, const T* to_v, int64_t rows, int64_t hidden, 
         axpy_columns(to_v + m, 1, hidden, count, x + n, stride, width, rows, TileOut<T>{tile});
       }
       if (v && steps == 1) {
-        const T ratio = end[kWFromG] / end[kVFromG];
+        const T ratio = end[kWFromG];  // v takes a gradient of its only step as it is
         for (int64_t row = 0; row < count; ++row) {
           for (int64_t i = 0; i < width; i += kLanes<T>) {
             const int64_t lanes = width - i < kLanes<T> ? width - i : kLanes<T>;
