@@ -4,7 +4,6 @@
 // Such a header may use nothing that it does not define itself, simd.h or isa.h: an inline function
 // of a standard header, compiled here for AVX-512, might be the copy that the linker keeps for
 // everybody. For the same reason it holds no lambdas.
-#include "../math.h"
 #include "isa.h"
 
 #ifdef FASTMLP_X86

@@ -318,7 +318,8 @@ FASTMLP_INLINE vec<double> exp(vec<double> x) {
 FASTMLP_INLINE float log_of(float x) { return __builtin_logf(x); }
 FASTMLP_INLINE double log_of(double x) { return __builtin_log(x); }
 
-// The vector twins of math.h's relu and relu_backward.
+// relu(nan) = nan and relu(-0.) = -0., as PyTorch has it. Its gradient, from its output or its
+// input y, is 0 at y <= 0; a nan y passes dy.
 template <typename V>
 FASTMLP_INLINE V relu(V x) {
   return x < 0 ? V{} : x;

@@ -82,7 +82,7 @@ inline Rows rows_of(const Tensor& tensor) {
           columns};
 }
 
-// Bytes and fields of ATen's operators, called by name.
+// The one tensor that an ATen operator, called by name, returns.
 template <typename... Args>
 Tensor call_aten(const char* name, const char* overload, const Args&... args) {
   std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
