@@ -32,24 +32,26 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "Tensor total_weight, Tensor? weight=None, int reduction=1, int ignore_index=-100, "
       "float label_smoothing=0.0) -> Tensor");
 
-  // ---- blocked look-ahead SGD, network I-H-C: fastmlp/engines.py puts a block together ----
+  // ---- training epochs of ReLU networks on uint8 images (N, I), inputs images * scale + shift
+  // ---- Networks are lists: `layers` says how many layers each has, `parameters` holds a weight
+  // (O, I) and a bias (O) for each of those.
 
-  // x (n, I) = images (N, I) uint8 at rows (n), times scale (I) plus shift (I).
-  m.def("gather_normalize(Tensor images, Tensor rows, Tensor scale, Tensor shift) -> Tensor");
-  // x x^T + 1 (n, n), where the column's batch precedes the row's; 0 elsewhere.
-  m.def("gram(Tensor x, int batch) -> Tensor");
-  // The steps of a block after the first layer's products p = x W^T + b and q, the same of the
-  // momentum; w, b and their momentum are the last layer's. Returns dloss/dpre (n, H), each step's
-  // mean loss and its number of hits. recurrence: fastmlp/blocked.py.
+  // Images flipped and shifted by moves (n, 3) int8: rows down, columns to the right, flip or not;
+  // shape is (planes, height, width).
+  m.def("flip_shift(Tensor images, Tensor moves, int[] shape) -> Tensor");
+  // Steps in a block of blocked look-ahead SGD (docs/blocked-sgd.md).
+  m.def("blocked_plan(int batch, int hidden, bool momentum) -> int");
+  // SGD steps on images in the given orders (n), in batches; fastmlp/blocked.py says what is what.
+  // Returns the mean losses and the hits of all steps of the first network, then the second, ...
   m.def(
-      "chain(Tensor p, Tensor? q, Tensor gram, Tensor labels, Tensor recurrence, Tensor(a!) w, "
-      "Tensor(b!) b, Tensor(c!)? w_momentum, Tensor(d!)? b_momentum, int batch, float lr, "
-      "float momentum, float weight_decay, bool nesterov, bool grad_average) "
-      "-> (Tensor, Tensor, Tensor)");
-  // The first layer's w, b and their momentum after the block, from the chain's g (n, H) and x.
+      "blocked_train_(Tensor images, Tensor labels, Tensor scale, Tensor shift, int[] shape, "
+      "Tensor[] orders, Tensor[] moves, int[] batches, int[] block_steps, int[] group, "
+      "int[] layers, Tensor(a!)[] parameters, Tensor(b!)[] momentum, Tensor[] recurrences, "
+      "Tensor options) -> (Tensor, Tensor)");
+  // Sum of the losses, float64, and number of hits of each network.
   m.def(
-      "block_update_(Tensor(a!) w, Tensor(b!) b, Tensor(c!)? w_momentum, Tensor(d!)? b_momentum, "
-      "Tensor g, Tensor x, Tensor recurrence, int batch) -> ()");
+      "evaluate(Tensor images, Tensor labels, Tensor scale, Tensor shift, int[] layers, "
+      "Tensor[] parameters) -> (Tensor, Tensor)");
 }
 
 // Importing fastmlp._C loads this library, whose static initialisers register the operators.

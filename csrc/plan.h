@@ -19,4 +19,21 @@ inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool b
   return {false, "large: the BLAS packs its operands"};
 }
 
+// Steps in a block of blocked SGD: so many that its products run at full speed, but no more than
+// keep its Gram matrix cheap, which costs as much as `rows` further hidden units would. With
+// momentum a block of several steps needs both products twice, so it has to save more, or is not
+// worth it.
+inline int64_t plan_blocked_cpu(int64_t batch, int64_t hidden, bool momentum) {
+  if (momentum && batch >= 32) return 1;
+  const int64_t rows = momentum || hidden < 96 ? 64 : 128;
+  return batch < rows ? rows / batch : 1;
+}
+
+// Whether a step of the chain, of so many multiply-adds, is worth several threads, which meet half
+// a dozen times in it.
+inline bool plan_wide_chain_cpu(int64_t work) { return work >= 4 << 20; }
+
+// Whether a block of so many multiply-adds is worth several threads.
+inline bool plan_team_cpu(int64_t work) { return work >= 1 << 20; }
+
 }  // namespace fastmlp

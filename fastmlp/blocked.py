@@ -10,33 +10,32 @@ parameters.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import backend, ops
+from . import backend
+from .data import Part
 from .dispatch import register_fake
-from .engine_base import EpochStats, Tally
+from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally
 from .step_engines import REPORT_SECONDS, EagerEngine
 
-BLOCK_ROWS = 128
-"""Images in a block, about: enough for products at full speed, few enough for the Gram matrix to
-cost no more than a quarter of one."""
-MOMENTUM_BLOCK_ROWS = 64
-"""The same with momentum, where a block of several steps needs both products twice, for the weights
-and for their momentum."""
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CALL_SECONDS = 0.05
+"""How long a call of the operator should take, about: what a person who wants to stop waits for."""
 
 _ops: Any = torch.ops.fastmlp
 
 
-def block_steps(batch_size: int, momentum: bool = False) -> int:
-    """Steps in a block: the S of blocked SGD. One where batches are large enough by themselves."""
-    if momentum:
-        return MOMENTUM_BLOCK_ROWS // batch_size if batch_size < 32 else 1
-    return max(1, BLOCK_ROWS // batch_size)
+def block_steps(batch_size: int, hidden: int, momentum: bool = False) -> int:
+    """Steps in a block: the S of blocked SGD, as ``csrc/plan.h`` chooses it for a first hidden
+    layer of this width. One where batches are large enough by themselves."""
+    steps: int = _ops.blocked_plan(batch_size, hidden, momentum)
+    return steps
 
 
 def recurrence(
@@ -74,15 +73,16 @@ def recurrence(
 
 
 class BlockedEngine(EagerEngine):
-    """Blocked look-ahead SGD for networks with one hidden layer, on the CPU.
+    """Blocked look-ahead SGD for networks with hidden layers, on the CPU.
 
-    Its steps are the eager engine's up to rounding. They are taken in blocks, and an epoch can be
-    stopped between two blocks, a few milliseconds apart.
+    Its steps are the eager engine's up to rounding; the same whatever the number of threads and
+    whichever networks are trained beside it. An epoch can be stopped between two blocks.
     """
 
     name = "blocked"
     block_steps: int | None = None
     """Forces the length of a block; None leaves it to :func:`block_steps`."""
+    _blocks_a_call = 1
 
     @staticmethod
     def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
@@ -90,110 +90,193 @@ class BlockedEngine(EagerEngine):
             return EagerEngine.why_not(device)
         if device.type != "cpu":
             return f"it has no kernels for {device.type} yet"
-        if sizes is not None and len(sizes) != 3:
-            return f"it takes one hidden layer, not {len(sizes) - 2}"
+        if sizes is not None and len(sizes) < 3:
+            return "it wants at least one hidden layer"
         return None
 
-    def train_epoch(
-        self,
-        order: Tensor,
-        lr: float,
-        *,
-        start_step: int = 0,
+    @classmethod
+    def train_together(
+        cls,
+        engines: Sequence[Self],
+        epochs: Sequence[Epoch],
         should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[EpochStats], None] | None = None,
-    ) -> EpochStats:
-        batch, options = self.options.batch_size, self.options
-        tally = Tally(len(order), batch, start_step, self.device)
-        steps = self.block_steps or block_steps(batch, options.momentum > 0)
-        table = recurrence(steps, lr, options.momentum, options.weight_decay, options.nesterov)
-        if options.momentum and self._momentum[0] is None:
-            self._momentum = [torch.zeros_like(tensor) for tensor in self._tensors]
+        on_progress: Callable[[list[EpochStats]], None] | None = None,
+    ) -> list[EpochStats | NonFiniteLossError]:
+        """All at once; networks whose epochs have the very same ``order`` and ``moves``, batch size
+        and block length share their images and Gram matrices."""
+        if not engines:
+            return []
+        _check_alike(engines)
+        _check_shared(engines, epochs)
+        runs = [_Run(engine, epoch) for engine, epoch in zip(engines, epochs, strict=True)]
+        blocks = engines[0]._blocks_a_call
         report_at = time.perf_counter() + REPORT_SECONDS
-        step = start_step
-        while step < tally.total:
-            # Blocks end at the same steps wherever the epoch was taken up.
-            end = min((step // steps + 1) * steps, tally.total)
-            with torch.no_grad():
-                tally.add(*self._block(order[step * batch : end * batch], lr, table))
-            step = end
+        while running := [run for run in runs if run.running]:
+            begin = time.perf_counter()
+            _run_blocks(running, blocks)
+            now = time.perf_counter()
+            if not CALL_SECONDS / 2 <= now - begin <= 2 * CALL_SECONDS:
+                blocks = max(1, 2 * blocks if now - begin < CALL_SECONDS else blocks // 2)
             if should_stop is not None and should_stop():
                 break
-            if on_progress is not None and time.perf_counter() >= report_at:
-                on_progress(tally.read())
-                report_at = time.perf_counter() + REPORT_SECONDS
-        return tally.read()
+            if on_progress is not None and now >= report_at:
+                on_progress(
+                    [run.tally.read() if run.error is None else EpochStats() for run in runs]
+                )
+                report_at = now + REPORT_SECONDS
+        engines[0]._blocks_a_call = blocks
+        return [run.error or run.tally.read() for run in runs]
 
-    def _block(self, rows: Tensor, lr: float, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the steps on the training images ``rows``; returns each step's mean loss and number
-        of hits."""
-        options, norm = self.options, self._normalization
-        batch = options.batch_size
-        w1, b1, w2, b2 = self._tensors
-        v1, vb1, v2, vb2 = self._momentum
-        x = _ops.gather_normalize.default(self._images, rows, norm.scale, norm.shift).to(w1.dtype)
-        p = ops.linear(x, w1, b1)
-        q = ops.linear(x, v1, vb1) if v1 is not None and len(rows) > batch else None
-        g, losses, correct = _ops.chain.default(
-            *(p, q, _ops.gram.default(x, batch), self._labels.index_select(0, rows), table),
-            *(w2, b2, v2, vb2, batch, lr, options.momentum, options.weight_decay),
-            *(options.nesterov, options.grad_average),
+    @classmethod
+    def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
+        if not engines:
+            return []
+        _check_alike(engines)
+        norm = engines[0]._normalization
+        losses, hits = _ops.evaluate.default(
+            *(part.images.contiguous(), part.labels.contiguous(), norm.scale, norm.shift),
+            *(
+                [len(engine._tensors) // 2 for engine in engines],
+                _flat(e._tensors for e in engines),
+            ),
         )
-        _ops.block_update_.default(w1, b1, v1, vb1, g, x, table, batch)
-        return losses, correct
+        count = len(part.labels)
+        return [
+            EvalStats(loss / count, correct / count, count)
+            for loss, correct in zip(losses.tolist(), hits.tolist(), strict=True)
+        ]
+
+    def evaluate(self, part: Part) -> EvalStats:
+        return self.evaluate_together([self], part)[0]
 
 
-def _chain_fake(p: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    steps = -(-len(p) // args[8])
-    return torch.empty_like(p), p.new_empty(steps), p.new_empty(steps, dtype=torch.int64)
+class _Run:
+    """One network's epoch under way."""
+
+    def __init__(self, engine: BlockedEngine, epoch: Epoch) -> None:
+        options = engine.options
+        self.engine, self.epoch = engine, epoch
+        self.tally = Tally(len(epoch.order), options.batch_size, epoch.start_step, engine.device)
+        self.error: NonFiniteLossError | None = None
+        self.steps = engine.block_steps or block_steps(
+            options.batch_size, len(engine._tensors[1]), options.momentum > 0
+        )
+        self.table = recurrence(
+            self.steps, epoch.lr, options.momentum, options.weight_decay, options.nesterov
+        )
+        if options.momentum and engine._momentum[0] is None:
+            engine._momentum = [torch.zeros_like(tensor) for tensor in engine._tensors]
+
+    @property
+    def running(self) -> bool:
+        return self.error is None and self.tally.next_step < self.tally.total
+
+    def next_rows(self, blocks: int) -> slice:
+        """The rows of the epoch in the next so many blocks, or in the rest of a block where it was
+        taken up in the middle: blocks end at the same steps wherever it was."""
+        first, batch = self.tally.next_step, self.engine.options.batch_size
+        if first % self.steps:
+            blocks = 1
+        end = (first // self.steps + blocks) * self.steps
+        return slice(first * batch, end * batch)
+
+    @property
+    def group_key(self) -> tuple[int, ...]:
+        """The same for runs that go through the same images together."""
+        order, moves = self.epoch.order, self.epoch.moves
+        batch = self.engine.options.batch_size
+        return id(order), id(moves), batch, self.steps, self.tally.next_step
+
+    def take(self, losses: Tensor, correct: Tensor) -> None:
+        """Notes the steps that were done."""
+        self.tally.add(losses, correct)
+        if not losses.float().isfinite().all():  # as the tally keeps them
+            try:
+                self.tally.read()
+            except NonFiniteLossError as error:
+                self.error = error
+
+
+def _run_blocks(runs: Sequence[_Run], blocks: int) -> None:
+    """Runs the next blocks of all these epochs."""
+    first = runs[0].engine
+    keys = list(dict.fromkeys(run.group_key for run in runs))
+    leaders = [next(run for run in runs if run.group_key == key) for key in keys]
+    no_moves = torch.empty(0, 3, dtype=torch.int8)
+    orders, moves = [], []
+    shape: list[int] = []
+    for run in leaders:
+        rows = run.next_rows(blocks)
+        orders.append(run.epoch.order[rows].contiguous())
+        moves.append(
+            no_moves if run.epoch.moves is None else run.epoch.moves.values[rows].contiguous()
+        )
+        shape = shape if run.epoch.moves is None else list(run.epoch.moves.shape)
+    options = [run.engine.options for run in runs]
+    norm = first._normalization
+    losses, correct = _ops.blocked_train_.default(
+        *(first._images, first._labels, norm.scale, norm.shift, shape, orders, moves),
+        *([run.engine.options.batch_size for run in leaders], [run.steps for run in leaders]),
+        *([keys.index(run.group_key) for run in runs], [len(r.engine._tensors) // 2 for r in runs]),
+        _flat(run.engine._tensors for run in runs),
+        _flat(run.engine._momentum for run in runs if run.engine.options.momentum),
+        [run.table for run in runs],
+        torch.tensor(
+            [
+                (run.epoch.lr, o.momentum, o.weight_decay, o.nesterov, o.grad_average)
+                for run, o in zip(runs, options, strict=True)
+            ],
+            dtype=torch.float64,
+        ),
+    )
+    rows_of = dict(zip(keys, map(len, orders), strict=True))
+    steps = [-(-rows_of[r.group_key] // r.engine.options.batch_size) for r in runs]
+    for run, mine, hits in zip(runs, losses.split(steps), correct.split(steps), strict=True):
+        run.take(mine, hits)
+
+
+def _flat(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    return [item for items in lists for item in items]
+
+
+def _check_shared(engines: Sequence[BlockedEngine], epochs: Sequence[Epoch]) -> None:
+    """Raises ValueError unless the engines can train together."""
+    first = engines[0]
+    for engine in engines[1:]:
+        if (
+            engine._images.data_ptr() != first._images.data_ptr()
+            or engine._labels.data_ptr() != first._labels.data_ptr()
+        ):
+            raise ValueError("engines that train together must share their training images")
+    shapes = {epoch.moves.shape for epoch in epochs if epoch.moves is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"moves must be for images of one shape, got {shapes}")
+
+
+def _check_alike(engines: Sequence[BlockedEngine]) -> None:
+    """Raises ValueError unless the engines have the same inputs for an image."""
+    norm, dtype = engines[0]._normalization, engines[0]._tensors[0].dtype
+    for engine in engines[1:]:
+        other = engine._normalization
+        same = torch.equal(norm.scale, other.scale) and torch.equal(norm.shift, other.shift)
+        if not same or engine._tensors[0].dtype != dtype:
+            raise ValueError("engines that run together must have one normalisation and dtype")
+
+
+def _steps_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    orders, batches, group, parameters = args[4], args[6], args[8], args[10]
+    steps = sum(-(-len(orders[g]) // batches[g]) for g in group)
+    return parameters[0].new_empty(steps), images.new_empty(steps, dtype=torch.int64)
+
+
+def _evaluate_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    count = len(args[3])
+    return (
+        images.new_empty(count, dtype=torch.float64),
+        images.new_empty(count, dtype=torch.int64),
+    )
 
 
 if backend.native_available():
-    register_fake(
-        "gather_normalize",
-        lambda images, rows, scale, shift: scale.new_empty(len(rows), images.shape[1]),
-    )
-    register_fake("gram", lambda x, batch: x.new_empty(len(x), len(x)))
-    register_fake("chain", _chain_fake)
-    register_fake("block_update_", lambda *args: None)
-
-
-def chain_ref(
-    p: Tensor,
-    q: Tensor | None,
-    gram: Tensor,
-    labels: Tensor,
-    table: Tensor,
-    last: Sequence[Tensor],
-    optimizer: torch.optim.SGD,
-    batch: int,
-    grad_average: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator ``chain`` in plain PyTorch: the steps of a block after the first products.
-
-    p, q (n, H) are X W^T + b of the first layer's weights and of their momentum, gram (n, n) is
-    X X^T + 1, labels (n,), ``table`` a :func:`recurrence`, ``last`` the last layer's weight (C, H)
-    and bias (C,), which ``optimizer`` moves. Returns dloss/dpre (n, H), the steps' mean losses and
-    their numbers of hits.
-    """
-    weight, bias = last
-    g = torch.zeros_like(p)
-    losses, correct = [], []
-    for t, first in enumerate(range(0, len(p), batch)):
-        rows = slice(first, first + batch)
-        pre = table[t, 0] * p[rows]
-        if q is not None:
-            pre = pre + table[t, 1] * q[rows]
-        ages = t - torch.arange(first) // batch
-        pre = pre + (gram[rows, :first] * table[ages, 2].to(p.dtype)) @ g[:first]
-        pre = pre.to(p.dtype).requires_grad_()
-        logits = F.linear(F.relu(pre), weight, bias)
-        loss = F.cross_entropy(logits, labels[rows])
-        optimizer.zero_grad()
-        (loss / len(pre) if grad_average else loss).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        assert pre.grad is not None
-        g[rows] = pre.grad
-        losses.append(loss.detach())
-        correct.append((logits.argmax(1) == labels[rows]).sum())
-    return g, torch.stack(losses), torch.stack(correct)
+    register_fake("blocked_train_", _steps_fake)
+    register_fake("evaluate", _evaluate_fake)

@@ -6,12 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from .augment import Moves
 from .data import Normalization, Part
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,22 @@ class EvalStats:
     count: int
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What one network trains on in an epoch.
+
+    ``order`` (n,) int64, on the CPU, names the training images in the order they are used, any of
+    them more than once or never, in batches of ``options.batch_size``, the last one perhaps
+    smaller. ``moves``, if there are any, flip and shift them. ``start_step`` is where an epoch that
+    was stopped goes on.
+    """
+
+    order: Tensor
+    lr: float
+    moves: Moves | None = None
+    start_step: int = 0
+
+
 class NonFiniteLossError(ArithmeticError):
     """The loss of a step, counted from 0 in its epoch, was nan or infinite."""
 
@@ -100,9 +120,13 @@ class Engine(ABC):
         self.options = options
         self.device = device
         self._parameters = {
-            name: tensor.detach().to(device, copy=True) for name, tensor in parameters.items()
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(
+                tensor.detach()
+            )
+            for name, tensor in parameters.items()
         }
-        self._images, self._labels = train.images.to(device), train.labels.to(device)
+        self._images = train.images.to(device).contiguous()
+        self._labels = train.labels.to(device).contiguous()
         self._normalization = replace(
             normalization,
             scale=normalization.scale.to(device),
@@ -115,24 +139,48 @@ class Engine(ABC):
         """Why this engine cannot run on the device, or not for a network of these layer sizes, or
         None where it can."""
 
-    @abstractmethod
     def train_epoch(
         self,
         order: Tensor,
         lr: float,
         *,
+        moves: Moves | None = None,
         start_step: int = 0,
         should_stop: Callable[[], bool] | None = None,
         on_progress: Callable[[EpochStats], None] | None = None,
     ) -> EpochStats:
-        """Runs the steps of an epoch from ``start_step`` on, until all batches are done or
-        ``should_stop()`` is true after a step.
+        """Runs the steps of an :class:`Epoch` until all batches are done or ``should_stop()`` is
+        true after a step.
 
-        ``order`` (n,) int64, on the CPU, names the training images in the order they are used, in
-        batches of ``options.batch_size``, the last one perhaps smaller. ``on_progress`` is called
-        about every 0.15 s. Both it and the result count from ``start_step``. Raises ValueError for
-        a ``start_step`` beyond the epoch and :class:`NonFiniteLossError`.
+        ``on_progress`` is called about every 0.15 s. Both it and the result count from
+        ``start_step``. Raises ValueError for a ``start_step`` beyond the epoch and
+        :class:`NonFiniteLossError`.
         """
+        epoch = Epoch(order, lr, moves, start_step)
+        report = (lambda all_stats: on_progress(all_stats[0])) if on_progress else None
+        (result,) = self.train_together([self], [epoch], should_stop, report)
+        if isinstance(result, NonFiniteLossError):
+            raise result
+        return result
+
+    @classmethod
+    @abstractmethod
+    def train_together(
+        cls,
+        engines: Sequence[Self],
+        epochs: Sequence[Epoch],
+        should_stop: Callable[[], bool] | None = None,
+        on_progress: Callable[[list[EpochStats]], None] | None = None,
+    ) -> list[EpochStats | NonFiniteLossError]:
+        """:meth:`train_epoch` of several engines with the same training images and normalisation,
+        side by side where this kind of engine can. Each gives what it gives alone, to the last
+        bit; one whose loss is not finite stops, and its error stands in its place. Raises
+        ValueError for a ``start_step`` beyond its epoch."""
+
+    @classmethod
+    def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
+        """:meth:`evaluate` of several engines with the same normalisation."""
+        return [engine.evaluate(part) for engine in engines]
 
     @abstractmethod
     def evaluate(self, part: Part) -> EvalStats:
@@ -197,6 +245,11 @@ class Tally:
         self._losses[self._next : self._next + len(losses)] = losses
         self._correct += correct.sum()
         self._next += len(losses)
+
+    @property
+    def next_step(self) -> int:
+        """The step, counted from the epoch's first, that comes next."""
+        return self._next
 
     def read(self) -> EpochStats:
         """The sums so far; raises NonFiniteLossError for the first loss that is not finite."""

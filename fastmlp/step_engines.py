@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,18 @@ from . import backend, ops
 from .data import Normalization, Part
 from .engine_base import (
     Engine,
+    Epoch,
     EpochStats,
     EvalStats,
+    NonFiniteLossError,
     SgdOptions,
     Tally,
     copies_on_cpu,
 )
 from .reference_trainer import mlp_ref, train_step_ref
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CHUNK_ROWS = 256
 """Images gathered and normalised at once: few enough to stay in a core's cache until used."""
@@ -55,46 +60,74 @@ class StepEngine(Engine):
     def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The summed loss and the logits of x (N, I), labels (N,)."""
 
-    def train_epoch(
-        self,
-        order: Tensor,
-        lr: float,
-        *,
-        start_step: int = 0,
+    @classmethod
+    def train_together(
+        cls,
+        engines: Sequence[Self],
+        epochs: Sequence[Epoch],
         should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[EpochStats], None] | None = None,
+        on_progress: Callable[[list[EpochStats]], None] | None = None,
+    ) -> list[EpochStats | NonFiniteLossError]:
+        """One after the other."""
+        done: list[EpochStats | NonFiniteLossError] = []
+        so_far = [EpochStats()] * len(engines)
+
+        def report(stats: EpochStats) -> None:
+            so_far[len(done)] = stats
+            if on_progress is not None:
+                on_progress(list(so_far))
+
+        for engine, epoch in zip(engines, epochs, strict=True):
+            try:
+                stats = engine._train_epoch(epoch, should_stop, report)
+                done.append(stats)
+                so_far[len(done) - 1] = stats
+            except NonFiniteLossError as error:
+                done.append(error)
+        return done
+
+    def _train_epoch(
+        self,
+        epoch: Epoch,
+        should_stop: Callable[[], bool] | None,
+        on_progress: Callable[[EpochStats], None],
     ) -> EpochStats:
-        batch = self.options.batch_size
-        tally = Tally(len(order), batch, start_step, self.device)
-        order = order.to(self.device)
+        batch, start = self.options.batch_size, epoch.start_step
+        tally = Tally(len(epoch.order), batch, start, self.device)
+        order = epoch.order.to(self.device)
         chunk_steps = max(1, CHUNK_ROWS // batch)
         report_at = time.perf_counter() + REPORT_SECONDS
-        # Chunks begin at the same steps whatever start_step is, so a batch always has the same
+        # Chunks begin at the same steps whatever start is, so a batch always has the same
         # alignment in memory, on which the rounding of a matrix product may depend.
-        for chunk in range(start_step - start_step % chunk_steps, tally.total, chunk_steps):
-            rows = order[chunk * batch : (chunk + chunk_steps) * batch]
+        for chunk in range(start - start % chunk_steps, tally.total, chunk_steps):
+            rows = slice(chunk * batch, (chunk + chunk_steps) * batch)
             with torch.no_grad():
-                stop = self._train_chunk(rows, max(start_step - chunk, 0), lr, should_stop, tally)
+                images = self._images.index_select(0, order[rows])
+                if epoch.moves is not None:
+                    images = epoch.moves[rows].apply(images, reference=self.name == "reference")
+                labels = self._labels.index_select(0, order[rows])
+                skipped = max(start - chunk, 0)
+                stop = self._train_chunk(images, labels, skipped, epoch.lr, should_stop, tally)
             if stop:
                 break
-            if on_progress is not None and time.perf_counter() >= report_at:
+            if time.perf_counter() >= report_at:
                 on_progress(tally.read())
                 report_at = time.perf_counter() + REPORT_SECONDS
         return tally.read()
 
     def _train_chunk(
         self,
-        rows: Tensor,
+        images: Tensor,
+        labels: Tensor,
         skipped: int,
         lr: float,
         should_stop: Callable[[], bool] | None,
         tally: Tally,
     ) -> bool:
-        """Runs the steps on the training images ``rows`` but the first ``skipped`` ones; returns
-        whether ``should_stop`` ended it."""
+        """Runs the steps on these images but the first ``skipped`` ones; returns whether
+        ``should_stop`` ended it."""
         batch = self.options.batch_size
-        labels = self._labels.index_select(0, rows)
-        xs = torch.split(self._inputs(self._images.index_select(0, rows)), batch)
+        xs = torch.split(self._inputs(images), batch)
         ys = torch.split(labels, batch)
         done, stop = [], False
         for x, y in zip(xs[skipped:], ys[skipped:], strict=True):

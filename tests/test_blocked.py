@@ -1,4 +1,4 @@
-"""The blocked engine and its operators: exact SGD, in another order of summation."""
+"""The blocked engine and its operator: exact SGD, in another order of summation."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 
 import pytest
 import torch
-from cases import randn, small_integers
 from compare import assert_within_2x
 from conftest import needs_native
 
 from fastmlp import blocked
-from fastmlp.blocked import BlockedEngine, block_steps, chain_ref, recurrence
+from fastmlp.augment import Augmentation
+from fastmlp.blocked import BlockedEngine, block_steps, recurrence
 from fastmlp.data import Normalization, Part
 from fastmlp.engine_base import NonFiniteLossError, SgdOptions
 from fastmlp.engines import EagerEngine, ReferenceEngine, choose_engine
+from fastmlp.epochs import initial_parameters
 from fastmlp.errors import UserError
-from fastmlp.fitting import initial_parameters
 
 pytestmark = needs_native
 
@@ -29,7 +29,13 @@ OPTIMIZERS = {
     "all": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02, "grad_average": True},
 }
 OPTIMIZER = pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
-ops = torch.ops.fastmlp
+ENDS = pytest.mark.parametrize("options", [{}, OPTIMIZERS["all"]], ids=["plain", "all"])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads):
+    """Several are for the tests that ask for them: plain PyTorch gains nothing at these sizes."""
+    threads(1)
 
 
 def problem(images=211, inputs=37, classes=5):
@@ -41,10 +47,12 @@ def problem(images=211, inputs=37, classes=5):
     return part, norm
 
 
-def make(engine, data, options, hidden=19, dtype=torch.float32, classes=5, steps=None):
+def make(
+    engine, data, options, hidden=(19,), dtype=torch.float32, classes=5, steps=None, seed=3
+):  # fmt: skip
     part, norm = data
-    sizes = [part.images.shape[1], hidden, classes]
-    parameters = initial_parameters(sizes, "kaiming", seed=3)
+    sizes = [part.images.shape[1], *hidden, classes]
+    parameters = initial_parameters(sizes, "kaiming", seed=seed)
     parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
     made = engine(parameters, part, norm, SgdOptions(**options), CPU)
     if steps is not None:
@@ -63,7 +71,35 @@ def assert_same_state(one, other):
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-# ---- the recurrence -----------------------------------------------------------------------------
+def assert_is_sgd(data, options, order, lr=0.05, moves=None, **shape):
+    """Two epochs in float64: what plain PyTorch has, up to rounding."""
+    engines = [
+        make(engine, data, options, dtype=torch.float64, **shape)
+        for engine in (BlockedEngine, ReferenceEngine)
+    ]
+    for _ in range(2):
+        mine, theirs = [engine.train_epoch(order, lr, moves=moves) for engine in engines]
+        assert mine.loss_sum == pytest.approx(theirs.loss_sum, rel=1e-6)  # kept in float32
+        assert (mine.correct, mine.steps, mine.finished) == (theirs.correct, theirs.steps, True)
+    ours, reference = flat(engines[0]), flat(engines[1])
+    assert ours.keys() == reference.keys()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-10, atol=1e-12)
+
+
+def assert_threads_change_nothing(threads, data, options, order, moves=None, **shape):
+    """Of a network large enough that csrc/plan.h gives its blocks several threads."""
+    runs = []
+    for count in (1, 2, 3, 1):
+        threads(count)
+        engine = make(BlockedEngine, data, options, **shape)
+        runs.append((engine, engine.train_epoch(order, 0.05, moves=moves)))
+    for engine, stats in runs[1:]:
+        assert_same_state(runs[0][0], engine)
+        assert stats == runs[0][1]
+
+
+# ---- the plan -----------------------------------------------------------------------------------
 
 
 @OPTIMIZER
@@ -85,112 +121,69 @@ def test_the_recurrence_is_torchs_sgd(options):
 
 
 def test_block_lengths():
-    assert [block_steps(b) for b in (1, 8, 100, 128, 1024)] == [128, 16, 1, 1, 1]
-    assert [block_steps(b, momentum=True) for b in (1, 8, 31, 32, 1024)] == [64, 8, 2, 1, 1]
+    batches = (1, 8, 31, 32, 64, 65, 100, 1024)
+    assert [block_steps(b, 256) for b in batches] == [128, 16, 4, 4, 2, 1, 1, 1]
+    assert [block_steps(b, 95) for b in batches] == [64, 8, 2, 2, 1, 1, 1, 1]
+    assert [block_steps(8, hidden) for hidden in (1, 95, 96, 4096)] == [8, 8, 16, 16]
+    for hidden in (16, 4096):
+        assert [block_steps(b, hidden, momentum=True) for b in batches] == [64, 8, 2, *5 * [1]]
+    for sizes in ((0, 256), (8, 0)):
+        with pytest.raises(RuntimeError, match="batch and hidden must be above 0"):
+            block_steps(*sizes)
 
 
-# ---- the operators ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("features", [1, 15, 16, 50])
-def test_gather_normalize_is_exact(features):
-    part, norm = problem(inputs=features)
-    rows = torch.tensor([3, 3, 0, 210, 7])
-    x = ops.gather_normalize(part.images, rows, norm.scale, norm.shift)
-    assert torch.equal(x, norm.apply(part.images[rows]))
-    with pytest.raises(RuntimeError, match=r"rows must be in \[0, 211\), got 211"):
-        ops.gather_normalize(part.images, torch.tensor([211]), norm.scale, norm.shift)
-
-
-@pytest.mark.parametrize(("rows", "features"), [(1, 3), (8, 40), (37, 1100), (130, 17)])
-@pytest.mark.parametrize("batch", [1, 3, 8, 64, 200])
-def test_gram_is_exact_below_the_blocks(rows, features, batch):
-    x = small_integers(rows, features)
-    steps = torch.arange(rows) // batch
-    want = torch.where(steps[:, None] > steps[None, :], x @ x.t() + 1, 0)
-    assert torch.equal(ops.gram(x, batch), want)
-
-
-@OPTIMIZER
-@pytest.mark.parametrize(("rows", "hidden", "classes", "batch"), [(21, 33, 10, 4), (16, 8, 3, 8)])
-def test_chain_is_its_reference(options, rows, hidden, classes, batch):
-    grad_average = options.get("grad_average", False)
-    sgd = {k: v for k, v in options.items() if k != "grad_average"}
-    momentum = "momentum" in sgd
-    dtype = torch.float64
-    p, q = randn(rows, hidden, dtype=dtype), randn(rows, hidden, dtype=dtype)
-    gram = 0.1 * randn(rows, rows, dtype=dtype)
-    labels = torch.randint(0, classes, (rows,))
-    last = [randn(classes, hidden, dtype=dtype), randn(classes, dtype=dtype)]
-    buffers = [torch.randn_like(t) for t in last] if momentum else [None, None]
-    leaves = [t.clone().requires_grad_() for t in last]
-    optimizer = torch.optim.SGD(leaves, lr=0.1, **sgd)
-    for leaf, buffer in zip(leaves, buffers, strict=True):
-        if buffer is not None:
-            optimizer.state[leaf]["momentum_buffer"] = buffer.clone()
-    table = recurrence(-(-rows // batch), 0.1, **sgd)
-    q = q if momentum else None
-    want = chain_ref(p, q, gram, labels, table, leaves, optimizer, batch, grad_average)
-    got = ops.chain(
-        *(p, q, gram, labels, table, *last, *buffers, batch, 0.1, sgd.get("momentum", 0.0)),
-        *(sgd.get("weight_decay", 0.0), sgd.get("nesterov", False), grad_average),
-    )
-    for mine, theirs in zip([*got, *last], [*want, *leaves], strict=True):
-        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-11, atol=1e-13)
-    for buffer, leaf in zip(buffers, leaves, strict=True):
-        if buffer is not None:
-            theirs = optimizer.state[leaf]["momentum_buffer"]
-            torch.testing.assert_close(buffer, theirs, rtol=1e-11, atol=1e-13)
-
-
-def test_chain_checks_its_arguments():
-    p, gram, table = randn(4, 6), randn(4, 4), recurrence(2, 0.1)
-    labels, w, b = torch.tensor([0, 1, 2, 0]), randn(3, 6), randn(3)
-    rest = (None, None, 2, 0.1, 0.0, 0.0, False, False)
-    ops.chain(p, None, gram, labels, table, w, b, *rest)
-    with pytest.raises(RuntimeError, match="Target 3 is out of bounds"):
-        ops.chain(p, None, gram, labels + 1, table, w, b, *rest)
-    with pytest.raises(RuntimeError, match="recurrence must have a row for each step"):
-        ops.chain(p, None, gram, labels, table[:2], w, b, *rest)
-    with pytest.raises(RuntimeError, match=r"gram must be \(rows, rows\)"):
-        ops.chain(p, None, gram[:, :3], labels, table, w, b, *rest)
-    with pytest.raises(RuntimeError, match="momentum must be given for all or none"):
-        ops.chain(p, None, gram, labels, table, w, b, w.clone(), b.clone(), *rest[2:])
-
-
-def test_opcheck():
-    part, norm = problem()
-    rows, p, q = torch.tensor([3, 0, 5, 9]), randn(4, 6), randn(4, 6)
-    check = torch.library.opcheck
-    check(ops.gather_normalize.default, (part.images, rows, norm.scale, norm.shift))
-    check(ops.gram.default, (randn(9, 4), 2))
-    table, w, b = recurrence(2, 0.1, 0.9), randn(3, 6), randn(3)
-    labels, v, vb = torch.tensor([0, 1, 2, 0]), randn(3, 6), randn(3)
-    args = (p, q, randn(4, 4), labels, table, w, b, v, vb, 2, 0.1, 0.9, 0.0, True, False)
-    check(ops.chain.default, args)
-    first = (randn(6, 5), randn(6), randn(6, 5), randn(6), p, randn(4, 5), table, 2)
-    check(ops.block_update_.default, first)
-
-
-# ---- the engine ---------------------------------------------------------------------------------
+# ---- exactness ----------------------------------------------------------------------------------
 
 
 @OPTIMIZER
 @pytest.mark.parametrize("batch", [*range(1, 18), 100, 128])
 def test_float64_is_sgd_to_the_last_bits(options, batch):
-    data = problem()
-    order = torch.randperm(211)
-    engines = [
-        make(engine, data, {"batch_size": batch, **options}, dtype=torch.float64)
-        for engine in (BlockedEngine, ReferenceEngine)
-    ]
-    mine, theirs = [engine.train_epoch(order, 0.05) for engine in engines]
-    assert mine.loss_sum == pytest.approx(theirs.loss_sum, rel=1e-6)  # kept in float32
-    assert (mine.correct, mine.steps, mine.finished) == (theirs.correct, theirs.steps, True)
-    ours, reference = flat(engines[0]), flat(engines[1])
-    assert ours.keys() == reference.keys()
-    for name, tensor in reference.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-10, atol=1e-12)
+    assert_is_sgd(problem(), {"batch_size": batch, **options}, torch.randperm(211))
+
+
+@OPTIMIZER
+@pytest.mark.parametrize("hidden", [(19, 7), (12, 9, 5)])
+@pytest.mark.parametrize("batch", [1, 6, 70])
+def test_deeper_networks(options, hidden, batch):
+    assert_is_sgd(problem(), {"batch_size": batch, **options}, torch.randperm(211), hidden=hidden)
+
+
+@ENDS
+def test_a_chain_of_wide_layers(options, threads):
+    """Wide enough that csrc/plan.h gives its steps several threads."""
+    data, order = problem(images=150), torch.randperm(150)
+    options = {"batch_size": 16, **options}
+    assert_is_sgd(data, options, order, hidden=(300, 300))
+    assert_threads_change_nothing(threads, data, options, order, hidden=(300, 300))
+
+
+REPEATS = {
+    "a sliding window": torch.arange(60).unfold(0, 8, 1).flatten(),
+    "few images": torch.tensor([i * i % 23 % 7 for i in range(211)]),
+    "one image": torch.full((50,), 3),
+    "twice in a batch": torch.tensor([5, 5, *range(20), 9, 9, 9]),
+    "without repeats in some blocks": torch.tensor([*range(100), *range(20), 0, 1, 0]),
+}
+
+
+@ENDS
+@pytest.mark.parametrize("order", REPEATS.values(), ids=REPEATS)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_orders_with_repeats(options, order, batch, threads):
+    data, options = problem(), {"batch_size": batch, **options}
+    assert_is_sgd(data, options, order)
+    assert_threads_change_nothing(threads, data, options, order, hidden=(300,))
+
+
+@ENDS
+@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize("batch", [3, 8, 100])
+def test_moved_images(options, repeats, batch, threads):
+    data, options = problem(inputs=3 * 5 * 5), {"batch_size": batch, **options}
+    order = torch.randint(0, 20, (211,)) if repeats else torch.randperm(211)
+    moves = Augmentation(True, 3).draw(211, (3, 5, 5), torch.Generator())
+    assert_is_sgd(data, options, order, lr=0.01, moves=moves)
+    assert_threads_change_nothing(threads, data, options, order, moves, hidden=(300,))
 
 
 @OPTIMIZER
@@ -209,37 +202,57 @@ def test_float32_is_as_close_to_the_truth_as_pytorch(options, steps, limit):
         assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
 
 
+@OPTIMIZER
+@pytest.mark.parametrize("steps", [1, 2, 16, 32])
+def test_blocks_of_any_length_are_sgd(options, steps):
+    options = {"batch_size": 5, **options}
+    assert_is_sgd(problem(), options, torch.randperm(211), steps=steps, hidden=(19, 6))
+
+
 @pytest.mark.parametrize("hidden", [1, 8, 31, 64, 256, 1000])
 @pytest.mark.parametrize("classes", [2, 17, 100])
 def test_widths(hidden, classes):
     data = problem(images=70, inputs=50, classes=classes)
     options = {"batch_size": 6, "momentum": 0.9}
     order = torch.randperm(70)
-    engines = [
-        make(engine, data, options, hidden, torch.float64, classes)
-        for engine in (BlockedEngine, ReferenceEngine)
-    ]
-    for engine in engines:
-        engine.train_epoch(order, 0.01)
-    for name, tensor in flat(engines[1]).items():
-        torch.testing.assert_close(flat(engines[0])[name], tensor, rtol=1e-10, atol=1e-12)
+    assert_is_sgd(data, options, order, lr=0.01, hidden=(hidden,), classes=classes)
+
+
+@ENDS
+@pytest.mark.parametrize(
+    ("batch", "images", "inputs", "hidden", "classes", "lr"),
+    [
+        (1024, 1100, 5, (7, 3), 4, 0.05),
+        (256, 300, 6, (300, 20), 4, 0.05),
+        (200_000, 200_000, 1, (3,), 2, 0.01),  # no Gram matrix of so many rows
+        (3, 20, 4, (4096,), 5, 0.01),
+        (2, 9, 4, (3, 4096, 2), 5, 0.001),
+        (4, 30, 6, (7,), 1024, 0.05),
+        (8, 40, 16384, (5,), 4, 1e-5),
+        (1, 90, 1, (9,), 3, 0.05),
+        (8, 90, 1, (1, 1), 2, 0.05),
+    ],
+)
+def test_extreme_shapes(options, batch, images, inputs, hidden, classes, lr):
+    data = problem(images, inputs, classes)
+    options = {"batch_size": batch, **options}
+    assert_is_sgd(data, options, torch.randperm(images), lr=lr, hidden=hidden, classes=classes)
 
 
 @OPTIMIZER
-def test_threads_and_reruns_do_not_change_a_bit(options, threads):
+@pytest.mark.parametrize("hidden", [(70,), (70, 33)])
+def test_threads_and_reruns_do_not_change_a_bit(options, hidden, threads):
     data, order = problem(inputs=300), torch.randperm(211)
-    runs = []
-    for count in (1, 2, 3, 1):
-        threads(count)
-        engine = make(BlockedEngine, data, {"batch_size": 8, **options}, hidden=70)
-        engine.train_epoch(order, 0.05)
-        runs.append(engine)
-    for other in runs[1:]:
-        assert_same_state(runs[0], other)
+    options = {"batch_size": 8, **options}
+    assert_threads_change_nothing(threads, data, options, order, hidden=hidden)
+
+
+# ---- an epoch under way -------------------------------------------------------------------------
 
 
 @OPTIMIZER
-def test_stopping_between_blocks_changes_nothing(options):
+def test_stopping_between_blocks_changes_nothing(options, monkeypatch):
+    monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)  # one block a call
     data, order = problem(), torch.randperm(211)
     options = {"batch_size": 3, **options}
     whole, parts = (make(BlockedEngine, data, options, steps=4) for _ in range(2))
@@ -255,43 +268,59 @@ def test_stopping_between_blocks_changes_nothing(options):
     assert total.loss_sum == pytest.approx(want.loss_sum)
 
 
-def test_takes_over_from_another_engine_in_the_middle_of_a_block():
+@OPTIMIZER
+def test_blocks_in_one_call_or_in_many(options, monkeypatch):
+    data, order = problem(), torch.randint(0, 211, (400,))
+    ends = []
+    for seconds in (0.0, 1e6):  # one block a call, or twice as many in each as before
+        monkeypatch.setattr(blocked, "CALL_SECONDS", seconds)
+        engine = make(BlockedEngine, data, {"batch_size": 2, **options}, steps=5)
+        ends.append((engine, engine.train_epoch(order, 0.02)))
+    assert_same_state(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
+@pytest.mark.parametrize("steps_before", [1, 3, 8, 11])
+def test_takes_over_from_another_engine_in_the_middle_of_a_block(steps_before):
     data, order = problem(), torch.randperm(211)
     options = {"batch_size": 8, "momentum": 0.9}
-    eager, late = make(EagerEngine, data, options), make(BlockedEngine, data, options)
-    calls = iter([False, False, True])
+    eager = make(EagerEngine, data, options, dtype=torch.float64)
+    late = make(BlockedEngine, data, options, dtype=torch.float64)
+    calls = iter([*(steps_before - 1) * [False], True])
     done = eager.train_epoch(order, 0.05, should_stop=lambda: next(calls)).steps
-    assert done == 3
+    assert done == steps_before
     late.load_state_dict(eager.state_dict())
     late.train_epoch(order, 0.05, start_step=done)
     eager.train_epoch(order, 0.05, start_step=done)
     for name, tensor in flat(eager).items():
-        torch.testing.assert_close(flat(late)[name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(flat(late)[name], tensor, rtol=1e-10, atol=1e-12)
 
 
-def test_a_diverging_model_names_its_step_and_ends():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_diverging_model_names_its_step_and_ends(dtype):
     data, order = problem(), torch.randperm(211)
-    engine = make(BlockedEngine, data, {"batch_size": 8})
+    engine = make(BlockedEngine, data, {"batch_size": 8}, dtype=dtype)
     with pytest.raises(NonFiniteLossError) as caught:
         engine.train_epoch(order, 1e20)
     assert 0 < caught.value.step < 27
     assert not math.isfinite(caught.value.loss)
 
 
-def test_auto_takes_it_where_it_applies_and_says_why_not():
-    assert choose_engine("auto", CPU, [3072, 256, 10])[0] is BlockedEngine
-    deep, reason = choose_engine("auto", CPU, [3072, 256, 64, 10])
-    assert deep is EagerEngine
-    assert "not blocked, because it takes one hidden layer, not 2" in reason
-    with pytest.raises(UserError, match="engine blocked cannot run here: it takes one hidden"):
-        choose_engine("blocked", CPU, [3072, 10])
-
-
 def test_progress_is_reported(monkeypatch):
     monkeypatch.setattr(blocked, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)
     seen = []
     engine = make(BlockedEngine, problem(), {"batch_size": 8}, steps=2)
-    engine.train_epoch(
-        torch.randperm(211), 0.05, on_progress=lambda stats: seen.append(stats.steps)
-    )
-    assert seen == [*range(2, 27, 2), 27]
+    end = engine.train_epoch(torch.randperm(211), 0.05, on_progress=seen.append)
+    assert [stats.steps for stats in seen] == [*range(2, 27, 2), 27]
+    assert seen[-1] == end
+
+
+def test_auto_takes_it_where_it_applies_and_says_why_not():
+    for sizes in ([3072, 256, 10], [3072, 256, 64, 10], [3072, 10, 10, 10, 10]):
+        assert choose_engine("auto", CPU, sizes)[0] is BlockedEngine
+    linear, reason = choose_engine("auto", CPU, [3072, 10])
+    assert linear is EagerEngine
+    assert "not blocked, because it wants at least one hidden layer" in reason
+    with pytest.raises(UserError, match="blocked cannot run here: it wants at least one hidden"):
+        choose_engine("blocked", CPU, [3072, 10])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,8 @@ from fastmlp.backend import native_available
 from fastmlp.data import Normalization, Part, make_normalization
 from fastmlp.engine_base import Engine, EpochStats, NonFiniteLossError, SgdOptions
 from fastmlp.engines import ENGINES, BlockedEngine, choose_engine, resolve_device
+from fastmlp.epochs import epoch_order, initial_parameters
 from fastmlp.errors import UserError
-from fastmlp.fitting import epoch_order, initial_parameters
 from fastmlp.reference_trainer import mlp_ref, train_epoch_ref
 
 CPU = torch.device("cpu")
@@ -41,6 +42,12 @@ OPTIONS = [
     pytest.param(SgdOptions(16), (31, 8, 17), id="three layers"),
     pytest.param(SgdOptions(16), (1,), id="one hidden unit"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads: Callable[[int], None]) -> None:
+    """Nothing here is large enough to gain from more."""
+    threads(1)
 
 
 def make_engine(
@@ -96,13 +103,20 @@ def stop_after(steps: int | None):
     return stop
 
 
-@each_step_engine
+@each_engine
 @pytest.mark.parametrize(("options", "hidden"), OPTIONS)
 @pytest.mark.parametrize("steps", [1, 2, 50, None])
 def test_an_epoch_agrees_with_plain_pytorch(
-    name: str, options: SgdOptions, hidden: tuple[int, ...], steps: int | None
+    name: str,
+    options: SgdOptions,
+    hidden: tuple[int, ...],
+    steps: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
     engine = make_engine(name, options, hidden)
+    if name == "blocked" and steps is not None:
+        engine.block_steps = 1  # it stops between blocks
     stats = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, should_stop=stop_after(steps))
     theirs, losses, _ = reference(options, hidden, steps, torch.float32)
     truth, true_losses, correct = reference(options, hidden, steps, torch.float64)
@@ -122,6 +136,7 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
     name: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BlockedEngine, "block_steps", 4)
+    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
     between = 4 if name == "blocked" else 1  # steps between two chances to stop
     options = SgdOptions(2, momentum=0.9, nesterov=True, weight_decay=0.01)
     order = epoch_order(0, 0, IMAGES)
@@ -175,7 +190,7 @@ def test_states_are_copies_and_reruns_are_bitwise_equal(name: str) -> None:
     assert torch.equal(flat(engine.parameters_state()), once)
 
 
-@each_step_engine
+@each_engine
 def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
     engine = make_engine(name, SgdOptions(8), (16, 5))
     engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
@@ -321,8 +336,10 @@ def test_engines_are_chosen_by_name_and_say_why(monkeypatch: pytest.MonkeyPatch)
     engine, why = choose_engine("auto", CPU, [FEATURES, 16, CLASSES])
     assert (engine.name, why) == ("blocked", "the fastest that runs here")
     engine, why = choose_engine("auto", CPU, [FEATURES, 16, 5, CLASSES])
+    assert (engine.name, why) == ("blocked", "the fastest that runs here")
+    engine, why = choose_engine("auto", CPU, [FEATURES, CLASSES])
     assert engine.name == "eager"
-    assert "not blocked, because it takes one hidden layer, not 2" in why
+    assert "not blocked, because it wants at least one hidden layer" in why
     monkeypatch.setattr("fastmlp.backend.native_available", lambda device: False)
     monkeypatch.setattr("fastmlp.backend.NATIVE_ERROR", "ImportError: no _C")
     engine, why = choose_engine("auto", CPU)

@@ -7,7 +7,7 @@
 // Blocks of the inner dimension: dot_rows keeps kTileRows rows of one in half of a level-1 cache;
 // axpy_columns adds blocks up, which bounds the rounding error of a long sum.
 template <typename Acc>
-constexpr int64_t kDotBlock = 32768 / (8 * sizeof(Acc));
+constexpr int64_t kDotBlock = 24576 / (8 * sizeof(Acc));
 constexpr int64_t kAxpyBlock = 64;
 
 // sums[n][m] = a[m] . b[n] over k elements, for a tile of M x kTileVectors rows. Rows past the last

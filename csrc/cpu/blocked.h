@@ -1,0 +1,42 @@
+// Blocked look-ahead SGD on the CPU (docs/blocked-sgd.md): what its kernels and their schedule
+// speak of. Plain C++, no torch.
+#pragma once
+#include <cstdint>
+
+namespace fastmlp {
+
+// What w and v, weights and momentum after t steps of a block, take from w, v at its start and from
+// a gradient at step 0; a recurrence table holds these for t = 0.. (fastmlp/blocked.py).
+enum Response { kWFromW, kWFromV, kWFromG, kVFromW, kVFromV, kVFromG, kResponses };
+
+struct Sgd {
+  double lr, momentum, weight_decay;
+  bool nesterov, grad_average;
+};
+
+// y = x w^T + b; the momenta are null where there is none.
+template <typename T>
+struct Layer {
+  int64_t inputs, outputs;
+  T* w;  // (outputs, inputs)
+  T* b;  // (outputs)
+  T* w_momentum;
+  T* b_momentum;
+};
+
+// The rows of one block: batches of `batch` images, the last one perhaps smaller. Where an image
+// comes more than once, slot[m] says which of the `distinct` inputs row m has; otherwise it is null
+// and they are the rows.
+struct BlockShape {
+  int64_t rows, batch, distinct;
+  const int64_t* slot;
+
+  int64_t steps() const { return (rows + batch - 1) / batch; }
+};
+
+// Step t of a block: rows [first, first + count).
+struct Step {
+  int64_t t, first, count;
+};
+
+}  // namespace fastmlp

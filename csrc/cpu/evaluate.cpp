@@ -1,0 +1,84 @@
+// Loss and hits of networks over a set of images, on the CPU.
+#include "blocked.h"
+
+#define FASTMLP_KERNELS "blocked_kernels.h"
+#include "foreach_isa.h"
+//
+#include <numeric>
+
+#include "networks.h"
+#include "torch_team.h"
+
+namespace fastmlp {
+namespace {
+
+constexpr int64_t kRows = 64;  // images whose inputs stay in a level-2 cache for all networks
+
+// One network on rows of inputs x: losses (rows) and the number of hits.
+template <typename T>
+int64_t run_network(const std::vector<Layer<T>>& layers, std::vector<T> (&activations)[2],
+                    std::vector<T>& sums, const T* x, const int64_t* labels, int64_t rows,
+                    double* losses) {
+  for (size_t l = 0; l < layers.size(); ++l) {
+    std::vector<T>& y = activations[l % 2];
+    y.resize(rows * layers[l].outputs);
+    sums.resize(rows * layers[l].outputs);
+    FASTMLP_BEST_ISA(chain_forward<T>)(layers[l], rows, x, l + 1 < layers.size(), 0,
+                                       layers[l].outputs, y.data(), sums.data());
+    x = y.data();
+  }
+  int64_t correct = 0;
+  FASTMLP_BEST_ISA(losses_of<T>)(x, labels, rows, layers.back().outputs, losses, &correct);
+  return correct;
+}
+
+std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labels,
+                                        const Tensor& scale, const Tensor& shift,
+                                        const std::vector<int64_t>& layers,
+                                        const std::vector<Tensor>& parameters) {
+  const ScalarType type = type_of(parameters);
+  check_images(images, labels, scale, shift);
+  const int64_t count = images.size(0), features = images.size(1), networks = layers.size();
+  const int64_t chunks = (count + kRows - 1) / kRows;
+  Tensor loss = empty_cpu({networks}, ScalarType::Double);
+  Tensor correct = empty_cpu({networks}, ScalarType::Long);
+  dispatch_network(type, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const auto each = layers_of<T>(layers, parameters, features, type);
+    for (const auto& network : each) {
+      for (int64_t i = 0; i < count; ++i) {
+        check_label(data<int64_t>(labels)[i], network.back().outputs);
+      }
+    }
+    std::vector<double> losses(networks * count);
+    std::vector<int64_t> hits(networks * chunks);
+    TorchTeam().run(chunks, [&](int64_t chunk) {
+      const int64_t first = chunk * kRows, rows = std::min(kRows, count - first);
+      std::vector<T> x(rows * features), activations[2], sums;
+      for (int64_t m = 0; m < rows; ++m) {
+        FASTMLP_BEST_ISA(normalize_row<T>)(data<uint8_t>(images) + (first + m) * features,
+                                           data<float>(scale), data<float>(shift), features,
+                                           x.data() + m * features);
+      }
+      for (int64_t n = 0; n < networks; ++n) {
+        hits[n * chunks + chunk] =
+            run_network(each[n], activations, sums, x.data(), data<int64_t>(labels) + first, rows,
+                        losses.data() + n * count + first);
+      }
+    });
+    for (int64_t n = 0; n < networks; ++n) {
+      data<double>(loss)[n] =
+          std::accumulate(losses.begin() + n * count, losses.begin() + (n + 1) * count, 0.0);
+      data<int64_t>(correct)[n] =
+          std::accumulate(hits.begin() + n * chunks, hits.begin() + (n + 1) * chunks, int64_t{0});
+    }
+  });
+  return {loss, correct};
+}
+
+}  // namespace
+}  // namespace fastmlp
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
+  m.impl("evaluate", TORCH_BOX(&fastmlp::evaluate_cpu));
+}
