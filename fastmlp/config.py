@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .augment import parse_augmentation
 from .engines import ENGINES
 from .errors import EXIT_USAGE, UserError
 from .layers import parse_init
@@ -26,6 +27,9 @@ else:
 
 LR_SCHEDULES = ("constant", "cosine")
 NORMALIZATIONS = ("unit", "standard")
+LOADERS = ("shuffle", "sliding")
+MAX_BLOCK_STEPS = 1024
+"""A block holds all its images and their Gram matrix in memory."""
 MAX_THREADS = 4096
 """More than any machine has; OpenMP aborts the process over far larger numbers."""
 
@@ -47,6 +51,8 @@ class TrainConfig:
     hidden: tuple[int, ...] = (256,)
     init: str = "kaiming"
     normalize: str = "standard"
+    augment: str = "none"
+    loader: str = "shuffle"
     batch_size: int = 128
     lr: float = 0.02
     lr_decay: float = 1.0
@@ -59,6 +65,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     engine: str = "auto"
+    block_steps: int = 0
     threads: int = 0
     save_every: int = 1
 
@@ -70,6 +77,7 @@ class TrainConfig:
                 raise UserError(f"{name} must be {wanted}, got {_shown(value)}", EXIT_USAGE)
         try:
             parse_init(self.init)
+            parse_augmentation(self.augment)
         except ValueError as error:
             raise UserError(str(error), EXIT_USAGE) from error
         if self.nesterov and self.momentum == 0:
@@ -108,7 +116,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "course": {
         "hidden": (256,),
+        "init": "normal:0.8",
         "normalize": "unit",
+        "loader": "sliding",
         "batch_size": 8,
         "lr": 0.01,
         "lr_decay": 1.0,
@@ -120,8 +130,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 200,
     },
 }
-"""``course``: the exercise this project grew out of. Its gradients, already means over the batch,
-are divided by the batch size once more."""
+"""``course``: the exercise this project grew out of, as it was. Its weights begin 20 times too
+large, its loader shows the same few images again and again, and its gradients, already means over
+the batch, are divided by the batch size once more. ``course-fixed``: the same with the usual
+initial weights and a loader that shows every image. ``sweep``: plain SGD, where sweeps begin."""
+PRESETS["course-fixed"] = {**PRESETS["course"], "init": "kaiming", "loader": "shuffle"}
+PRESETS["sweep"] = {
+    "hidden": (64,),
+    "batch_size": 16,
+    "lr": 1e-3,
+    "lr_decay": 0.95,
+    "lr_schedule": "constant",
+    "momentum": 0.0,
+    "nesterov": False,
+    "weight_decay": 0.0,
+    "epochs": 80,
+}
 
 
 def resolve_config(
@@ -250,6 +274,8 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "test_set": (_is_text, "the name of a test part"),
     "init": (_is_text, "the name of an initialisation"),
     "normalize": (_is_one_of(NORMALIZATIONS), f"one of {', '.join(NORMALIZATIONS)}"),
+    "augment": (_is_text, "the name of an augmentation"),
+    "loader": (_is_one_of(LOADERS), f"one of {', '.join(LOADERS)}"),
     "batch_size": (_is_whole(1), "a whole number of at least 1"),
     "lr": (_is_number(lambda v: v > 0), "a number above 0"),
     "lr_decay": (_is_number(lambda v: v > 0), "a number above 0"),
@@ -262,6 +288,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "seed": (_is_whole(0), "a whole number of at least 0"),
     "device": (_is_device, "auto, cpu, cuda or cuda:<number>"),
     "engine": (_is_one_of(_ENGINE_NAMES), f"one of {', '.join(_ENGINE_NAMES)}"),
+    "block_steps": (_is_whole(0, MAX_BLOCK_STEPS), f"a whole number from 0 to {MAX_BLOCK_STEPS}"),
     "threads": (_is_whole(0, MAX_THREADS), f"a whole number from 0 to {MAX_THREADS}"),
     "save_every": (_is_whole(1), "a whole number of at least 1"),
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
+from .augment import image_shape
 from .config import TrainConfig
-from .data import Split, load_dataset, split_dataset
+from .data import Normalization, Split, load_dataset, make_normalization, split_dataset
 from .errors import UserError
 
 
@@ -21,6 +23,8 @@ class RunData:
     source: str = "given by the caller"
     offline: bool = False
     """Whether this is the built-in set, which stands in for CIFAR-10 without a network."""
+    class_names: tuple[str, ...] = ()
+    """Of the labels, where they have names."""
 
     def __post_init__(self) -> None:
         parts = {
@@ -38,6 +42,22 @@ class RunData:
                     f"{low} to {high}"
                 )
 
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(planes, height, width) of the images, None where they are not square."""
+        return image_shape(self.split.train.images.shape[1])
+
+    def normalization(self, name: str) -> Normalization:
+        """:func:`fastmlp.data.make_normalization` on the training images, made once."""
+        if name not in self._normalizations:
+            self._normalizations[name] = make_normalization(name, self.split.train.images)
+        return self._normalizations[name]
+
+    @cached_property
+    def _normalizations(self) -> dict[str, Normalization]:
+        return {}
+
+    @cached_property
     def fingerprint(self) -> str:
         """The name and a hash of all that training and the choice of the best epoch depend on."""
         digest = hashlib.sha256()
@@ -55,4 +75,11 @@ def load_run_data(config: TrainConfig, progress: bool = True) -> RunData:
     """
     dataset = load_dataset(config.dataset, config.data_dir, config.data_url, progress=progress)
     split = split_dataset(dataset, config.split, config.test_set)
-    return RunData(split, len(dataset.classes), dataset.name, str(dataset.source), dataset.offline)
+    return RunData(
+        split,
+        len(dataset.classes),
+        dataset.name,
+        str(dataset.source),
+        dataset.offline,
+        tuple(dataset.classes),
+    )

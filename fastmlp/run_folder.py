@@ -103,7 +103,7 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
-        with folder._locked():
+        with folder.locked():
             folder._check_empty()  # nobody can have filled it since
             try:
                 yield folder
@@ -121,11 +121,11 @@ class RunFolder:
         :class:`UserError` where it is none."""
         folder = cls(path)
         folder.read_config()
-        with folder._locked():
+        with folder.locked():
             yield folder
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Holds the folder's lock; the system lets go of it however the process ends."""
         try:
             file = open(self.path / LOCK, "a")  # noqa: SIM115 (closed below)
@@ -181,7 +181,7 @@ class RunFolder:
         path = self.path / "resume.pt"
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
-            return _state_from_dict(values)
+            return state_from_dict(values)
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing, so the run cannot be resumed") from error
         except OSError as error:
@@ -195,14 +195,14 @@ class RunFolder:
     def save(self, state: RunState) -> None:
         """Writes where the run stands into all files that a run under way has."""
         self.save_best(state)
-        self._write("last.pt", _torch_bytes(state.engine["parameters"]))
+        self._write("last.pt", torch_bytes(state.engine["parameters"]))
         self.write_metrics(state)
-        self._write("resume.pt", _torch_bytes(_state_to_dict(state)))
+        self._write("resume.pt", torch_bytes(state_to_dict(state)))
 
     def save_best(self, state: RunState) -> None:
         """Writes ``best.pt``, once there is a best epoch."""
         if state.best:
-            self._write("best.pt", _torch_bytes(state.best))
+            self._write("best.pt", torch_bytes(state.best))
 
     def write_metrics(self, state: RunState) -> None:
         """Writes ``metrics.csv``, all of it."""
@@ -255,7 +255,8 @@ class RunFolder:
             raise UserError(describe_os_error(told)) from error
 
 
-def _state_to_dict(state: RunState) -> dict[str, Any]:
+def state_to_dict(state: RunState) -> dict[str, Any]:
+    """What ``resume.pt`` holds of a run."""
     values = {item.name: getattr(state, item.name) for item in fields(state)}
     values["format"] = FORMAT
     values["history"] = [asdict(record) for record in state.history]
@@ -263,7 +264,8 @@ def _state_to_dict(state: RunState) -> dict[str, Any]:
     return values
 
 
-def _state_from_dict(values: dict[str, Any]) -> RunState:
+def state_from_dict(values: dict[str, Any]) -> RunState:
+    """Its reverse; raises any error where the values are not what they should be."""
     if values.pop("format") != FORMAT:
         raise ValueError("resume.pt has another format")
     values["history"] = [EpochRecord(**record) for record in values["history"]]
@@ -275,7 +277,7 @@ def _json_bytes(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def _torch_bytes(value: object) -> memoryview:
+def torch_bytes(value: object) -> memoryview:
     """What ``torch.save`` writes; through memory, because on a full disk ``torch.save`` itself
     raises errors that do not say so."""
     buffer = io.BytesIO()

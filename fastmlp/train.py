@@ -20,19 +20,11 @@ from typing import Any
 
 import torch
 
-from .config import (
-    LR_SCHEDULES,
-    NORMALIZATIONS,
-    PRESETS,
-    TrainConfig,
-    load_config_file,
-    resolve_config,
-)
+from .config import PRESETS, TrainConfig, load_config_file, resolve_config
 from .data import add_data_arguments
-from .engines import ENGINES
 from .errors import EXIT_INTERRUPTED, EXIT_USAGE, ArgumentParser, UserError, run_command
 from .fitting import Run, fit, resume
-from .layers import INITS
+from .flags import add_machine_arguments, add_training_arguments, given_flags
 from .progress import Progress
 from .run_folder import RunFolder
 
@@ -44,7 +36,7 @@ RESUME_FLAGS = ("resume", "epochs", "device", "data_dir", "quiet", "json")
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code, raises :class:`UserError` for a user's mistake."""
-    flags = _given_flags(_build_parser(), argv)
+    flags = given_flags(_build_parser(), argv)
     for name in ("out", "resume"):
         if flags.get(name) == "":
             raise UserError(f"{_as_flag(name)} must be a folder, got an empty name", EXIT_USAGE)
@@ -160,15 +152,6 @@ def _new_folder(preset: str) -> Iterator[Path]:
             path.rmdir()
 
 
-def _given_flags(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """The flags that stand on the command line, without any default: argparse sets a default only
-    where the namespace has no such attribute yet."""
-    absent = object()
-    namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), absent))
-    values = vars(parser.parse_args(argv, namespace))
-    return {name: value for name, value in values.items() if value is not absent}
-
-
 def _as_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -196,8 +179,8 @@ def _build_parser() -> ArgumentParser:
     )
     add_data_arguments(parser.add_argument_group("data"))
     _add_run_arguments(parser.add_argument_group("run"))
-    _add_training_arguments(parser.add_argument_group("training"))
-    _add_machine_arguments(parser.add_argument_group("machine"))
+    add_training_arguments(parser.add_argument_group("training"), TrainConfig())
+    add_machine_arguments(parser.add_argument_group("machine"))
     return parser
 
 
@@ -226,74 +209,6 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         default=none,
         help="a JSON summary on standard output at the end, all else on standard error",
-    )
-
-
-def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
-    add, defaults = group.add_argument, TrainConfig()
-    hidden = ",".join(map(str, defaults.hidden))
-    add("--hidden", metavar="H[,H...]", default=hidden, help="widths of the hidden layers")
-    add("--init", default=defaults.init, help=f"initial parameters: {INITS}")
-    add(
-        "--normalize",
-        choices=NORMALIZATIONS,
-        default=defaults.normalize,
-        help="pixels divided by 255, or standardised",
-    )
-    add("--batch-size", type=int, metavar="N", default=defaults.batch_size, help="images a step")
-    add("--epochs", type=int, metavar="N", default=defaults.epochs, help="passes over the data")
-    add("--lr", type=float, metavar="X", default=defaults.lr, help="learning rate")
-    add(
-        "--lr-decay",
-        type=float,
-        metavar="X",
-        default=defaults.lr_decay,
-        help="factor on the learning rate after every epoch",
-    )
-    add(
-        "--lr-schedule",
-        choices=LR_SCHEDULES,
-        default=defaults.lr_schedule,
-        help="cosine goes down to nearly 0 at the last epoch",
-    )
-    add("--momentum", type=float, metavar="X", default=defaults.momentum, help="of SGD; 0: none")
-    add(
-        "--nesterov",
-        action=argparse.BooleanOptionalAction,
-        default=defaults.nesterov,
-        help="Nesterov's momentum",
-    )
-    add(
-        "--weight-decay",
-        type=float,
-        metavar="X",
-        default=defaults.weight_decay,
-        help="added to the gradient, times the parameter",
-    )
-    add(
-        "--grad-average",
-        action=argparse.BooleanOptionalAction,
-        default=defaults.grad_average,
-        help="divide the mean gradient by the batch size once more",
-    )
-    add("--seed", type=int, metavar="N", default=defaults.seed, help="of all random numbers")
-
-
-def _add_machine_arguments(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--device", metavar="auto|cpu|cuda[:N]", default=TrainConfig.device, help="where to run")
-    add(
-        "--engine",
-        choices=("auto", *ENGINES),
-        default=TrainConfig.engine,
-        help="how to run an epoch; auto takes the fastest that works here and says which",
-    )
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        default=TrainConfig.threads,
-        help="CPU threads; 0 leaves the number to PyTorch",
     )
 
 

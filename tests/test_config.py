@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,12 @@ def test_the_course_preset_is_the_course() -> None:
     assert (course.lr, course.lr_decay, course.lr_schedule) == (0.01, 1.0, "constant")
     assert (course.momentum, course.nesterov, course.weight_decay) == (0.0, False, 0.0)
     assert (course.normalize, course.grad_average) == ("unit", True)
-    with pytest.raises(UserError, match="preset must be one of default, course, got 'corse'"):
+    assert (course.init, course.loader) == ("normal:0.8", "sliding")
+    fixed = resolve_config({}, preset="course-fixed")
+    assert fixed == replace(course, init="kaiming", loader="shuffle")
+    with pytest.raises(
+        UserError, match="preset must be one of default, course, course-fixed, got 'corse'"
+    ):
         resolve_config({}, preset="corse")
     with pytest.raises(UserError, match="preset must be one of"):
         resolve_config({}, preset=["course"])  # type: ignore[arg-type]

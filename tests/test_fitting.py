@@ -25,15 +25,9 @@ from torch import nn
 from fastmlp.backend import native_available
 from fastmlp.config import TrainConfig
 from fastmlp.data import make_normalization
+from fastmlp.epochs import epoch_order, initial_parameters
 from fastmlp.errors import UserError
-from fastmlp.fitting import (
-    DivergedError,
-    Run,
-    epoch_order,
-    fit,
-    initial_parameters,
-    resume,
-)
+from fastmlp.fitting import DivergedError, Run, fit, resume
 from fastmlp.reference_trainer import mlp_ref, train_epoch_ref
 
 DATA = tiny_data()
@@ -169,8 +163,9 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("save_every", [1, 5])
 def test_stopped_anywhere_a_run_goes_on_bit_by_bit(
-    engine: str, save_every: int, tmp_path: Path
+    engine: str, save_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)  # every call is one block
     config = replace(CONFIG, engine=engine, save_every=save_every)
     calls = 0
 

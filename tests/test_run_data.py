@@ -56,17 +56,17 @@ def test_the_fingerprint_knows_every_pixel_and_label() -> None:
     label[0] = (label[0] + 1) % 3
     val = data.split.val.labels.flip(0)
     prints = [
-        data.fingerprint(),
-        replace(data, name="other").fingerprint(),
-        changed(data, "train", images=pixel).fingerprint(),
-        changed(data, "train", labels=label).fingerprint(),
-        changed(data, "val", labels=val).fingerprint(),
+        data.fingerprint,
+        replace(data, name="other").fingerprint,
+        changed(data, "train", images=pixel).fingerprint,
+        changed(data, "train", labels=label).fingerprint,
+        changed(data, "val", labels=val).fingerprint,
     ]
     assert len(set(prints)) == len(prints)
-    assert tiny_data().fingerprint() == prints[0]
-    assert changed(data, "test", labels=data.split.test.labels.flip(0)).fingerprint() == prints[0]
+    assert tiny_data().fingerprint == prints[0]
+    assert changed(data, "test", labels=data.split.test.labels.flip(0)).fingerprint == prints[0]
     strided = Part(train.images.t().contiguous().t(), train.labels)
-    assert replace(data, split=replace(data.split, train=strided)).fingerprint() == prints[0]
+    assert replace(data, split=replace(data.split, train=strided)).fingerprint == prints[0]
 
 
 def test_data_that_cannot_be_used() -> None:
