@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor> blocked_train_cpu(
       work = std::max(work, work_of(each) / blocks);
     }
     if (groups.size() > 1 || plan_team_cpu(work)) {
-      run_groups(inputs, groups, TorchTeam());
+      with_torch_team([&](const Team& team) { run_groups(inputs, groups, team); });
     } else {
       run_groups(inputs, groups, Alone());
     }

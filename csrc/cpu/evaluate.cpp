@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labe
     }
     std::vector<double> losses(networks * count);
     std::vector<int64_t> hits(networks * chunks);
-    TorchTeam().run(chunks, [&](int64_t chunk) {
+    const auto run_chunk = [&](int64_t chunk) {
       const int64_t first = chunk * kRows, rows = std::min(kRows, count - first);
       std::vector<T> x(rows * features), activations[2], sums;
       for (int64_t m = 0; m < rows; ++m) {
@@ -65,7 +65,8 @@ std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labe
             run_network(each[n], activations, sums, x.data(), data<int64_t>(labels) + first, rows,
                         losses.data() + n * count + first);
       }
-    });
+    };
+    with_torch_team([&](const Team& team) { team.run(chunks, run_chunk); });
     for (int64_t n = 0; n < networks; ++n) {
       data<double>(loss)[n] =
           std::accumulate(losses.begin() + n * count, losses.begin() + (n + 1) * count, 0.0);

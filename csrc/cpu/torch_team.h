@@ -1,32 +1,24 @@
-// The threads of PyTorch's CPU operators as a Team.
+// The threads of PyTorch's CPU operators as a team.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <atomic>
-
-#include "team.h"
+#include "crew.h"
 
 namespace fastmlp {
 
-class TorchTeam final : public Team {
- public:
-  int64_t threads() const override { return threads_; }
-
-  // Each thread takes the next item as soon as it is free.
-  void run(int64_t items, const std::function<void(int64_t)>& body) const override {
-    if (items <= 1) {
-      if (items == 1) body(0);
-      return;
-    }
-    std::atomic<int64_t> next{0};
-    torch::stable::parallel_for(0, std::min(items, threads_), 1, [&](int64_t, int64_t) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(i);
-    });
-  }
-
- private:
-  int64_t threads_ = torch::stable::get_num_threads();
-};
+// lead(team) on the calling thread, PyTorch's others serving until it is back.
+inline void with_torch_team(const std::function<void(const Team&)>& lead) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const Crew crew(threads);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    // The calling thread has the first index; where it has all of them, nobody serves.
+    if (begin > 0) return crew.serve();
+    struct Dismissal {
+      const Crew& crew;
+      ~Dismissal() { crew.dismiss(); }
+    } at_the_end{crew};
+    if (end > begin) lead(crew);
+  });
+}
 
 }  // namespace fastmlp

@@ -10,9 +10,11 @@
 #include <deque>
 #include <functional>
 #include <random>
+#include <stdexcept>
 #include <thread>
 
 #include "../../csrc/cpu/blocked_run.h"
+#include "../../csrc/cpu/crew.h"
 
 namespace fastmlp {
 
@@ -182,13 +184,45 @@ void shared(Problem<T>& problem) {
 
 template <typename T>
 bool same_on_threads(const char* name, void (*fill)(Problem<T>&)) {
-  Problem<T> fresh, alone, together;
-  for (Problem<T>* problem : {&fresh, &alone, &together}) fill(*problem);
+  Problem<T> fresh, alone, together, by_crew;
+  for (Problem<T>* problem : {&fresh, &alone, &together, &by_crew}) fill(*problem);
   run_groups(alone.images(), alone.groups, Alone());
   run_groups(together.images(), together.groups, Threads(4));
-  const bool same = together.same_as(alone) && !alone.same_as(fresh);
+  const Crew crew(4);
+  std::vector<std::thread> helpers;
+  for (int i = 1; i < 4; ++i) helpers.emplace_back([&] { crew.serve(); });
+  run_groups(by_crew.images(), by_crew.groups, crew);
+  crew.dismiss();
+  for (std::thread& helper : helpers) helper.join();
+  const bool same = together.same_as(alone) && by_crew.same_as(alone) && !alone.same_as(fresh);
   std::printf("%s, %zu bytes a number: %s\n", name, sizeof(T), same ? "the same" : "DIFFERENT");
   return same;
+}
+
+// Stages of one or two items, one after the other as quickly as they go: each item is done once,
+// and before the next stage begins. An error in one reaches the leader.
+bool crew_is_exact(int64_t stages) {
+  const Crew crew(4);
+  std::vector<std::thread> helpers;
+  for (int i = 1; i < 4; ++i) helpers.emplace_back([&] { crew.serve(); });
+  bool exact = true, thrown = false;
+  for (int64_t stage = 0; stage < stages; ++stage) {
+    int64_t times[5] = {};
+    const int64_t items = 2 + stage % 4;
+    crew.run(items, [&](int64_t i) { ++times[i]; });
+    for (int64_t i = 0; i < 5; ++i) exact = exact && times[i] == (i < items);
+  }
+  try {
+    crew.run(9, [](int64_t i) {
+      if (i == 5) throw std::runtime_error("five");
+    });
+  } catch (const std::runtime_error&) {
+    thrown = true;
+  }
+  crew.dismiss();
+  for (std::thread& helper : helpers) helper.join();
+  std::printf("a crew: %s\n", exact && thrown ? "exact" : "WRONG");
+  return exact && thrown;
 }
 
 template <typename T>
@@ -202,7 +236,8 @@ bool all_the_same() {
 }  // namespace
 }  // namespace fastmlp
 
-int main() {
+int main(int count, char** arguments) {
   const bool floats = fastmlp::all_the_same<float>();
-  return fastmlp::all_the_same<double>() && floats ? 0 : 1;
+  const bool exact = fastmlp::crew_is_exact(count > 1 ? std::atoll(arguments[1]) : 20000);
+  return fastmlp::all_the_same<double>() && floats && exact ? 0 : 1;
 }
