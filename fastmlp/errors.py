@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 EXIT_FAILURE = 1
@@ -54,6 +55,22 @@ def describe_os_error(error: OSError) -> str:
     return hints.get(error.errno or 0, f"{error.strerror or error}{where}.")
 
 
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns errors for lack of memory into the user's kind; PyTorch raises RuntimeErrors, on a GPU
+    ``torch.OutOfMemoryError``, a subclass."""
+    import torch  # after the command line has been read
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("can't allocate memory", "Storage size calculation overflowed")
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and not any(word in str(error) for word in words):
+            raise
+        raise UserError("Not enough memory; try a smaller --hidden or --batch-size") from error
+
+
 def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None) -> NoReturn:
     """Runs ``main(argv)`` and exits with its code; a :class:`UserError` or ``OSError`` becomes
     one line on standard error."""
@@ -61,7 +78,8 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None)
     try:
         code = main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"fastmlp: error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all processes make one mistake
+            print(f"fastmlp: error: {error}", file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:
         code = EXIT_FAILURE  # the reader of our output (head, less) has left

@@ -56,16 +56,19 @@ def learning_curves(
 def _draw(axes: Axes, epochs: list[int], train: list[float], validation: list[float]) -> None:
     """Both curves; dots as long as there are few epochs, so that a single one is seen."""
     marker = "o" if len(epochs) <= 25 else None
-    axes.plot(epochs, train, color=TRAIN, marker=marker, markersize=3.5, label="training")
-    axes.plot(
-        epochs,
-        validation,
-        color=VALIDATION,
-        linestyle="--",
-        marker=marker,
-        markersize=3.5,
-        label="validation",
-    )
+    for values, colour, line, label in (
+        (train, TRAIN, "--", "training"),
+        (validation, VALIDATION, "-", "validation"),
+    ):
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            linestyle=line,
+            marker=marker,
+            markersize=3.5,
+            label=label,
+        )
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -86,4 +89,4 @@ def _mark(axes: Axes, epoch: int, value: float, text: str) -> None:
         linestyle="none",
         label=f"best epoch, {epoch}: {text}",
     )
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=10.5)

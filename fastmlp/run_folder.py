@@ -180,7 +180,8 @@ class RunFolder:
         """Where the run stands, from ``resume.pt``."""
         path = self.path / "resume.pt"
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            data = path.read_bytes()  # torch.load itself raises an OSError for a file cut short
+            values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             return state_from_dict(values)
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing, so the run cannot be resumed") from error

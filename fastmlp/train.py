@@ -18,11 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .config import PRESETS, TrainConfig, load_config_file, resolve_config
 from .data import add_data_arguments
-from .errors import EXIT_INTERRUPTED, EXIT_USAGE, ArgumentParser, UserError, run_command
+from .errors import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    ArgumentParser,
+    UserError,
+    memory_errors,
+    run_command,
+)
 from .fitting import Run, fit, resume
 from .flags import add_machine_arguments, add_training_arguments, given_flags
 from .progress import Progress
@@ -48,7 +53,7 @@ def main(argv: list[str]) -> int:
         start = _resume
     else:
         start = _start
-    with _memory_errors():
+    with memory_errors():
         run = start(flags, progress)
     assert run.folder is not None  # the command always has one
     if run.interrupted:
@@ -154,20 +159,6 @@ def _new_folder(preset: str) -> Iterator[Path]:
 
 def _as_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-@contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turns errors for lack of memory into the user's kind; PyTorch raises RuntimeErrors, on a GPU
-    ``torch.OutOfMemoryError``, a subclass."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        words = ("can't allocate memory", "Storage size calculation overflowed")
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and not any(word in str(error) for word in words):
-            raise
-        raise UserError("Not enough memory; try a smaller --hidden or --batch-size") from error
 
 
 def _build_parser() -> ArgumentParser:

@@ -180,7 +180,7 @@ def train_epochs(
     allows; returns the errors of those that diverged.
 
     They must have the same kind of engine, the same data and normalisation. ``on_progress`` gets
-    what is done since the call. Their epochs are not ended: see :func:`validate_epochs`.
+    what is done since the call. Their epochs are not ended: see :meth:`Training.end_epoch`.
     """
     engines = [training.engine for training in trainings]
     begin = time.perf_counter()

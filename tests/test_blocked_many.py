@@ -262,7 +262,7 @@ def test_networks_on_other_images_are_refused(data, orders):
     ):
         engines = [one, make(BlockedEngine, other, {"batch_size": 8})]
         with pytest.raises(
-            ValueError, match="must share their training images|one normalisation and dtype"
+            ValueError, match=r"must share their training images|one normalisation and dtype"
         ):
             BlockedEngine.train_together(engines, epochs)
     with pytest.raises(ValueError, match="start_step must be from 0 to 18, got 19"):

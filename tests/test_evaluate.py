@@ -154,7 +154,7 @@ def test_engines_with_another_normalisation_are_refused():
     other = part, Normalization("unit", norm.scale * 2, norm.shift)
     engines = [make(BlockedEngine, each, {"batch_size": 8}) for each in (data, other)]
     with pytest.raises(
-        ValueError, match="must share their training images|one normalisation and dtype"
+        ValueError, match=r"must share their training images|one normalisation and dtype"
     ):
         BlockedEngine.evaluate_together(engines, part)
 

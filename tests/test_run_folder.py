@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_a_resume_file_of_another_kind(tmp_path: Path, content: Any) -> None:
         RunFolder(tmp_path).read_state()
 
 
+def test_a_resume_file_cut_short(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    torch.save({"a": torch.arange(3000)}, whole)
+    for size in range(0, len(whole.getvalue()), 997):
+        (tmp_path / "resume.pt").write_bytes(whole.getvalue()[:size])
+        with pytest.raises(UserError, match=r"resume.pt is damaged"):
+            RunFolder(tmp_path).read_state()
+
+
 @pytest.mark.parametrize("error", [IndexError("pop"), AssertionError(), OverflowError("int")])
 def test_whatever_the_unpickler_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -189,6 +199,7 @@ def test_whatever_the_unpickler_raises(
         raise error
 
     monkeypatch.setattr("fastmlp.run_folder.torch.load", load)
+    (tmp_path / "resume.pt").touch()
     with pytest.raises(UserError, match=r"resume.pt is damaged"):
         RunFolder(tmp_path).read_state()
 
