@@ -31,7 +31,7 @@ class Peer(Protocol):
 
 class HandWritten:
     """A course's loop: layers by hand in torch operations, w of shape (D, F), the loss read back
-    after every step."""
+    after every step, updates as ``w -= lr * dw``."""
 
     def __init__(self, parameters: Parameters, images: Tensor, labels: Tensor, lr: float) -> None:
         self.w1, self.w2 = (parameters[f"{i}.weight"].t().contiguous() for i in (0, 2))
@@ -51,11 +51,15 @@ class HandWritten:
             losses.append(-(hot * p.log()).sum().item() / len(rows))
             dlogits = (p - hot) / len(rows)
             dh = dlogits @ self.w2.t() * (h > 0)
-            self.w2.sub_(a.t() @ dlogits, alpha=self.lr)
-            self.b2.sub_(dlogits.sum(0), alpha=self.lr)
-            self.w1.sub_(x.t() @ dh, alpha=self.lr)
-            self.b1.sub_(dh.sum(0), alpha=self.lr)
+            self.update(self.w2, a.t() @ dlogits)
+            self.update(self.b2, dlogits.sum(0))
+            self.update(self.w1, x.t() @ dh)
+            self.update(self.b1, dh.sum(0))
         return sum(losses) / len(losses)
+
+    def update(self, w: Tensor, dw: Tensor) -> None:
+        """One step of SGD."""
+        w -= self.lr * dw
 
     def parameters(self) -> Parameters:
         return {
@@ -64,6 +68,13 @@ class HandWritten:
             "2.weight": self.w2.t(),
             "2.bias": self.b2,
         }
+
+
+class HandWrittenInPlace(HandWritten):
+    """The same by one who knows torch: no array for the step itself."""
+
+    def update(self, w: Tensor, dw: Tensor) -> None:
+        w.sub_(dw, alpha=self.lr)
 
 
 class ModuleAndOptimizer:
@@ -158,8 +169,11 @@ class ScikitLearn:
         return tensors
 
 
-OPTIONAL: dict[str, tuple[str, Callable[[Parameters, Tensor, Tensor, float], Peer]]] = {
+PEERS: dict[str, tuple[str, Callable[[Parameters, Tensor, Tensor, float], Peer]]] = {
+    "nn.Module + torch.optim.SGD": ("torch", ModuleAndOptimizer),
+    "hand-written loop in torch": ("torch", HandWritten),
+    "the same, updates in place": ("torch", HandWrittenInPlace),
     "JAX jit(scan)": ("jax", JaxScan),
     "scikit-learn": ("sklearn", ScikitLearn),
 }
-"""Peers that take part where their package is installed."""
+"""By name, with the package that each wants."""
