@@ -1,4 +1,4 @@
-"""The command ``fastmlp``: ``fastmlp train|data|info ...``, also ``python -m fastmlp``."""
+"""The command ``fastmlp COMMAND ...``, also ``python -m fastmlp COMMAND ...``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from .errors import EXIT_USAGE, UserError, run_command
 
 COMMANDS = {
     "train": "train a network on CIFAR-10",
+    "sweep": "train many configurations side by side and compare them",
+    "reproduce": "the whole report: sweeps, final training, what explains the figures",
     "data": "fetch, check and show the data",
     "info": "what was built, what runs here, and why not",
 }
@@ -25,7 +27,7 @@ def _dispatch(argv: list[str]) -> int:
     if name in ("-h", "--help"):
         print("usage: fastmlp COMMAND ...   (fastmlp COMMAND --help tells more)\n")
         for command, what in COMMANDS.items():
-            print(f"  {command:8}{what}")
+            print(f"  {command:11}{what}")
         return 0
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command; try {', '.join(COMMANDS)}", EXIT_USAGE)
