@@ -15,6 +15,7 @@ from typing import Any
 
 from timing import RESULTS
 
+from fastmlp.experiments import COURSE_TEST
 from fastmlp.files import write_text
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -35,8 +36,7 @@ def epoch_table(results: dict[str, Any]) -> str:
             mine = row["epoch"][name]["median_us"]
             ratio = "" if mine == ours else f" ({mine / ours:.1f}x)"
             cells.append(f"{mine / 1e6:.2f}{ratio}")
-        bold = "**" if name.startswith("fastmlp") else ""
-        lines.append(f"| {bold}{name}{bold} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _caption(results)])
 
 
@@ -67,6 +67,55 @@ def train_table(results: dict[str, Any]) -> str:
     )
 
 
+def many_table(results: dict[str, Any]) -> str:
+    """What a model costs when many are trained together."""
+    rows = [row for row in results["rows"] if row["axis"] == "models"]
+    names = list(rows[-1]["epoch"])
+    lines = [
+        "| seconds per epoch and model | " + " | ".join(f"{row['models']}" for row in rows) + " |",
+        "|---|" + "---:|" * len(rows),
+    ]
+    for name in names:
+        seconds = [row["epoch"][name]["median_us"] / 1e6 / row["models"] for row in rows]
+        lines.append(f"| {_bold(name)} | " + " | ".join(f"{s:.3f}" for s in seconds) + " |")
+    return "\n".join([*lines, "", _caption(results)])
+
+
+def report_table(results: dict[str, Any]) -> str:
+    """The course report's test accuracies beside ours."""
+
+    def percent(stat: dict[str, float]) -> str:
+        return f"{100 * stat['mean']:.2f} +- {100 * stat['sd']:.2f}"
+
+    final = results["studies"]["final"]
+    lines = ["| test accuracy, % | course report | reproduced |", "|---|---:|---:|"]
+    for name, course in COURSE_TEST.items():
+        ours = percent(final["networks"][name]["test_acc"])
+        lines.append(f"| {name} | {100 * course:.2f} | {ours} |")
+    ablation = results["studies"]["ablation"]
+    fixed = percent(ablation["networks"]["shuffle, kaiming, averaged twice"]["test_acc"])
+    right = percent(results["studies"]["network"]["networks"]["default"]["test_acc"])
+    lines += [
+        f"| batch 8, lr 0.01, correct loader and initial weights, {ablation['epochs']} epochs "
+        f"| | {fixed} |",
+        f"| the default preset | | {right} |",
+    ]
+    minutes = results["seconds"] / 60
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Mean and standard deviation over {final['seeds']} seeds (corrected: "
+            f"{ablation['seeds']}; default: {results['studies']['network']['seeds']}). "
+            f"The whole report took {minutes:.1f} minutes. {_caption(results)}",
+        ]
+    )
+
+
+def _bold(name: str) -> str:
+    return f"**{name}**" if name.startswith("fastmlp") else name
+
+
 def _caption(results: dict[str, Any]) -> str:
     p = results["provenance"]
     return (
@@ -77,6 +126,8 @@ def _caption(results: dict[str, Any]) -> str:
 
 TABLES = {
     "epoch": (epoch_table, "epoch_time.cpu.json"),
+    "many": (many_table, "growth.cpu.json"),
+    "report": (report_table, "report.cpu.json"),
     "op": (op_table, "op_time.cpu.json"),
     "train": (train_table, "train.cpu.json"),
 }
