@@ -1,4 +1,4 @@
-"""The CUDA operators on an emulated GPU: csrc/cuda as g++ compiles it over tests/native.
+"""The CUDA operators on an emulated GPU: csrc/cuda as g++ compiles it over native/cuda_on_host.
 
 The kernels' own source runs, each GPU thread as a fiber, and the operators around them. They are
 ``torch.ops.fastmlp_on_host.<name>`` on CPU tensors; new tensors are poisoned with nan and stand
@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent.parent
-NATIVE = ROOT / "tests" / "native"
+NATIVE = ROOT / "tests" / "native" / "cuda_on_host"
 OPERATORS = ("relu", "linear", "softmax_xent")
 FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"),
     # a misaligned 16-byte access is an error on a GPU: here it traps
     "-fsanitize=alignment,bounds,shift,signed-integer-overflow",
     "-fsanitize-undefined-trap-on-error",
+    "-fno-strict-aliasing",  # as nvcc has it
     *("-DFASTMLP_ON_HOST", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"),
 ]
 

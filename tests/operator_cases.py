@@ -1,8 +1,9 @@
 """What every GPU operator has to pass, on a GPU (test_cuda.py) or on an emulated one
 (test_cuda_emulated.py): the case table against float64 truth, exact integers, PyTorch's semantics.
 
-A ``machine`` has ``run(name, *args)``, which calls an operator, and ``place(tensor)``, which moves
-an argument to where that operator reads it; results come back on the CPU.
+A ``machine`` has ``run(name, *args)``, which calls an operator, ``place(tensor)``, which moves an
+argument, in its strides, to where that operator reads it, and the ``device`` that PyTorch itself
+computes on for comparison; results come back on the CPU.
 """
 
 from __future__ import annotations
@@ -73,8 +74,11 @@ def compare_xent(machine: Any, logits: Tensor, target: Tensor, **options: Any) -
     rows = target.shape if options.get("reduction") == "none" else ()
     dloss, weight = randn(*rows, dtype=logits.dtype), options.get("weight")
     wide = {**options, "weight": None if weight is None else weight.double()}
+    near = {**options, "weight": None if weight is None else weight.to(machine.device)}
     truth = xent_ref(logits.double(), target, dloss, **wide)
-    peer = xent_ref(logits, target, dloss, **options)
+    peer = [
+        t.cpu() for t in xent_ref(*(t.to(machine.device) for t in (logits, target, dloss)), **near)
+    ]
     for ours, theirs, true in zip(
         xent(machine, logits, target, dloss, **options), peer, truth, strict=True
     ):
@@ -171,8 +175,7 @@ class LinearTests:
         w, b = small_integers(5, 7), small_integers(5)
         for x in (small_integers(7), small_integers(2, 3, 7), small_integers(1, 7).expand(9, 7)):
             dy = small_integers(1).expand(*x.shape[:-1], 5)
-            place = [machine.place(t) if 0 not in t.stride() else t for t in (x, w, b, dy)]
-            place = [t.to(place[1].device) for t in place]
+            place = [machine.place(t) for t in (x, w, b, dy)]
             assert torch.equal(machine.run("linear", *place[:3], False), linear_ref(x, w, b))
             ours = machine.run("linear_backward", place[3], place[0], place[1], None, *[True] * 3)
             for got, want in zip(ours, linear_backward_ref(dy, x, w), strict=True):

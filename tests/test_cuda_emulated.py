@@ -26,7 +26,7 @@ def machine(threads):
     """Threads and blocks run in a shuffled order, on tensors that end at a fence."""
     threads(1)  # the emulation is one thread, beside which idle ones of PyTorch would only spin
     emulation.configure(ORDERS["shuffled"])
-    yield SimpleNamespace(run=emulation.call, place=emulation.fenced())
+    yield SimpleNamespace(run=emulation.call, place=emulation.fenced(), device="cpu")
     emulation.operators().release_fences()
     emulation.configure()
 

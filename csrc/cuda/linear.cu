@@ -6,10 +6,14 @@ namespace {
 
 constexpr int kReduceThreads = 256;
 
+// kWidth neighbours, and what __stwb stores them as, at once; nvcc would take an assignment apart.
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Wide {
   T v[kWidth];
 };
+template <size_t kBytes>
+using Word =
+    std::conditional_t<kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, unsigned>>;
 
 // values as elements (row, col) .. of a matrix of `columns` columns; those outside are left out.
 template <typename T, int kWidth>
@@ -17,7 +21,10 @@ __device__ void store_wide(T* matrix, int64_t row, int64_t col, int64_t columns,
                            const Wide<T, kWidth>& values) {
   T* to = matrix + row * columns + col;
   if (columns % kWidth == 0) {  // then a group is inside as a whole, and aligned
-    if (col < columns) *reinterpret_cast<Wide<T, kWidth>*>(to) = values;
+    Word<sizeof values> word;
+    static_assert(sizeof word == sizeof values);
+    memcpy(&word, &values, sizeof word);
+    if (col < columns) __stwb(reinterpret_cast<Word<sizeof values>*>(to), word);
     return;
   }
 #pragma unroll

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/math.h"
+#include "../../../csrc/math.h"
 
 namespace cuda_on_host {
 

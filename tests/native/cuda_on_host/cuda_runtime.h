@@ -21,6 +21,13 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 const char* cudaGetErrorString(cudaError_t error);
@@ -59,6 +66,11 @@ void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bo
       *static_cast<type*>(cuda_on_host::shared_memory(&name##_key, sizeof(type), alignof(type)))
 
 inline void __syncthreads() { cuda_on_host::block_barrier(); }
+
+template <typename T>
+void __stwb(T* to, const T& value) {
+  *to = value;
+}
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int distance) {
