@@ -57,8 +57,7 @@ def choose_toolkit() -> str | None:
         if wish == "1":
             raise SystemExit(f"FASTMLP_CUDA=1 asks for the CUDA kernels, but {lacks}")
         return None
-    # Where there is a GPU, torch builds for that one.
-    default = "" if torch.cuda.is_available() else "8.0;9.0a;10.0;12.0+PTX"
+    default = "" if torch.cuda.is_available() else "8.0;9.0a;10.0;12.0+PTX"  # "": the GPU here
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default) or "the GPU of this machine"
     print(f"fastmlp: CPU and CUDA kernels, with {toolkit} for {archs} (FASTMLP_CUDA=0: CPU alone)")
     os.environ["CUDA_HOME"] = str(toolkit)  # torch.utils.cpp_extension reads it once
@@ -86,8 +85,9 @@ def extensions() -> tuple[list, dict]:
     both = {"cxx": [*flags, "-DUSE_CUDA"], "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]}
     sources = files("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
     cuda = CUDAExtension("fastmlp._cuda", sources, extra_compile_args=both, **common)
-    cuda.libraries.remove("cudart")  # pip's toolkit has the static one alone
-    cuda.libraries += ["cudart_static", "rt", "pthread", "dl"]
+    if not [*Path(toolkit).glob("lib*/libcudart.so")]:  # pip has it by its version alone
+        name = next(Path(toolkit).glob("lib*/libcudart.so.*")).name
+        cuda.libraries[cuda.libraries.index("cudart")] = f":{name}"
     return [native, cuda], {"build_ext": BuildExtension}
 
 
