@@ -40,12 +40,16 @@ struct ProductPlan {
 
 inline ProductPlan plan_product(int64_t m, int64_t n, int64_t k, int64_t processors) {
   constexpr int64_t kTileN = 64, kStep = 64, kLeastChunk = 128, kMostSplits = 64;
+  // Shorter sums are over before a second kernel would start. Weight gradients are among them: they
+  // sum over a batch, and need not be split, as their rows' sums (the bias's gradient) cannot be.
+  constexpr int64_t kLongSum = 512;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int tile_m = m <= 16 ? 16 : m <= 32 ? 32 : 64;
   const auto at_least_1 = [](int64_t a) { return std::max<int64_t>(a, 1); };
   const int64_t tiles = at_least_1(ceil_div(m, tile_m)) * at_least_1(ceil_div(n, kTileN));
   const int64_t wanted = ceil_div(2 * processors, tiles);  // two blocks for each processor
-  const int64_t splits = at_least_1(std::min({wanted, k / kLeastChunk, kMostSplits}));
+  const int64_t most = k < kLongSum ? 1 : std::min(k / kLeastChunk, kMostSplits);
+  const int64_t splits = at_least_1(std::min(wanted, most));
   const int64_t chunk = at_least_1(ceil_div(ceil_div(k, splits), kStep)) * kStep;
   return {tile_m, at_least_1(ceil_div(k, chunk)), chunk};
 }

@@ -122,7 +122,7 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
         ((8, 3072, 256), torch.float32, "tiles of 16 rows, 24 parts"),
         ((32, 3072, 256), torch.bfloat16, "tiles of 32 rows, 24 parts"),
         ((256, 1024, 1024), torch.float32, "tiles of 64 rows, 4 parts"),
-        ((8, 256, 10), torch.float32, "2 parts"),
+        ((8, 256, 10), torch.float32, "tiles of 16 rows, 1 parts"),
         ((8, 3072, 256), torch.float64, "ATen's BLAS (float64"),
         ((257, 3072, 256), torch.float32, "ATen's BLAS (large: more than 256 rows"),
         ((256, 4096, 4096), torch.float32, "ATen's BLAS (large: too much"),

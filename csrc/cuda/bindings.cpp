@@ -108,9 +108,12 @@ void multiply(const char* name, LinearProduct product, const Tensor& like, const
   product.tile_m = plan.tile_m;
   product.splits = plan.splits;
   product.chunk = plan.chunk;
-  const int64_t parts = plan.splits > 1 ? plan.splits * product.m * (product.n + 1) : 0;
-  const Tensor workspace = empty_beside(like, {parts}, ScalarType::Float);
-  product.workspace = static_cast<float*>(workspace.data_ptr());
+  std::optional<Tensor> workspace;
+  if (plan.splits > 1) {
+    const int64_t size = plan.splits * product.m * product.n;
+    workspace = empty_beside(like, {size}, ScalarType::Float);
+    product.workspace = static_cast<float*>(workspace->data_ptr());
+  }
   check_launch(name, launch_linear(product, type_of(like.scalar_type()), launch.stream));
 }
 

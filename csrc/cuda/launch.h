@@ -55,8 +55,8 @@ struct Operand {
 // c (m, n) = act(a (m, k) b (n, k)^T + bias (n)); row_sums (m) = the sums of a's rows.
 struct LinearProduct {
   void* c;           // contiguous; null where n is 0
-  void* row_sums;    // or null
-  float* workspace;  // splits * m * (n + 1) where splits > 1
+  void* row_sums;    // or null; null where splits > 1
+  float* workspace;  // splits * m * n where splits > 1
   Operand a, b;
   const void* bias;  // or null
   int64_t m, n, k;

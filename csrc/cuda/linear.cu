@@ -77,8 +77,9 @@ struct LinearTiles {
 
 // Computes  c = act(a b^T + bias) and the sums of a's rows; elements of a masked by y <= 0 are 0.
 //           linear: a = x, b = w. dx: a = dy masked, b = w^T. dw and db: a = dy^T masked, b = x^T.
-// Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n) followed
-//           by (splits, m): the parts' sums where there is more than one.
+// Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n): the
+// parts'
+//           sums where there is more than one.
 // Grid      x: tiles of kTileM rows by 64 columns, columns first; y: parts of k. 128 threads.
 // Memory    shared memory: both tiles, 12 to 18 KB; the next tiles wait in registers.
 // Precision float; sums in one order for one plan: deterministic.
@@ -120,32 +121,23 @@ __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct
   });
   const int64_t row = row0 + threadIdx.x;
   if (!sums_rows || row >= product.m) return;
-  if (product.splits > 1) {
-    float* parts = product.workspace + product.splits * product.m * product.n;
-    parts[split * product.m + row] = row_sum;
-  } else {
-    static_cast<T*>(product.row_sums)[row] = narrow<T>(row_sum);
-  }
+  static_cast<T*>(product.row_sums)[row] = narrow<T>(row_sum);
 }
 
-// Computes  c = act(sum over splits of the parts + bias), row_sums = the sum over theirs.
-// Shapes    as linear_kernel's.  Grid  a thread for each of c, then for each of row_sums.
+// Computes  c = act(sum over splits of the parts + bias).
+// Shapes    as linear_kernel's.  Grid  a thread for each element of c.
 // Precision float, parts in ascending order: deterministic.  Same as  linear_ref.
 template <typename T>
 __global__ void __launch_bounds__(kReduceThreads) linear_reduce_kernel(LinearProduct product) {
   const int64_t size = product.m * product.n;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  const bool is_row_sum = i >= size;
-  if (is_row_sum && (!product.row_sums || i - size >= product.m)) return;
-  const int64_t step = is_row_sum ? product.m : size;
-  const float* part = product.workspace + (is_row_sum ? product.splits * size + i - size : i);
+  if (i >= size) return;
   float sum = 0;
-  for (int64_t split = 0; split < product.splits; ++split) sum += part[split * step];
-  if (is_row_sum) {
-    static_cast<T*>(product.row_sums)[i - size] = narrow<T>(sum);
-  } else {
-    static_cast<T*>(product.c)[i] = finished<T>(product, sum, i % product.n);
+#pragma unroll 8  // that many loads in flight
+  for (int64_t split = 0; split < product.splits; ++split) {
+    sum += product.workspace[split * size + i];
   }
+  static_cast<T*>(product.c)[i] = finished<T>(product, sum, i % product.n);
 }
 
 template <typename Engine, int kTileM>
@@ -165,7 +157,7 @@ cudaError_t launch_typed(const LinearProduct& product, cudaStream_t stream) {
                                 ? launch_tiles<Engine<T, 32>, 32>(product, stream)
                                 : launch_tiles<Engine<T, 64>, 64>(product, stream);
   if (error != cudaSuccess || product.splits == 1) return error;
-  const int64_t blocks = ceil_div(product.m * (product.n + 1), kReduceThreads);
+  const int64_t blocks = ceil_div(product.m * product.n, kReduceThreads);
   if (blocks > kMaxGridX) return cudaErrorInvalidValue;
   return launch_kernel(linear_reduce_kernel<T>, dim3(static_cast<unsigned>(blocks)), kReduceThreads,
                        stream, product);
@@ -178,6 +170,7 @@ using Fma = FmaEngine<kTileM>;
 
 cudaError_t launch_linear(const LinearProduct& product, Type type, cudaStream_t stream) {
   if (product.m == 0) return cudaSuccess;
+  if (product.splits > 1 && (product.row_sums || product.n == 0)) return cudaErrorInvalidValue;
   switch (type) {
     case Type::kFloat:
       return launch_typed<float, Fma>(product, stream);
