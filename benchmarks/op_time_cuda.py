@@ -9,6 +9,7 @@ than the level-2 cache. Contenders are first checked to compute the same.
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import statistics
 import subprocess
@@ -254,7 +255,20 @@ def row_of(case: Case, times: dict[str, dict[str, Timing]], bandwidth: float) ->
 
 def driver_version() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return "unknown"
+
+
+def gpu_provenance(bandwidth: float) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name(),
+        "capability": list(torch.cuda.get_device_capability()),
+        "cuda": torch.version.cuda,
+        "driver": driver_version(),
+        "copy_bandwidth": bandwidth,
+    }
 
 
 def run(samples: int, minutes: float, out: Path) -> None:
@@ -271,9 +285,9 @@ def run(samples: int, minutes: float, out: Path) -> None:
     ]
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
-    failed = False
-    for make, shape in plan:
-        for dtype in DTYPES:
+    failed: list[str] = []
+    try:
+        for (make, shape), dtype in itertools.product(plan, DTYPES):
             if time.monotonic() > end:
                 left_out.append(f"{make.__name__} {shape} {dtype}")
                 continue
@@ -281,20 +295,14 @@ def run(samples: int, minutes: float, out: Path) -> None:
             for case in make(shape, dtype):
                 dropped = drop_who_differs(case)
                 if "fastmlp" in dropped:
-                    failed = True
+                    failed.append(f"{case.operator} {shape} {dtype} {case.kind}")
                     continue
                 row = row_of(case, measure(case, samples), bandwidth)
                 rows.append({**row, "dropped": dropped})
                 microseconds = row["times"]["fastmlp"]["gpu"].median_us
                 print(*list(row.values())[:-1], f"{microseconds:.1f} us", flush=True)
-    device = {
-        "device": torch.cuda.get_device_name(),
-        "capability": list(torch.cuda.get_device_capability()),
-        "cuda": torch.version.cuda,
-        "driver": driver_version(),
-        "copy_bandwidth": bandwidth,
-    }
-    results = {"provenance": provenance() | device, "left_out": left_out, "rows": rows}
-    save(out, results)
+    finally:  # what was measured is kept, whatever happened next
+        results = {"provenance": provenance() | gpu_provenance(bandwidth), "failed": failed}
+        save(out, {**results, "left_out": left_out, "rows": rows})
     if failed:
-        raise SystemExit("fastmlp was left out of the cases named above")
+        raise SystemExit(f"fastmlp failed, or differed from PyTorch: {'; '.join(failed)}")
