@@ -14,6 +14,7 @@ from cases import randn
 from operator_cases import LinearTests, ReluTests, XentTests, xent
 from torch import Tensor
 
+import fastmlp
 from fastmlp import functional, native_available
 from fastmlp.reference import linear_ref, softmax_xent_ref
 
@@ -224,6 +225,26 @@ def test_autograd_autocast_and_opcheck():
         torch.library.opcheck(torch.ops.fastmlp.linear.default, args)
     torch.library.opcheck(torch.ops.fastmlp.softmax_xent.default, (x, target))
     torch.library.opcheck(torch.ops.fastmlp.relu.default, (x.t(),))
+
+
+def test_a_network_trains_as_the_reference_does():
+    x, target = randn(32, 64).cuda(), torch.randint(0, 10, (32,)).cuda()
+    weights = []
+    for backend in ("native", "reference"):
+        fastmlp.set_backend(backend)
+        try:
+            torch.manual_seed(3)
+            model = fastmlp.MLP([64, 48, 10]).cuda()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(5):
+                optimizer.zero_grad()
+                fastmlp.SoftmaxCrossEntropyLoss()(model(x), target).backward()
+                optimizer.step()
+        finally:
+            fastmlp.set_backend(None)
+        weights.append([p.detach() for p in model.parameters()])
+    for ours, theirs in zip(*weights, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -78,13 +78,12 @@ struct LinearTiles {
 // Computes  c = act(a b^T + bias) and the sums of a's rows; elements of a masked by y <= 0 are 0.
 //           linear: a = x, b = w. dx: a = dy masked, b = w^T. dw and db: a = dy^T masked, b = x^T.
 // Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n): the
-// parts'
-//           sums where there is more than one.
+//           sums of the parts where there is more than one.
 // Grid      x: tiles of kTileM rows by 64 columns, columns first; y: parts of k. 128 threads.
 // Memory    shared memory: both tiles, 12 to 18 KB; the next tiles wait in registers.
 // Precision float; sums in one order for one plan: deterministic.
-// Needs     sm_80 for 16-bit types; any strides and alignment.  Same as  linear_ref and its
-// gradient.
+// Needs     sm_80 for 16-bit types; any strides and alignment.
+// Same as   linear_ref, linear_backward_ref.
 template <typename Engine, int kTileM>
 __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct product) {
   using T = typename Engine::Element;

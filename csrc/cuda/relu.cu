@@ -7,7 +7,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kPacks = 4;  // independent 16-byte loads in flight for each thread and input
 
-// f over elements [first, first + kCount) of out, a and b, in 16 bytes where kVector.
+// out = f(a, b) for the block's share of the elements, 16 bytes at a time where kVector.
 template <bool kVector, typename T, typename F>
 __device__ void map_packs(T* out, const T* a, const T* b, int64_t count, F f) {
   constexpr int kCount = Pack<T>::kCount;
@@ -36,8 +36,8 @@ __device__ void map_packs(T* out, const T* a, const T* b, int64_t count, F f) {
 
 // Computes  y = x < 0 ? 0 : x, so that nan and -0 stay.
 // Shapes    y, x (count).
-// Grid      a block owns 256 * 4 packs of 16 bytes; ragged or misaligned ones go element by
-// element. Memory    y may not overlap x.  Precision  exact.  Needs  kVector: both 16-byte aligned.
+// Grid      a block owns 256 * 4 packs of 16 bytes; ragged or misaligned, it goes by elements.
+// Memory    y may not overlap x.  Precision  exact.  Needs  kVector: both 16-byte aligned.
 // Same as   relu_ref.
 template <bool kVector, typename T>
 __global__ void __launch_bounds__(kThreads) relu_kernel(T* y, const T* x, int64_t count) {

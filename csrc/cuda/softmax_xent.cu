@@ -193,9 +193,10 @@ __global__ void __launch_bounds__(kManyThreads, 1)
   reduce_rows(loss, total_weight, row_values, row_values + in.rows, in.rows, in.reduction);
 }
 
-// Computes  total_weight = sum of row weights; loss = sum of row losses, over total_weight for
-// mean. Shapes    loss (), total_weight (), row_values (2, rows).  Grid  one block. Precision
-// double, one order: deterministic.  Same as  the reduction of softmax_xent_ref.
+// Computes  total_weight = sum of the rows' weights; loss = that of their losses, for mean divided
+//           by total_weight.
+// Shapes    loss (), total_weight (), row_values (2, rows).  Grid  one block.
+// Precision double, one order: deterministic.  Same as  the reduction of softmax_xent_ref.
 template <typename T>
 __global__ void __launch_bounds__(kManyThreads, 1)
     softmax_xent_reduce_kernel(T* loss, acc_t<T>* total_weight, const acc_t<T>* row_values,
