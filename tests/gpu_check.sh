@@ -2,23 +2,34 @@
 # The one command for a machine with an NVIDIA GPU: builds fastmlp with its CUDA kernels, runs the
 # tests that need a GPU, the sanitizers and the benchmarks, and writes
 # benchmarks/results/op_time.cuda.json. Goes on after a failure and ends with a list of what failed.
-# Wants Python with a CUDA build of torch, pytest and ninja; a CUDA toolkit; about ten minutes.
+# Usage: gpu_check.sh [build] [tests] [sanitize] [benchmark]; without arguments all four, about ten
+# minutes. Wants a CUDA toolkit and Python ($PYTHON) with a CUDA build of torch, pytest and ninja.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+export PYTHON=${PYTHON:-$(command -v python || command -v python3)}
+export PYTHONPATH=$PWD PATH=$(dirname "$PYTHON"):$PATH
 failed=()
 step() {
   printf '\n== %s\n' "$*"
   "$@" || failed+=("$*")
 }
-export PYTHONPATH=$PWD
-step env FASTMLP_CUDA=1 python setup.py -q build_ext --inplace
-step python -m fastmlp.info
-step python -m pytest -q -m cuda tests
-step tests/gpu_sanitize.sh
-step python benchmarks/op_time.py --device cuda --minutes "${BENCHMARK_MINUTES:-5}"
+for part in ${*:-build tests sanitize benchmark}; do
+  case $part in
+    build)
+      step env FASTMLP_CUDA=1 "$PYTHON" setup.py -q build_ext --inplace
+      step "$PYTHON" -m fastmlp.info
+      ;;
+    tests) step "$PYTHON" -m pytest -q -m cuda --durations=5 tests ;;
+    sanitize) step tests/gpu_sanitize.sh ;;
+    benchmark)
+      step "$PYTHON" benchmarks/op_time.py --device cuda --minutes "${BENCHMARK_MINUTES:-5}"
+      ;;
+    *) step false "there is no part $part" ;;
+  esac
+done
 if ((${#failed[@]})); then
   printf '\nfailed:\n'
   printf '  %s\n' "${failed[@]}"
   exit 1
 fi
-printf '\nall checks on the GPU passed\n'
+printf '\nall of it passed\n'

@@ -7,7 +7,7 @@ sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/
 "$sanitizer" --version
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # each tensor is an allocation that memcheck knows the ends of
 export FASTMLP_NO_POISON=1               # initcheck looks for reads of what nobody wrote
-python -c 'import torch, fastmlp; assert torch.cuda.is_available() and fastmlp.native_available("cuda")'
+"${PYTHON:-python}" -c 'import torch, fastmlp; assert torch.cuda.is_available() and fastmlp.native_available("cuda")'
 # Cases whose expected values come from the CPU or from simple kernels: no library is in the way.
 chosen='(every_layout and (9x15x4 or 100x65x131 or 24x640x130) and (offset or transposed))
   or padded or (relu_aligned and 8192) or xent_layouts or (no_class and 0.1)
@@ -15,5 +15,5 @@ chosen='(every_layout and (9x15x4 or 100x65x131 or 24x640x130) and (offset or tr
 for tool in ${SANITIZE_TOOLS:-memcheck racecheck initcheck synccheck}; do
   printf '\n== %s\n' "$tool"
   "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all \
-    python -m pytest -q -x -p no:cacheprovider test_cuda.py -k "${chosen//$'\n'/ }"
+    "${PYTHON:-python}" -m pytest -q -x -p no:cacheprovider test_cuda.py -k "${chosen//$'\n'/ }"
 done
