@@ -8,6 +8,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 export PYTHONPATH=$PWD PATH=$(dirname "$PYTHON"):$PATH
+if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
+  echo "the PyTorch of $PYTHON sees no GPU"
+  exit 1
+fi
 failed=()
 step() {
   printf '\n== %s\n' "$*"
@@ -19,7 +23,10 @@ for part in ${*:-build tests sanitize benchmark}; do
       step env FASTMLP_CUDA=1 "$PYTHON" setup.py -q build_ext --inplace
       step "$PYTHON" -m fastmlp.info
       ;;
-    tests) step "$PYTHON" -m pytest -q -m cuda --durations=5 tests ;;
+    tests)
+      step "$PYTHON" -c 'import fastmlp; assert fastmlp.native_available("cuda")'
+      step "$PYTHON" -m pytest -q -m cuda --durations=5 tests
+      ;;
     sanitize) step tests/gpu_sanitize.sh ;;
     benchmark)
       step "$PYTHON" benchmarks/op_time.py --device cuda --minutes "${BENCHMARK_MINUTES:-5}"
