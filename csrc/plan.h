@@ -11,15 +11,6 @@ struct LinearPlan {
   const char* why;
 };
 
-// `brain_floats`: the operands are bfloat16, for which processors have matrix instructions that
-// BLAS libraries use and we do not.
-inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool brain_floats) {
-  if (in < 16 || out < 16) return {true, "narrow: operands stay in cache whatever the batch"};
-  if (brain_floats && batch > 4) return {false, "bfloat16: the BLAS has matrix instructions"};
-  if (batch <= 512) return {true, "skinny: up to 512 rows need no packing of operands"};
-  return {false, "large: the BLAS packs its operands"};
-}
-
 // The bounds come from operation counts, not from timings. Our float32 is exact whatever TF32 torch
 // allows, which the stable ABI does not tell; the library's kernels do as torch says.
 inline LinearPlan plan_linear_cuda(int64_t batch, int64_t in, int64_t out, bool doubles,
@@ -53,6 +44,15 @@ inline ProductPlan plan_product(int64_t m, int64_t n, int64_t k, int64_t process
   const int64_t splits = at_least_1(std::min(wanted, most));
   const int64_t chunk = at_least_1(ceil_div(ceil_div(k, splits), kStep)) * kStep;
   return {tile_m, at_least_1(ceil_div(k, chunk)), chunk};
+}
+
+// `brain_floats`: the operands are bfloat16, for which processors have matrix instructions that
+// BLAS libraries use and we do not.
+inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool brain_floats) {
+  if (in < 16 || out < 16) return {true, "narrow: operands stay in cache whatever the batch"};
+  if (brain_floats && batch > 4) return {false, "bfloat16: the BLAS has matrix instructions"};
+  if (batch <= 512) return {true, "skinny: up to 512 rows need no packing of operands"};
+  return {false, "large: the BLAS packs its operands"};
 }
 
 }  // namespace fastmlp
