@@ -1,12 +1,15 @@
-"""Builds fastmlp._C (operator schemas and CPU kernels) against the torch that is installed.
+"""Builds fastmlp._C (operator schemas, CPU kernels) against the torch that is installed, and
+fastmlp._cuda where that torch is a CUDA build and there is an nvcc.
 
-The extension uses LibTorch's stable ABI alone, so one wheel (cp310-abi3) serves torch >= 2.11.
+Both use LibTorch's stable ABI alone, so one wheel (cp310-abi3) serves torch >= 2.11.
+FASTMLP_CUDA=0 leaves CUDA out, 1 insists on it; TORCH_CUDA_ARCH_LIST names the GPUs to build for.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import site
 import sysconfig
 from pathlib import Path
@@ -15,7 +18,6 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 ABI_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
-
 # GCC takes the undefined operands inside its own intrinsics for uninitialised variables; the stable
 # headers of torch leave parameters unused.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-unused-parameter"]
@@ -29,35 +31,69 @@ def find_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+def find_toolkit() -> str | None:
+    """The folder of a CUDA toolkit. The nvcc on PATH may be a script that stands elsewhere."""
+    nvcc, pip = shutil.which("nvcc"), importlib.util.find_spec("nvidia")
+    places = [os.environ.get("CUDA_HOME", "/usr/local/cuda")]
+    places += [str(Path(p).parent.parent) for p in (nvcc, os.path.realpath(nvcc or "")) if p]
+    pips = pip.submodule_search_locations if pip else ()
+    places += ["/usr/local/cuda", *(f"{folder}/cu13" for folder in pips or ())]
+    parts = ("bin/nvcc", "include/cuda_runtime.h")
+    return next((p for p in places if all(Path(p, part).is_file() for part in parts)), None)
+
+
+def choose_toolkit() -> str | None:
+    """The toolkit to build fastmlp._cuda with, or None; says which, or why not."""
+    import torch
+
+    wish, toolkit = os.environ.get("FASTMLP_CUDA", "auto"), find_toolkit()
+    if wish not in ("0", "1", "auto"):
+        raise SystemExit(f"FASTMLP_CUDA must be 0, 1 or auto, got {wish!r}")
+    lacks = "" if toolkit else "there is no CUDA toolkit; the extra [cuda-build] has one"
+    lacks = lacks if torch.version.cuda else "this PyTorch is a CPU build"
+    lacks = "sanitizers are for the CPU" if os.environ.get("FASTMLP_SANITIZE") else lacks
+    if wish == "0" or lacks:
+        print(f"fastmlp: CPU kernels alone ({lacks or 'FASTMLP_CUDA=0'})")
+        if wish == "1":
+            raise SystemExit(f"FASTMLP_CUDA=1 asks for the CUDA kernels, but {lacks}")
+        return None
+    default = "" if torch.cuda.is_available() else "8.0;9.0a;10.0;12.0+PTX"  # "": the GPU here
+    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default) or "the GPU of this machine"
+    print(f"fastmlp: CPU and CUDA kernels, with {toolkit} for {archs} (FASTMLP_CUDA=0: CPU alone)")
+    os.environ["CUDA_HOME"] = str(toolkit)  # torch.utils.cpp_extension reads it once
+    return toolkit
+
+
 def extensions() -> tuple[list, dict]:
     """The extension modules and the command that builds them."""
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    toolkit = choose_toolkit()
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    debug = os.environ.get("FASTMLP_SANITIZE", "")
+    debug = os.environ.get("FASTMLP_SANITIZE", "")  # e.g. address,undefined
     flags = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", *WARNINGS, *ABI_FLAGS]
-    link: list[str] = []
-    if debug:  # e.g. FASTMLP_SANITIZE=address,undefined
-        flags += [f"-fsanitize={debug}", "-fno-sanitize-recover=all", "-g", "-O1"]
-        link += [f"-fsanitize={debug}"]
-    sources = [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
-    native = CppExtension(
-        "fastmlp._C",
-        [str(path.relative_to(ROOT)) for path in sources],
-        depends=[str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")],
-        extra_compile_args={"cxx": flags},
-        extra_link_args=link,
-        py_limited_api=True,
-    )
-    return [native], {"build_ext": BuildExtension}
+    flags += [f"-fsanitize={debug}", "-fno-sanitize-recover=all", "-g", "-O1"] if debug else []
+
+    def files(*patterns: str) -> list[str]:
+        return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
+
+    common = {"depends": files("csrc/**/*.h", "csrc/**/*.cuh"), "py_limited_api": True}
+    common["extra_link_args"] = [f"-fsanitize={debug}"] if debug else []
+    sources = files("csrc/*.cpp", "csrc/cpu/*.cpp")
+    native = CppExtension("fastmlp._C", sources, extra_compile_args={"cxx": flags}, **common)
+    if not toolkit:
+        return [native], {"build_ext": BuildExtension}
+    both = {"cxx": [*flags, "-DUSE_CUDA"], "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]}
+    sources = files("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+    cuda = CUDAExtension("fastmlp._cuda", sources, extra_compile_args=both, **common)
+    if not [*Path(toolkit).glob("lib*/libcudart.so")]:  # pip has it by its version alone
+        name = next(Path(toolkit).glob("lib*/libcudart.so.*")).name
+        cuda.libraries[cuda.libraries.index("cudart")] = f":{name}"
+    return [native, cuda], {"build_ext": BuildExtension}
 
 
-def main() -> None:
-    options: dict = {"options": {"bdist_wheel": {"py_limited_api": "cp310"}}}
-    if find_torch():
-        options["ext_modules"], options["cmdclass"] = extensions()
-    else:  # pip then installs one into its build environment and runs this file again
-        options["setup_requires"] = ["torch>=2.11"]
-    setup(**options)
-
-
-main()
+options: dict = {"options": {"bdist_wheel": {"py_limited_api": "cp310"}}}
+if find_torch():
+    options["ext_modules"], options["cmdclass"] = extensions()
+else:  # pip then installs one into its build environment and runs this file again
+    options["setup_requires"] = ["torch>=2.11"]
+setup(**options)

@@ -1,6 +1,7 @@
 """Every operator, forward and backward, against PyTorch eager on the same data.
 
 python benchmarks/op_time.py                 prints the table and writes results/op_time.cpu.json
+python benchmarks/op_time.py --device cuda   on a GPU, as op_time_cuda.py says; op_time.cuda.json
 
 Each pair is first checked to compute the same. "forward" is the function as a user calls it without
 gradients, "backward" the operator (PyTorch: those that its autograd would call), "both" a forward
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import op_time_cuda
 import torch
 import torch.nn.functional as F
 from timing import RESULTS, Timing, provenance, save, take_turns
@@ -170,8 +172,15 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=0.5, help="time for each contender")
-    parser.add_argument("--out", type=Path, default=RESULTS / "op_time.cpu.json")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--samples", type=int, default=9, help="with --device cuda")
+    parser.add_argument("--minutes", type=float, default=60.0, help="with --device cuda: at most")
+    parser.add_argument("--out", type=Path, help="default: results/op_time.DEVICE.json")
     args = parser.parse_args()
+    args.out = args.out or RESULTS / f"op_time.{args.device}.json"
+    if args.device == "cuda":
+        op_time_cuda.run(args.samples, args.minutes, args.out)
+        return
     torch.manual_seed(0)
     rows = run(args.seconds)
     small = [row["ratio"] for row in rows if row["size"] == "small"]

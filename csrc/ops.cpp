@@ -8,6 +8,9 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
 
   // Who computes a CPU layer's matrix products, and why, in words.
   m.def("linear_plan(int batch, int inputs, int outputs, ScalarType dtype) -> str");
+  m.def(
+      "linear_plan_cuda(int batch, int inputs, int outputs, ScalarType dtype, int processors) -> "
+      "str");
 
   // y (..., O) = act(x (..., I) weight (O, I)^T + bias (O,)).
   m.def("linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False) -> Tensor");

@@ -23,7 +23,30 @@ def _load() -> str | None:
 NATIVE_ERROR: str | None = _load()
 """Why the compiled extension could not be loaded, or None where it is there."""
 
-NATIVE_DEVICES: tuple[str, ...] = ("cpu",) if NATIVE_ERROR is None else ()
+
+def _load_cuda() -> str | None:
+    """Imports ``fastmlp._cuda``, which adds kernels to the operators, where PyTorch is a CUDA
+    build; returns why there are none, or None."""
+    if NATIVE_ERROR is not None or torch.version.cuda is None:
+        return NATIVE_ERROR or "this PyTorch is a CPU build"
+    try:
+        importlib.import_module("fastmlp._cuda")
+    except ModuleNotFoundError:
+        return (
+            "fastmlp._cuda is not built; run 'pip install -e .' where there is a CUDA toolkit, or "
+            "after installing the extra [cuda-build]"
+        )
+    except ImportError as error:
+        return f"fastmlp._cuda could not be loaded ({str(error).splitlines()[0]})"
+    return None
+
+
+CUDA_ERROR: str | None = _load_cuda()
+"""Why there are no CUDA kernels, or None where there are."""
+
+NATIVE_DEVICES: tuple[str, ...] = tuple(
+    device for device, error in (("cpu", NATIVE_ERROR), ("cuda", CUDA_ERROR)) if error is None
+)
 """Device types that the compiled operators have kernels for."""
 
 _default: str | None = None
@@ -82,7 +105,8 @@ def why_not(device: str) -> str:
             f"the compiled extension could not be loaded ({NATIVE_ERROR}), so run "
             "'pip install -e .' in the repository to build it"
         )
-    return f"this build has no kernels for {device}, only for {', '.join(NATIVE_DEVICES)}"
+    why = f" ({CUDA_ERROR})" if device == "cuda" else ""
+    return f"this build has no kernels for {device}, only for {', '.join(NATIVE_DEVICES)}{why}"
 
 
 def _check_name(backend: str | None) -> None:

@@ -36,18 +36,27 @@ def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
             "cpu_kernels": torch.ops.fastmlp.cpu_isa() if built else None,
         },
         "cpu": {"threads": torch.get_num_threads(), "machine": platform.machine()},
-        "cuda": {"devices": _gpus(), "kernels": built and "cuda" in backend.NATIVE_DEVICES}
-        | {"why_not": _why_no_cuda()},
+        "cuda": {
+            "devices": _gpus(),
+            "kernels": "cuda" in backend.NATIVE_DEVICES,
+            "kernels_why_not": backend.CUDA_ERROR,
+            "why_not": _why_no_cuda(),
+        },
         "engines": {
             name: ENGINES[name].why_not(device) or f"runs on {device.type}" for name in ENGINES
         },
         "auto": {"device": str(device), "engine": engine.name, "reason": reason},
-        "plans": _plans(shapes) if built else {},
+        "plans": _plans(shapes, device) if built else {},
     }
 
 
-def _plans(shapes: list[tuple[int, int, int]]) -> dict[str, str]:
-    plan = torch.ops.fastmlp.linear_plan
+def _plans(shapes: list[tuple[int, int, int]], device: torch.device) -> dict[str, str]:
+    def plan(*args: Any) -> str:
+        if device.type != "cuda" or not backend.native_available("cuda"):
+            return str(torch.ops.fastmlp.linear_plan(*args))
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        return str(torch.ops.fastmlp.linear_plan_cuda(*args, processors))
+
     return {
         f"{batch} x {inputs} -> {outputs}, {name}": plan(batch, inputs, outputs, dtype)
         for batch, inputs, outputs in shapes
@@ -81,6 +90,7 @@ def render(info: dict[str, Any]) -> str:
         else f"not there: {native['why_not']}"
     )
     gpus = ", ".join(cuda["devices"]) or "no GPU"
+    gpus += "; CUDA kernels built" if cuda["kernels"] else ""
     rows = [
         ("fastmlp", f"{info['fastmlp']} with torch {info['torch']}, Python {info['python']}"),
         ("extension", kernels),

@@ -106,6 +106,16 @@ def test_a_device_without_kernels_gets_the_reference_and_one_warning():
 
 
 @needs_native
+def test_why_there_are_no_cuda_kernels(monkeypatch):
+    if torch.version.cuda is None:
+        assert "only for cpu (this PyTorch is a CPU build)" in backend.why_not("cuda")
+        assert "cuda" not in backend.NATIVE_DEVICES
+    monkeypatch.setitem(sys.modules, "fastmlp._cuda", None)  # as if it had never been built
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "fastmlp._cuda is not built; run 'pip install -e .'" in str(backend._load_cuda())
+
+
+@needs_native
 def test_an_instruction_set_that_is_not_there_is_told():
     run = python("import fastmlp.backend as b; print(b.NATIVE_ERROR)", FASTMLP_CPU_ISA="mmx")
     assert "FASTMLP_CPU_ISA must be portable, avx2 or avx512" in run.stdout

@@ -1,7 +1,7 @@
 // Which instruction set the CPU kernels run with. foreach_isa.h compiles each kernel once for each;
 // FASTMLP_BEST_ISA(f) is the f of the namespace that fits the present processor.
 #pragma once
-#include <cstdint>
+#include "../math.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define FASTMLP_X86 1
@@ -13,30 +13,6 @@ enum class Isa { kPortable, kAvx2, kAvx512 };
 
 // The best one that the processor has, or a lesser one named by $FASTMLP_CPU_ISA; settled once.
 Isa cpu_isa();
-
-// 16-bit storage formats; arithmetic is done in float.
-struct bf16 {
-  uint16_t bits;
-};
-struct f16 {
-  uint16_t bits;
-};
-
-// What a dtype is accumulated in: float for the 16-bit ones, itself otherwise.
-template <typename T>
-struct AccumulateIn {
-  using type = T;
-};
-template <>
-struct AccumulateIn<bf16> {
-  using type = float;
-};
-template <>
-struct AccumulateIn<f16> {
-  using type = float;
-};
-template <typename T>
-using acc_t = typename AccumulateIn<T>::type;
 
 }  // namespace fastmlp
 

@@ -1,5 +1,6 @@
 // linear and linear_backward on the CPU: skinny products by our kernels, large ones by ATen's BLAS.
 #define FASTMLP_KERNELS "linear_kernels.h"
+#include "../linear_aten.h"
 #include "../plan.h"
 #include "foreach_isa.h"
 #include "tensor.h"
@@ -112,30 +113,14 @@ void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t row
   });
 }
 
-// ATen's linear; what is ours is that the ReLU writes over it.
-Tensor linear_large(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                    bool use_relu) {
-  const Tensor y = call_aten("aten::linear", "", x, weight, bias);
-  return use_relu ? call_aten("aten::relu_", "", y) : y;
-}
-
 Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                   bool use_relu) {
-  check_floating("x", x);
-  check_same_dtype("weight", weight, "x", x);
-  check_dim("weight", weight, 2);
-  FASTMLP_CHECK(x.dim() >= 1, "x must have at least one dimension");
-  check_size("x", x, x.dim() - 1, weight.size(1));
-  if (bias) {
-    check_same_dtype("bias", *bias, "x", x);
-    check_dim("bias", *bias, 1);
-    check_size("bias", *bias, 0, weight.size(0));
-  }
+  check_linear(x, weight, bias);
   std::vector<int64_t> sizes = sizes_of(x);
   sizes.back() = weight.size(0);
   const Rows rows = rows_of(x);
   if (!plan_linear(rows.rows, rows.columns, weight.size(0), x.scalar_type()).ours)
-    return linear_large(x, weight, bias, use_relu);
+    return linear_aten(x, weight, bias, use_relu);
   const std::optional<Tensor> flat_bias =
       bias ? std::optional<Tensor>(torch::stable::contiguous(*bias)) : std::nullopt;
   const bool by_columns = weight.stride(0) == 1 && weight.stride(1) != 1;
@@ -154,38 +139,6 @@ Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
     }
   });
   return y;
-}
-
-void check_linear_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                           const std::optional<Tensor>& y) {
-  check_floating("dy", dy);
-  check_same_dtype("x", x, "dy", dy);
-  check_same_dtype("weight", weight, "dy", dy);
-  check_dim("weight", weight, 2);
-  FASTMLP_CHECK(dy.dim() >= 1 && x.dim() == dy.dim(), "dy and x must have as many dimensions");
-  check_size("dy", dy, dy.dim() - 1, weight.size(0));
-  check_size("x", x, x.dim() - 1, weight.size(1));
-  for (int64_t dim = 0; dim + 1 < x.dim(); ++dim) check_size("dy", dy, dim, x.size(dim));
-  if (y) {
-    check_same_dtype("y", *y, "dy", dy);
-    check_same_shape("y", *y, "dy", dy);
-  }
-}
-
-// The three gradients by ATen's products, for batches that a BLAS does better.
-void linear_backward_large(const Rows& dy, const Rows& x, const Tensor& weight, Tensor* dx,
-                           Tensor* dw, Tensor* db) {
-  const std::vector<int64_t> flat_dy{dy.rows, dy.columns}, flat_x{x.rows, x.columns};
-  const Tensor g = torch::stable::reshape(dy.tensor, flat_dy);
-  if (dx) *dx = call_aten("aten::mm", "", g, weight);
-  if (dw) {
-    *dw = call_aten("aten::mm", "", torch::stable::transpose(g, 0, 1),
-                    torch::stable::reshape(x.tensor, flat_x));
-  }
-  if (db) {
-    const std::array<int64_t, 1> rows{0};
-    *db = torch::stable::sum(g, torch::headeronly::IntHeaderOnlyArrayRef(rows));
-  }
 }
 
 template <typename T>
@@ -215,18 +168,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const T
   check_linear_backward(dy, x, weight, y);
   const ScalarType type = dy.scalar_type();
   const int64_t in = weight.size(1), out = weight.size(0);
+  const Rows rows = rows_of(x);
+  if (!plan_linear(rows.rows, in, out, type).ours)
+    return linear_backward_aten(dy, x, weight, y, need_dx, need_dw, need_db);
   const auto output = [&](bool need, const std::vector<int64_t>& sizes) {
     return empty_cpu(need ? sizes : std::vector<int64_t>{0}, type);
   };
-  const Rows rows = rows_of(x);
-  if (!plan_linear(rows.rows, in, out, type).ours) {
-    const Tensor g = y ? call_aten("fastmlp::relu_backward", "", dy, *y) : dy;
-    Tensor dx = output(false, {}), dw = output(false, {}), db = output(false, {});
-    linear_backward_large(rows_of(g), rows, weight, need_dx ? &dx : nullptr,
-                          need_dw ? &dw : nullptr, need_db ? &db : nullptr);
-    if (need_dx) dx = torch::stable::reshape(dx, sizes_of(x));
-    return {dx, dw, db};
-  }
   Tensor dx = output(need_dx, sizes_of(x));
   Tensor dw = output(need_dw, {out, in});
   Tensor db = output(need_db, {out});

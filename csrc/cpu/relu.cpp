@@ -1,5 +1,6 @@
 // relu and relu_backward on the CPU.
 #define FASTMLP_KERNELS "relu_kernels.h"
+#include "../check_ops.h"
 #include "foreach_isa.h"
 #include "tensor.h"
 
@@ -9,13 +10,6 @@ namespace {
 constexpr int64_t kElementsPerThread = 1 << 15;
 // Results larger than this do not stay in a cache until they are used.
 constexpr size_t kStreamBytes = 16 << 20;
-
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t dim = 0; dim < a.dim(); ++dim) {
-    if (a.size(dim) > 1 && a.stride(dim) != b.stride(dim)) return false;
-  }
-  return true;
-}
 
 // A new dense tensor with x's strides where x is dense, as torch.empty_like has it.
 Tensor new_like(const Tensor& x) {
@@ -49,9 +43,7 @@ Tensor relu_cpu(const Tensor& x) {
 }
 
 Tensor relu_backward_cpu(const Tensor& dy, const Tensor& y) {
-  check_floating("dy", dy);
-  check_same_dtype("y", y, "dy", dy);
-  check_same_shape("y", y, "dy", dy);
+  check_relu_backward(dy, y);
   Tensor dx = new_like(y);
   const Tensor upstream = laid_out_as(dx, dy);
   const Tensor output = laid_out_as(dx, y);

@@ -20,40 +20,17 @@ struct XentRows {
 
 #define FASTMLP_KERNELS "softmax_xent_kernels.h"
 
+#include "../check_ops.h"
 #include "foreach_isa.h"
 #include "tensor.h"
 
 namespace fastmlp {
 namespace {
 
-enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
-
 constexpr int64_t kElementsPerThread = 1 << 13;
 
 int64_t rows_per_thread(int64_t classes) {
   return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(classes, 1));
-}
-
-ScalarType stats_type(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-void check_xent(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
-                int64_t reduction, double label_smoothing) {
-  check_floating("logits", logits);
-  check_dim("logits", logits, 2);
-  check_dim("target", target, 1);
-  check_size("target", target, 0, logits.size(0));
-  const ScalarType labels = target.scalar_type();
-  FASTMLP_CHECK(labels == ScalarType::Long || labels == ScalarType::Byte,
-                "target must be int64 or uint8");
-  if (weight) {
-    check_same_dtype("weight", *weight, "logits", logits);
-    check_dim("weight", *weight, 1);
-    check_size("weight", *weight, 0, logits.size(1));
-  }
-  FASTMLP_CHECK(reduction >= kNone && reduction <= kSum, "reduction must be 0, 1 or 2");
-  FASTMLP_CHECK(label_smoothing >= 0 && label_smoothing <= 1, "label_smoothing must be in [0, 1]");
 }
 
 // The tensors behind an XentRows, in the layout its kernels read.
@@ -157,16 +134,9 @@ Tensor softmax_xent_backward_cpu(const Tensor& dloss, const Tensor& logits, cons
                                  const std::optional<Tensor>& weight, int64_t reduction,
                                  int64_t ignore_index, double label_smoothing) {
   check_xent(logits, target, weight, reduction, label_smoothing);
-  check_same_dtype("dloss", dloss, "logits", logits);
-  check_dim("dloss", dloss, reduction == kNone ? 1 : 0);
+  check_xent_backward(dloss, logits, stats, total_weight, reduction);
   const ScalarType type = logits.scalar_type();
   const int64_t rows = logits.size(0);
-  if (reduction == kNone) check_size("dloss", dloss, 0, rows);
-  check_dim("stats", stats, 2);
-  FASTMLP_CHECK(stats.size(0) == rows && stats.size(1) == 2 && stats.is_contiguous() &&
-                    stats.scalar_type() == stats_type(type) && total_weight.numel() == 1 &&
-                    total_weight.scalar_type() == stats_type(type),
-                "stats and total_weight must be those that softmax_xent returned");
   Tensor dlogits = empty_cpu({rows, logits.size(1)}, type);
   if (dlogits.numel() == 0) return dlogits;
   const XentTensors tensors(logits, target, weight, ignore_index);

@@ -35,9 +35,10 @@ inline int32_t shim_type(ScalarType type) {
   return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
 }
 
-// A new contiguous CPU tensor, uninitialised; straight to the allocator, which for small tensors is
+// A new contiguous tensor, uninitialised; straight to the allocator, which for small tensors is
 // several times quicker than going through the dispatcher by name.
-inline Tensor empty_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
+inline Tensor empty_on(int32_t device_type, int32_t device_index, const std::vector<int64_t>& sizes,
+                       ScalarType type) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
   for (size_t dim = sizes.size(); dim-- > 0; step *= std::max<int64_t>(sizes[dim], 1)) {
@@ -46,14 +47,25 @@ inline Tensor empty_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               shim_type(type), aoti_torch_device_type_cpu(), 0, &handle));
+                               shim_type(type), device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
+  return empty_on(aoti_torch_device_type_cpu(), 0, sizes, type);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   std::vector<int64_t> sizes(tensor.dim());
   for (int64_t dim = 0; dim < tensor.dim(); ++dim) sizes[dim] = tensor.size(dim);
   return sizes;
+}
+
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t dim = 0; dim < a.dim(); ++dim) {
+    if (a.size(dim) > 1 && a.stride(dim) != b.stride(dim)) return false;
+  }
+  return true;
 }
 
 // A tensor seen as rows of its last dimension: elements of a row are neighbours, rows are `stride`

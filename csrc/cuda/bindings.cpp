@@ -1,0 +1,311 @@
+// The CUDA operators: arguments checked, tensors allocated, kernels launched. No other CUDA file
+// sees torch.
+#include <Python.h>
+
+#include "../check_ops.h"
+#include "../linear_aten.h"
+#include "../plan.h"
+#include "device.h"
+
+namespace fastmlp {
+namespace {
+
+Type type_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return Type::kFloat;
+    case ScalarType::Double:
+      return Type::kDouble;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    default:
+      return Type::kHalf;
+  }
+}
+
+void check_launch(const char* name, cudaError_t error) {
+  FASTMLP_CHECK(error == cudaSuccess,
+                "fastmlp::" + name + " could not run: " + cudaGetErrorString(error));
+}
+
+// ---- relu ----
+
+// A new dense tensor with x's strides where x is dense, as torch.empty_like has it.
+Tensor new_like(const Tensor& x) {
+  return x.is_contiguous() ? empty_beside(x, sizes_of(x), x.scalar_type())
+                           : torch::stable::empty_like(x);
+}
+
+// `tensor`, or a copy of it, with the elements in the order in which those of `like` lie in memory.
+Tensor laid_out_as(const Tensor& like, const Tensor& tensor) {
+  if (same_strides(like, tensor)) return tensor;
+  Tensor copy = new_like(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+Tensor relu_cuda(const Tensor& x) {
+  check_floating("x", x);
+  const Launch launch(x);
+  Tensor y = new_like(x);
+  const Tensor source = laid_out_as(y, x);
+  check_launch("relu", launch_relu(y.data_ptr(), source.data_ptr(), y.numel(),
+                                   type_of(x.scalar_type()), launch.stream));
+  return y;
+}
+
+Tensor relu_backward_cuda(const Tensor& dy, const Tensor& y) {
+  check_relu_backward(dy, y);
+  check_device("dy", dy, y);
+  const Launch launch(y);
+  Tensor dx = new_like(y);
+  const Tensor upstream = laid_out_as(dx, dy), output = laid_out_as(dx, y);
+  check_launch("relu_backward",
+               launch_relu_backward(dx.data_ptr(), upstream.data_ptr(), output.data_ptr(),
+                                    dx.numel(), type_of(y.scalar_type()), launch.stream));
+  return dx;
+}
+
+// ---- linear ----
+
+LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) {
+  return plan_linear_cuda(batch, in, out, type == ScalarType::Double, type != ScalarType::Float);
+}
+
+std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType type,
+                             int64_t processors) {
+  const LinearPlan plan = plan_linear(batch, in, out, type);
+  if (!plan.ours) return std::string("ATen's BLAS (") + plan.why + ")";
+  const ProductPlan product = plan_product(batch, out, in, processors);
+  return std::string("fastmlp's kernels (") + plan.why + "; tiles of " +
+         std::to_string(product.tile_m) + " rows, " + std::to_string(product.splits) + " parts)";
+}
+
+// A weight (O, I) as it lies, by rows or by columns, or a copy by rows.
+struct Weight {
+  Tensor tensor;
+  bool by_rows;
+  int64_t stride;
+
+  // As an operand of which rows are outputs, or inputs, and the other is summed over.
+  Operand operand(bool rows_are_outputs) const {
+    return {tensor.data_ptr(), stride, by_rows == rows_are_outputs, nullptr, 0};
+  }
+};
+
+Weight weight_of(const Tensor& weight) {
+  if (weight.stride(0) == 1 && weight.stride(1) != 1) return {weight, false, weight.stride(1)};
+  const Rows rows = rows_of(weight);
+  return {rows.tensor, true, rows.stride};
+}
+
+// Plans c (m, n) or none (n = 0) from a (m, k) and b (n, k), allocates what is wanted on the way,
+// and launches it.
+void multiply(const char* name, LinearProduct product, const Tensor& like, const Launch& launch) {
+  int processors = 0;
+  check_launch(name, count_processors(&processors));
+  const ProductPlan plan = plan_product(product.m, product.n, product.k, processors);
+  product.tile_m = plan.tile_m;
+  product.splits = plan.splits;
+  product.chunk = plan.chunk;
+  std::optional<Tensor> workspace;
+  if (plan.splits > 1) {
+    const int64_t size = plan.splits * product.m * product.n;
+    workspace = empty_beside(like, {size}, ScalarType::Float);
+    product.workspace = static_cast<float*>(workspace->data_ptr());
+  }
+  check_launch(name, launch_linear(product, type_of(like.scalar_type()), launch.stream));
+}
+
+Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                   bool use_relu) {
+  check_linear(x, weight, bias);
+  check_device("weight", weight, x);
+  if (bias) check_device("bias", *bias, x);
+  const Launch launch(x);
+  const Rows rows = rows_of(x);
+  const int64_t out = weight.size(0);
+  if (!plan_linear(rows.rows, rows.columns, out, x.scalar_type()).ours) {
+    return linear_aten(x, weight, bias, use_relu);
+  }
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.back() = out;
+  const Tensor y = empty_beside(x, sizes, x.scalar_type());
+  if (y.numel() == 0) return y;
+  const Weight w = weight_of(weight);
+  const std::optional<Tensor> flat_bias =
+      bias ? std::optional<Tensor>(torch::stable::contiguous(*bias)) : std::nullopt;
+  LinearProduct product{};
+  product.c = y.data_ptr();
+  product.a = {rows.tensor.data_ptr(), rows.stride, true, nullptr, 0};
+  product.b = w.operand(true);
+  product.bias = flat_bias ? flat_bias->data_ptr() : nullptr;
+  product.m = rows.rows;
+  product.n = out;
+  product.k = rows.columns;
+  product.relu = use_relu;
+  multiply("linear", product, x, launch);
+  return y;
+}
+
+// dx (batch, in) = g w, and dw (out, in) = g^T x with db (out) = the sums of g's columns, where g
+// is dy as the ReLU let it through. Those that are null are not computed.
+void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
+                          const std::optional<Rows>& y, const Tensor* dx, const Tensor* dw,
+                          const Tensor* db, const Launch& launch) {
+  Operand g{dy.tensor.data_ptr(), dy.stride, true, nullptr, 0};
+  if (y) {
+    g.mask = y->tensor.data_ptr();
+    g.mask_stride = y->stride;
+  }
+  if (dx && dx->numel() > 0) {
+    const Weight w = weight_of(weight);
+    LinearProduct product{};
+    product.c = dx->data_ptr();
+    product.a = g;
+    product.b = w.operand(false);
+    product.m = dy.rows;
+    product.n = x.columns;
+    product.k = dy.columns;
+    multiply("linear_backward", product, dy.tensor, launch);
+  }
+  if (dw || db) {
+    LinearProduct product{};
+    product.c = dw ? dw->data_ptr() : nullptr;
+    product.row_sums = db ? db->data_ptr() : nullptr;
+    product.a = g;
+    product.a.k_contiguous = false;
+    product.b = {x.tensor.data_ptr(), x.stride, false, nullptr, 0};
+    product.m = dy.columns;
+    product.n = dw ? x.columns : 0;
+    product.k = dy.rows;
+    multiply("linear_backward", product, dy.tensor, launch);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& dy, const Tensor& x,
+                                                        const Tensor& weight,
+                                                        const std::optional<Tensor>& y,
+                                                        bool need_dx, bool need_dw, bool need_db) {
+  check_linear_backward(dy, x, weight, y);
+  check_device("x", x, dy);
+  check_device("weight", weight, dy);
+  if (y) check_device("y", *y, dy);
+  const Launch launch(dy);
+  const ScalarType type = dy.scalar_type();
+  const int64_t in = weight.size(1), out = weight.size(0);
+  const Rows rows = rows_of(x);
+  if (!plan_linear(rows.rows, in, out, type).ours) {
+    return linear_backward_aten(dy, x, weight, y, need_dx, need_dw, need_db);
+  }
+  const auto output = [&](bool need, const std::vector<int64_t>& sizes) {
+    return empty_beside(dy, need ? sizes : std::vector<int64_t>{0}, type);
+  };
+  const Tensor dx = output(need_dx, sizes_of(x));
+  const Tensor dw = output(need_dw, {out, in});
+  const Tensor db = output(need_db, {out});
+  const std::optional<Rows> masks = y ? std::optional<Rows>(rows_of(*y)) : std::nullopt;
+  linear_backward_ours(rows_of(dy), rows, weight, masks, need_dx ? &dx : nullptr,
+                       need_dw ? &dw : nullptr, need_db ? &db : nullptr, launch);
+  return {dx, dw, db};
+}
+
+// ---- softmax cross entropy ----
+
+// The tensors behind an XentRows.
+struct XentTensors {
+  fastmlp::Rows logits;
+  Tensor target;
+  std::optional<Tensor> weight;
+
+  XentTensors(const Tensor& logits_in, const Tensor& target_in,
+              const std::optional<Tensor>& weight_in)
+      : logits(rows_of(logits_in)), target(target_in) {
+    check_device("target", target_in, logits_in);
+    if (!weight_in) return;
+    check_device("weight", *weight_in, logits_in);
+    weight = torch::stable::contiguous(*weight_in);
+  }
+
+  XentRows view(int64_t reduction, int64_t ignore_index, double smoothing) const {
+    return {logits.tensor.data_ptr(),
+            logits.stride,
+            logits.rows,
+            logits.columns,
+            target.data_ptr(),
+            target.stride(0),
+            target.scalar_type() == ScalarType::Byte,
+            weight ? weight->data_ptr() : nullptr,
+            ignore_index,
+            smoothing,
+            static_cast<int>(reduction)};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> softmax_xent_cuda(const Tensor& logits, const Tensor& target,
+                                                     const std::optional<Tensor>& weight,
+                                                     int64_t reduction, int64_t ignore_index,
+                                                     double label_smoothing) {
+  check_xent(logits, target, weight, reduction, label_smoothing);
+  const Launch launch(logits);
+  const ScalarType type = logits.scalar_type(), sums = stats_type(type);
+  const int64_t rows = logits.size(0);
+  const std::vector<int64_t> scalar;
+  const Tensor loss =
+      empty_beside(logits, reduction == kNone ? std::vector<int64_t>{rows} : scalar, type);
+  const Tensor stats = empty_beside(logits, {rows, 2}, sums);
+  const Tensor total_weight = empty_beside(logits, scalar, sums);
+  const Tensor workspace = empty_beside(logits, {2, rows}, sums);
+  const XentTensors tensors(logits, target, weight);
+  check_launch("softmax_xent",
+               launch_softmax_xent(loss.data_ptr(), stats.data_ptr(), total_weight.data_ptr(),
+                                   workspace.data_ptr(),
+                                   tensors.view(reduction, ignore_index, label_smoothing),
+                                   type_of(type), launch.stream));
+  return {loss, stats, total_weight};
+}
+
+Tensor softmax_xent_backward_cuda(const Tensor& dloss, const Tensor& logits, const Tensor& target,
+                                  const Tensor& stats, const Tensor& total_weight,
+                                  const std::optional<Tensor>& weight, int64_t reduction,
+                                  int64_t ignore_index, double label_smoothing) {
+  check_xent(logits, target, weight, reduction, label_smoothing);
+  check_xent_backward(dloss, logits, stats, total_weight, reduction);
+  check_device("dloss", dloss, logits);
+  check_device("stats", stats, logits);
+  check_device("total_weight", total_weight, logits);
+  const Launch launch(logits);
+  const ScalarType type = logits.scalar_type();
+  const Tensor dlogits = empty_beside(logits, sizes_of(logits), type);
+  const XentTensors tensors(logits, target, weight);
+  const Tensor upstream = torch::stable::contiguous(dloss);
+  check_launch("softmax_xent_backward",
+               launch_softmax_xent_backward(dlogits.data_ptr(), upstream.data_ptr(),
+                                            stats.data_ptr(), total_weight.data_ptr(),
+                                            tensors.view(reduction, ignore_index, label_smoothing),
+                                            type_of(type), launch.stream));
+  return dlogits;
+}
+
+}  // namespace
+}  // namespace fastmlp
+
+STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, FASTMLP_KEY, m) {
+  m.impl("relu", TORCH_BOX(&fastmlp::relu_cuda));
+  m.impl("relu_backward", TORCH_BOX(&fastmlp::relu_backward_cuda));
+  m.impl("linear", TORCH_BOX(&fastmlp::linear_cuda));
+  m.impl("linear_backward", TORCH_BOX(&fastmlp::linear_backward_cuda));
+  m.impl("softmax_xent", TORCH_BOX(&fastmlp::softmax_xent_cuda));
+  m.impl("softmax_xent_backward", TORCH_BOX(&fastmlp::softmax_xent_backward_cuda));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("linear_plan_cuda", TORCH_BOX(&fastmlp::linear_plan_cuda));
+}
+
+// Importing fastmlp._cuda loads this library, whose static initialisers register the operators.
+extern "C" PyMODINIT_FUNC PyInit__cuda() {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

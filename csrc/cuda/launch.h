@@ -1,0 +1,73 @@
+// Every launcher of the CUDA kernels: raw pointers, sizes, a stream; no torch. All are asynchronous
+// and return the launch's error, cudaSuccess where there was nothing to do.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace fastmlp {
+
+enum class Type { kFloat, kDouble, kBFloat16, kHalf };
+
+// The multiprocessors of the present device.
+[[nodiscard]] cudaError_t count_processors(int* processors);
+
+// y = max(x, 0) and dx = (y <= 0 ? 0 : dy), `count` elements each.
+[[nodiscard]] cudaError_t launch_relu(void* y, const void* x, int64_t count, Type type,
+                                      cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_relu_backward(void* dx, const void* dy, const void* y,
+                                               int64_t count, Type type, cudaStream_t stream);
+
+// What the rows of a softmax cross entropy have in common.
+struct XentRows {
+  const void* logits;  // (rows, classes), rows `stride` apart
+  int64_t stride, rows, classes;
+  const void* target;  // (rows) int64 or bytes, `target_step` apart
+  int64_t target_step;
+  bool byte_target;
+  const void* weight;  // (classes) or null
+  int64_t ignore_index;
+  double smoothing;
+  int reduction;  // 0 none, 1 mean, 2 sum
+};
+
+// loss () or (rows), stats (rows, 2), total_weight (); workspace (2 rows), the last three in the
+// type that sums are kept in: float64 for float64, else float32.
+[[nodiscard]] cudaError_t launch_softmax_xent(void* loss, void* stats, void* total_weight,
+                                              void* workspace, const XentRows& in, Type type,
+                                              cudaStream_t stream);
+// dlogits (rows, classes) from dloss () or (rows) and what softmax_xent returned.
+[[nodiscard]] cudaError_t launch_softmax_xent_backward(void* dlogits, const void* dloss,
+                                                       const void* stats, const void* total_weight,
+                                                       const XentRows& in, Type type,
+                                                       cudaStream_t stream);
+
+// A matrix of a product: element (row, k) lies at data[row * stride + k] where k_contiguous, else
+// at data[k * stride + row]. Where mask, laid out alike, is <= 0, the element counts as 0.
+struct Operand {
+  const void* data;
+  int64_t stride;
+  bool k_contiguous;
+  const void* mask;
+  int64_t mask_stride;
+};
+
+// c (m, n) = act(a (m, k) b (n, k)^T + bias (n)); row_sums (m) = the sums of a's rows.
+struct LinearProduct {
+  void* c;           // contiguous; null where n is 0
+  void* row_sums;    // or null; null where splits > 1
+  float* workspace;  // splits * m * n where splits > 1
+  Operand a, b;
+  const void* bias;  // or null
+  int64_t m, n, k;
+  bool relu;
+  // plan_product's: rows of a tile (16, 32 or 64), parts that k is cut into, length of a part.
+  int tile_m;
+  int64_t splits, chunk;
+};
+
+// linear, and both products of linear_backward. Any type but kDouble.
+[[nodiscard]] cudaError_t launch_linear(const LinearProduct& product, Type type,
+                                        cudaStream_t stream);
+
+}  // namespace fastmlp

@@ -1,0 +1,41 @@
+// linear and linear_backward by ATen's matrix products, on any device.
+#pragma once
+#include <tuple>
+
+#include "check_ops.h"
+#include "cpu/tensor.h"
+
+namespace fastmlp {
+
+// ATen's linear; what is ours is that the ReLU writes over it. (The BLAS's fused ReLU is not
+// asked for: whether it keeps nan is not documented.)
+inline Tensor linear_aten(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                          bool use_relu) {
+  const Tensor y = call_aten("aten::linear", "", x, weight, bias);
+  return use_relu ? call_aten("aten::relu_", "", y) : y;
+}
+
+// (dx, dw, db), those that are not needed with shape (0,).
+inline std::tuple<Tensor, Tensor, Tensor> linear_backward_aten(const Tensor& dy, const Tensor& x,
+                                                               const Tensor& weight,
+                                                               const std::optional<Tensor>& y,
+                                                               bool need_dx, bool need_dw,
+                                                               bool need_db) {
+  const Tensor masked = y ? call_aten("fastmlp::relu_backward", "", dy, *y) : dy;
+  const Rows dy_rows = rows_of(masked), x_rows = rows_of(x);
+  const std::vector<int64_t> flat_dy{dy_rows.rows, dy_rows.columns};
+  const std::vector<int64_t> flat_x{x_rows.rows, x_rows.columns};
+  const Tensor g = torch::stable::reshape(dy_rows.tensor, flat_dy);
+  const std::vector<int64_t> none{0};
+  const auto empty = [&] { return torch::stable::new_empty(dy, none); };
+  Tensor dx = need_dx ? call_aten("aten::mm", "", g, weight) : empty();
+  if (need_dx) dx = torch::stable::reshape(dx, sizes_of(x));
+  const Tensor dw = need_dw ? call_aten("aten::mm", "", torch::stable::transpose(g, 0, 1),
+                                        torch::stable::reshape(x_rows.tensor, flat_x))
+                            : empty();
+  const std::array<int64_t, 1> rows{0};
+  const auto over_rows = torch::headeronly::IntHeaderOnlyArrayRef(rows);
+  return {dx, dw, need_db ? torch::stable::sum(g, over_rows) : empty()};
+}
+
+}  // namespace fastmlp

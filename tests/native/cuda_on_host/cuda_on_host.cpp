@@ -1,0 +1,226 @@
+// The emulated GPU: fibers, barriers, shared memory, exchanges.
+#include "cuda_on_host.h"
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../../csrc/math.h"
+
+namespace cuda_on_host {
+
+dim3 thread, block, block_size, grid_size;
+
+namespace {
+
+constexpr unsigned kWarp = 32, kMostThreads = 1024;
+constexpr size_t kStackBytes = 128 << 10, kSharedBytes = 48 << 10, kLargestExchange = 64;
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+// A fiber lives on from block to block. It starts by its context; from then on _setjmp, which calls
+// no kernel of an operating system, switches.
+struct Fiber {
+  ucontext_t context;
+  jmp_buf place;
+  std::unique_ptr<char[]> stack;
+  bool started;
+  State state;
+  unsigned exchanges;
+};
+
+Settings settings_;
+std::string failure_;
+std::vector<std::unique_ptr<Fiber>> fibers_;
+Fiber* present_ = nullptr;
+jmp_buf scheduler_;
+const std::function<void()>* kernel_ = nullptr;
+alignas(64) char shared_[kSharedBytes];
+size_t shared_used_;
+std::map<const void*, void*> shared_keys_;
+alignas(16) char slots_[2][kMostThreads][kLargestExchange];
+
+[[gnu::noinline]] void wait(State state) {
+  present_->state = state;
+  if (_setjmp(present_->place) == 0) _longjmp(scheduler_, 1);
+}
+
+[[gnu::noinline]] void resume(Fiber& fiber) {
+  present_ = &fiber;
+  if (_setjmp(scheduler_) != 0) return;
+  if (fiber.started) _longjmp(fiber.place, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+
+void enter() {
+  while (true) {
+    (*kernel_)();
+    wait(State::kDone);
+  }
+}
+
+void make_fibers(unsigned threads) {
+  while (fibers_.size() < threads) {
+    auto fiber = std::make_unique<Fiber>();
+    fiber->stack = std::make_unique<char[]>(kStackBytes);
+    fiber->started = false;
+    getcontext(&fiber->context);
+    fiber->context.uc_stack.ss_sp = fiber->stack.get();
+    fiber->context.uc_stack.ss_size = kStackBytes;
+    fiber->context.uc_link = nullptr;
+    makecontext(&fiber->context, enter, 0);
+    fibers_.push_back(std::move(fiber));
+  }
+}
+
+// Lets threads [begin, end) go on if all of them wait at `barrier`.
+bool release(size_t begin, size_t end, State barrier) {
+  for (size_t i = begin; i < end; ++i) {
+    if (fibers_[i]->state != barrier) return false;
+  }
+  for (size_t i = begin; i < end; ++i) fibers_[i]->state = State::kReady;
+  return true;
+}
+
+// 0 .. count - 1 in the order that the settings ask for.
+std::vector<unsigned> order_of(unsigned count) {
+  std::vector<unsigned> order(count);
+  for (unsigned i = 0; i < count; ++i) order[i] = i;
+  if (settings_.order == 1) std::reverse(order.begin(), order.end());
+  if (settings_.order > 1) std::shuffle(order.begin(), order.end(), std::mt19937(settings_.order));
+  return order;
+}
+
+// Each warp in turn goes as far as it can: to a barrier of the block, and past it to the next as
+// soon as all have come, so that whoever lacks a barrier reads too early or overwrites too early.
+bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& lanes) {
+  const unsigned threads = block_size.x;
+  memset(shared_, 0xff, sizeof shared_);
+  shared_used_ = 0;
+  shared_keys_.clear();
+  for (unsigned i = 0; i < threads; ++i) {
+    fibers_[i]->state = State::kReady;
+    fibers_[i]->exchanges = 0;
+  }
+  while (true) {
+    for (const unsigned warp : warps) {
+      do {
+        for (const unsigned lane : lanes) {
+          thread = dim3(warp * kWarp + lane, 0, 0);
+          if (fibers_[thread.x]->state == State::kReady) resume(*fibers_[thread.x]);
+        }
+      } while (release(warp * kWarp, (warp + 1) * kWarp, State::kAtWarpBarrier));
+    }
+    if (!failure_.empty()) return false;
+    if (release(0, threads, State::kAtBlockBarrier)) continue;
+    if (std::all_of(fibers_.begin(), fibers_.begin() + threads,
+                    [](const auto& fiber) { return fiber->state == State::kDone; })) {
+      return true;
+    }
+    failure_ = "some threads wait at a barrier that the others never reach";
+    return false;
+  }
+}
+
+}  // namespace
+
+void configure(const Settings& settings) { settings_ = settings; }
+
+cudaError_t run(dim3 grid, unsigned threads, const std::function<void()>& kernel) {
+  failure_.clear();
+  if (threads == 0 || threads > kMostThreads || threads % kWarp != 0 || grid.x == 0 ||
+      grid.x > 0x7fffffffu || grid.y == 0 || grid.y > 65535 || grid.z != 1) {
+    return cudaErrorInvalidValue;
+  }
+  make_fibers(threads);
+  kernel_ = &kernel;
+  grid_size = grid;
+  block_size = dim3(threads, 1, 1);
+  const std::vector<unsigned> warps = order_of(threads / kWarp), lanes = order_of(kWarp);
+  const bool backwards = settings_.order % 2 == 1;
+  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y;
+  const uint64_t first =
+      settings_.last_blocks && settings_.last_blocks < blocks ? blocks - settings_.last_blocks : 0;
+  for (uint64_t i = first; i < blocks; ++i) {
+    const uint64_t at = backwards ? blocks - 1 - (i - first) : i;
+    block = dim3(at % grid.x, at / grid.x, 0);
+    if (run_block(warps, lanes)) continue;
+    fibers_.clear();  // they stand in the middle of a kernel
+    return cudaErrorLaunchFailure;
+  }
+  return cudaSuccess;
+}
+
+void block_barrier() { wait(State::kAtBlockBarrier); }
+void warp_barrier() { wait(State::kAtWarpBarrier); }
+
+void* shared_memory(const void* key, size_t size, size_t alignment) {
+  void*& place = shared_keys_[key];
+  if (!place) {
+    shared_used_ = (shared_used_ + alignment - 1) / alignment * alignment;
+    place = shared_ + shared_used_;
+    shared_used_ += size;
+    if (shared_used_ > kSharedBytes) {
+      failure_ = "more than 48 KB of shared memory";
+      shared_used_ = 0;
+      place = shared_;
+    }
+  }
+  return place;
+}
+
+// Two sets of slots in turn: whoever writes a set again has seen all lanes leave its last use.
+const void* exchange(const void* mine, size_t size, int lane) {
+  auto& slots = slots_[present_->exchanges++ % 2];
+  memcpy(slots[thread.x], mine, size);
+  warp_barrier();
+  return slots[thread.x / kWarp * kWarp + lane];
+}
+
+void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool halves) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  float mine[12];  // two numbers of each register, the lower half first
+  for (int i = 0; i < 12; ++i) {
+    const uint16_t bits = words[i / 2] >> i % 2 * 16;
+    mine[i] = halves ? fastmlp::widen(fastmlp::f16{bits}) : fastmlp::widen(fastmlp::bf16{bits});
+  }
+  const int lane = thread.x % kWarp, group = lane / 4, pair = lane % 4;
+  const char* warp = static_cast<const char*>(exchange(mine, sizeof mine, 0));
+  const auto numbers = [&](int owner) {
+    return reinterpret_cast<const float*>(warp + owner * kLargestExchange);
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = group + i / 2 * 8, col = pair * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const float* left = numbers(row % 8 * 4 + k % 8 / 2);  // registers: row < 8, row >= 8, and
+      const float* right = numbers(col * 4 + k % 8 / 2);     // the same again for k >= 8
+      c[i] += left[(row / 8 + k / 8 * 2) * 2 + k % 2] * right[8 + k / 8 * 2 + k % 2];
+    }
+  }
+}
+
+}  // namespace cuda_on_host
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = cuda_on_host::settings_.processors;
+  return cudaSuccess;
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  if (!cuda_on_host::failure_.empty()) return cuda_on_host::failure_.c_str();
+  return error == cudaSuccess ? "no error" : "invalid value";
+}

@@ -1,0 +1,17 @@
+// How the emulated GPU runs.
+#pragma once
+#include <cstdint>
+
+#include "cuda_runtime.h"
+
+namespace cuda_on_host {
+
+struct Settings {
+  unsigned order = 0;        // threads and blocks 0 ascending, 1 descending, above: shuffled
+  int processors = 132;      // multiprocessors
+  uint64_t last_blocks = 0;  // run no more than the grid's last so many blocks; 0: all
+};
+
+void configure(const Settings& settings);
+
+}  // namespace cuda_on_host

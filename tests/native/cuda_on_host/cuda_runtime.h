@@ -1,0 +1,99 @@
+// CUDA's runtime on the host, as far as csrc/cuda asks for it, so that g++ compiles the very source
+// of the kernels. Each thread of a block is a fiber, blocks run one after the other; barriers and
+// exchanges wait for the threads that they wait for on a GPU, and say so where some never come.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+using cudaStream_t = void*;
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+const char* cudaGetErrorString(cudaError_t error);
+
+namespace cuda_on_host {
+
+extern dim3 thread, block, block_size, grid_size;
+
+// Runs kernel for every thread of every block.
+cudaError_t run(dim3 grid, unsigned threads, const std::function<void()>& kernel);
+
+// Wait for the block, for the warp.
+void block_barrier();
+void warp_barrier();
+
+// `size` bytes that the block's threads share under a key; filled with nan when a block starts.
+void* shared_memory(const void* key, size_t size, size_t alignment);
+
+// Gives `size` bytes to the warp and returns lane's bytes.
+const void* exchange(const void* mine, size_t size, int lane);
+
+// c (16, 8) += a (16, 16) b (16, 8): registers as in the PTX manual for mma.m16n8k16, float16 or
+// bfloat16 operands.
+void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool halves);
+
+}  // namespace cuda_on_host
+
+#define threadIdx cuda_on_host::thread
+#define blockIdx cuda_on_host::block
+#define blockDim cuda_on_host::block_size
+#define gridDim cuda_on_host::grid_size
+
+#define FASTMLP_SHARED(type, name)  \
+  static const char name##_key = 0; \
+  type& name =                      \
+      *static_cast<type*>(cuda_on_host::shared_memory(&name##_key, sizeof(type), alignof(type)))
+
+inline void __syncthreads() { cuda_on_host::block_barrier(); }
+
+template <typename T>
+void __stwb(T* to, const T& value) {
+  *to = value;
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int distance) {
+  if (mask != 0xffffffffu) return T{};
+  return *static_cast<const T*>(
+      cuda_on_host::exchange(&value, sizeof value, (threadIdx.x % 32) ^ distance));
+}
+
+namespace fastmlp {
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, unsigned threads, cudaStream_t,
+                          const Arguments&... arguments) {
+  return cuda_on_host::run(grid, threads, [&] { kernel(arguments...); });
+}
+
+struct bf16;
+struct f16;
+inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const bf16&) {
+  cuda_on_host::mma_16816(c, a, b, false);
+}
+inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const f16&) {
+  cuda_on_host::mma_16816(c, a, b, true);
+}
+
+}  // namespace fastmlp

@@ -1,0 +1,265 @@
+"""The CUDA operators on a GPU: the cases of operator_cases.py, streams, graphs, devices."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+
+from typing import Any
+
+import pytest
+import torch
+from cases import randn
+from operator_cases import LinearTests, ReluTests, XentTests, xent
+from torch import Tensor
+
+import fastmlp
+from fastmlp import functional, native_available
+from fastmlp.reference import linear_ref, softmax_xent_ref
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not native_available("cuda"), reason="fastmlp._cuda is not built"),
+]
+
+BAND = 512
+"""Bytes of sentinels before and after every input."""
+
+
+def copied(result: Any) -> Any:
+    return result.cpu() if isinstance(result, Tensor) else tuple(t.cpu() for t in result)
+
+
+class Gpu:
+    """Runs operators on a GPU: new tensors are poisoned with nan, inputs stand between bands of
+    sentinels and may not change. ($FASTMLP_NO_POISON: a sanitizer looks for unwritten memory.)"""
+
+    def __init__(self, device: str = "cuda:0") -> None:
+        self.device = device
+        self._inputs: list[tuple[Tensor, Tensor]] = []
+        self._poison = not os.environ.get("FASTMLP_NO_POISON")
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A copy in the same strides, as far from a multiple of 16 bytes."""
+        if tensor.numel() == 0:
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device
+            )
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        extent = 1 + sum((size - 1) * stride for size, stride in steps)
+        flat = tensor.cpu().as_strided((extent,), (1,), tensor.storage_offset())
+        size = extent * tensor.element_size()
+        begin = BAND + tensor.data_ptr() % 16
+        buffer = torch.full((size + 2 * BAND + 16,), 0xA5, dtype=torch.uint8)
+        buffer[begin : begin + size] = flat.contiguous().view(torch.uint8)
+        there = buffer.to(self.device)
+        self._inputs.append((buffer, there))
+        inside = there[begin : begin + size].view(tensor.dtype)
+        return inside.as_strided(tensor.shape, tensor.stride())
+
+    def run(self, name: str, *args: Any) -> Any:
+        """The operator's result, on the CPU."""
+        torch.use_deterministic_algorithms(self._poison, warn_only=True)
+        try:
+            return copied(getattr(torch.ops.fastmlp, name)(*args))
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def check_inputs(self) -> None:
+        for before, there in self._inputs:
+            assert torch.equal(there.cpu(), before), "an input or its bands changed"
+
+
+@pytest.fixture
+def machine():
+    gpu = Gpu()
+    yield gpu
+    gpu.check_inputs()
+
+
+class TestLinear(LinearTests):
+    pass
+
+
+class TestRelu(ReluTests):
+    pass
+
+
+class TestXent(XentTests):
+    pass
+
+
+def forward_and_backward(x: Tensor, w: Tensor, b: Tensor, target: Tensor) -> list[Tensor]:
+    """Every operator once; tensors on a GPU."""
+    ops = torch.ops.fastmlp
+    y = ops.linear(x, w, b, True)
+    loss, stats, total = ops.softmax_xent(y, target)
+    dy = ops.softmax_xent_backward(torch.ones_like(loss), y, target, stats, total)
+    dy = ops.relu_backward(dy, ops.relu(y))
+    return [y, loss, dy, *ops.linear_backward(dy, x, w, y, True, True, True)]
+
+
+def network(device: str = "cuda:0", dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    tensors = [randn(8, 3072, dtype=dtype), randn(256, 3072, dtype=dtype), randn(256, dtype=dtype)]
+    return [t.to(device) for t in (*tensors, torch.randint(0, 256, (8,)))]
+
+
+def assert_equal(ours: list[Tensor], others: list[Tensor]) -> None:
+    for a, b in zip(ours, others, strict=True):
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+def test_the_poison_reaches_new_tensors():
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty_strided((5,), (1,), device="cuda").isnan().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_side_stream_behind_a_slow_producer(dtype):
+    """Whoever launches on another stream than the present one reads x before it is there."""
+    x, *rest = network(dtype=dtype)
+    want = forward_and_backward(x, *rest)
+    late = torch.zeros_like(x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        late.copy_(x)
+        got = forward_and_backward(late, *rest)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_captured_graph_replays_with_changed_inputs(dtype):
+    static = network(dtype=dtype)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        forward_and_backward(*static)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward_and_backward(*static)
+    for _ in range(3):
+        fresh = network(dtype=dtype)
+        for place, value in zip(static, fresh, strict=True):
+            place.copy_(value)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_equal(captured, forward_and_backward(*fresh))
+
+
+def test_compiled_with_reduced_overhead():
+    def loss(x: Tensor, w: Tensor, b: Tensor, target: Tensor) -> Tensor:
+        hidden = functional.linear(x, w, b, "relu", backend="native")
+        return functional.softmax_cross_entropy(hidden, target, backend="native")
+
+    compiled = torch.compile(loss, mode="reduce-overhead", fullgraph=True)
+    for _ in range(4):
+        x, w, b, target = network()
+        for tensor in (x, w, b):
+            tensor.requires_grad_()
+        torch.compiler.cudagraph_mark_step_begin()
+        ours = torch.autograd.grad(compiled(x, w, b, target), (x, w, b))
+        ours = [t.clone() for t in ours]
+        theirs = torch.autograd.grad(loss(x, w, b, target), (x, w, b))
+        for got, want in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_thirty_runs_give_the_same_bits(dtype):
+    tensors = network(dtype=dtype)
+    first = forward_and_backward(*tensors)
+    for _ in range(30):
+        assert_equal(forward_and_backward(*tensors), first)
+
+
+@pytest.mark.parametrize("shape", [(1000, 10), (64, 1000), (8, 50_257)], ids=str)
+def test_thirty_losses_are_the_same_bits(machine, shape):
+    logits, target = randn(*shape), torch.randint(0, shape[1], shape[:1])
+    first = xent(machine, logits, target, torch.tensor(1.0), label_smoothing=0.1)
+    for _ in range(30):
+        assert_equal(xent(machine, logits, target, torch.tensor(1.0), label_smoothing=0.1), first)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_a_second_gpu_while_the_first_is_the_present_one():
+    torch.cuda.set_device(0)
+    tensors = network("cuda:1")
+    on_second = forward_and_backward(*tensors)
+    assert all(t.device == torch.device("cuda:1") for t in on_second)
+    assert torch.cuda.current_device() == 0
+    on_first = forward_and_backward(*(t.to("cuda:0") for t in tensors))
+    for a, b in zip(on_first, on_second, strict=True):
+        torch.testing.assert_close(a.cpu(), b.cpu())
+    x, w, b, _ = tensors
+    with pytest.raises(RuntimeError, match="must be on the GPU of the other tensors"):
+        torch.ops.fastmlp.linear(x, w.to("cuda:0"), b)
+
+
+def test_tensors_of_cpu_and_gpu_are_refused():
+    x, w, b, _ = network()
+    with pytest.raises(RuntimeError, match="weight must be on the GPU of the other tensors"):
+        torch.ops.fastmlp.linear(x, w.cpu(), b)
+
+
+def test_autograd_autocast_and_opcheck():
+    x, w, b, target = network()
+    small = [t[:5].double().requires_grad_() for t in (x[:, :7], w[:, :7], b)]
+    torch.autograd.gradcheck(lambda *a: functional.linear(*a, "relu"), small)
+    torch.autograd.gradcheck(
+        lambda t: functional.softmax_cross_entropy(t, target[:5] % 7), small[0]
+    )
+    with torch.autocast("cuda", torch.bfloat16):
+        y = functional.linear(x, w, b, "relu")
+        loss = functional.softmax_cross_entropy(y, target)
+    assert (y.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(loss, softmax_xent_ref(y.float(), target))
+    for args in ((x, w, b, True), (x.t().reshape(2, 4, -1)[..., :3072], w, None, False)):
+        torch.library.opcheck(torch.ops.fastmlp.linear.default, args)
+    torch.library.opcheck(torch.ops.fastmlp.softmax_xent.default, (x, target))
+    torch.library.opcheck(torch.ops.fastmlp.relu.default, (x.t(),))
+
+
+def test_a_network_trains_as_the_reference_does():
+    x, target = randn(32, 64).cuda(), torch.randint(0, 10, (32,)).cuda()
+    weights = []
+    for backend in ("native", "reference"):
+        fastmlp.set_backend(backend)
+        try:
+            torch.manual_seed(3)
+            model = fastmlp.MLP([64, 48, 10]).cuda()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(5):
+                optimizer.zero_grad()
+                fastmlp.SoftmaxCrossEntropyLoss()(model(x), target).backward()
+                optimizer.step()
+        finally:
+            fastmlp.set_backend(None)
+        weights.append([p.detach() for p in model.parameters()])
+    for ours, theirs in zip(*weights, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_elements_than_an_int_counts(dtype):
+    """Rows 2^31 elements apart, and an elementwise operator on as many."""
+    size = (1 << 31) + 64
+    if torch.cuda.mem_get_info()[0] < 3 * size * dtype.itemsize:
+        pytest.skip("it takes too much memory for this GPU")
+    x = torch.zeros(size, dtype=dtype, device="cuda")
+    rows = x.as_strided((2, 40), (1 << 31, 1))
+    rows.copy_(randn(2, 40))
+    w = randn(5, 40, dtype=dtype).cuda()
+    assert torch.equal(functional.linear(rows, w), functional.linear(rows.contiguous(), w))
+    want = linear_ref(rows, w).float()
+    torch.testing.assert_close(functional.linear(rows, w).float(), want, rtol=0.02, atol=0.05)
+    y = functional.relu(x)
+    assert torch.equal(y[-64:], x[-64:].relu())
+    assert torch.equal(y[:64], x[:64].relu())

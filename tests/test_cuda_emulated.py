@@ -1,0 +1,132 @@
+"""The CUDA operators' own source on an emulated GPU: what can be known without one."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from types import SimpleNamespace
+
+import emulation
+import pytest
+import torch
+from cases import randn, small_integers
+from conftest import needs_native
+from operator_cases import LinearTests, ReluTests, XentTests
+
+pytestmark = [
+    needs_native,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++"),
+]
+
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 6}
+
+
+@pytest.fixture
+def machine(threads):
+    """Threads and blocks run in a shuffled order, on tensors that end at a fence."""
+    threads(1)  # the emulation is one thread, beside which idle ones of PyTorch would only spin
+    emulation.configure(ORDERS["shuffled"])
+    yield SimpleNamespace(run=emulation.call, place=emulation.fenced(), device="cpu")
+    emulation.operators().release_fences()
+    emulation.configure()
+
+
+class TestLinear(LinearTests):
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("processors", [1, 40, 132])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_exact_in_every_order_and_number_of_parts(self, machine, order, processors, dtype):
+        emulation.configure(ORDERS[order], processors)
+        place = emulation.fenced(low=True)
+        x, w = small_integers(20, 700, dtype=dtype), small_integers(70, 700, dtype=dtype)
+        y = machine.run("linear", place(x), place(w), None, False)
+        assert torch.equal(y, (x.double() @ w.double().t()).to(dtype))
+        dy = small_integers(20, 70, dtype=dtype)
+        ours = machine.run("linear_backward", place(dy), place(x), place(w), None, *[True] * 3)
+        g = dy.double()
+        for got, want in zip(ours, (g @ w.double(), g.t() @ x.double(), g.sum(0)), strict=True):
+            assert torch.equal(got, want.to(dtype))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_the_order_of_threads_does_not_change_a_bit(self, machine, dtype):
+        x, w, dy = randn(33, 900, dtype=dtype), randn(65, 900, dtype=dtype), randn(33, 65)
+        results = []
+        for order in ORDERS.values():
+            emulation.configure(order)
+            y = machine.run("linear", x, w, None, True)
+            args = (dy.to(dtype), x, w, y, True, True, True)
+            results.append([y, *machine.run("linear_backward", *args)])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def test_rows_further_apart_than_an_int_counts(self, machine):
+        """4 GB are asked for and a page or two of them touched."""
+        x = torch.empty((1 << 32) + 64, dtype=torch.bfloat16).as_strided((3, 40), (1 << 31, 1))
+        values = small_integers(3, 40, dtype=torch.bfloat16)
+        x.copy_(values)
+        w, target = small_integers(5, 40, dtype=torch.bfloat16), torch.tensor([0, 39, 3])
+        y = machine.run("linear", x, w, None, False)
+        assert torch.equal(y, (values.double() @ w.double().t()).to(y.dtype))
+        ours = machine.run("linear_backward", y, x, w, None, True, True, True)
+        again = machine.run("linear_backward", y, values, w, None, True, True, True)
+        assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+        ours = machine.run("softmax_xent", x, target)
+        again = machine.run("softmax_xent", values, target)
+        assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+class TestRelu(ReluTests):
+    def test_more_elements_than_an_int_counts(self, machine):
+        """Of 4 GB the last three blocks run; the rest stays untouched."""
+        x = torch.empty((1 << 31) + 1003, dtype=torch.float16)
+        tail = x[-3000:]
+        tail.copy_(randn(3000))
+        emulation.configure(last_blocks=3)
+        y = emulation.operators().relu(x)
+        assert torch.equal(y[-3000:], tail.relu())
+        del y
+        assert emulation.operators().release_tensors() == 0
+
+
+class TestXent(XentTests):
+    @pytest.mark.parametrize("shape", [(1030, 10), (70, 100), (3, 3000)], ids=str)
+    def test_the_order_of_threads_does_not_change_a_bit(self, machine, shape):
+        logits, target = randn(*shape), torch.randint(0, shape[1], shape[:1])
+        results = []
+        for order in ORDERS.values():
+            emulation.configure(order)
+            options = (None, 1, -100, 0.1)
+            loss, stats, total = machine.run("softmax_xent", logits, target, *options)
+            args = (torch.tensor(1.0), logits, target, stats, total, *options)
+            results.append([loss, stats, total, machine.run("softmax_xent_backward", *args)])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
+    operators = emulation.operators()
+    y = operators.relu(randn(8))
+    ctypes.cast(y.data_ptr(), ctypes.POINTER(ctypes.c_float))[8] = 1.0
+    del y
+    assert operators.release_tensors() == 4
+    with pytest.raises(RuntimeError, match="y must have the shape of dy"):
+        operators.relu_backward(randn(3), randn(4))
+    with pytest.raises(RuntimeError, match="label_smoothing must be in"):
+        operators.softmax_xent(randn(2, 3), torch.tensor([0, 1]), None, 1, -100, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "plan"),
+    [
+        ((8, 3072, 256), torch.float32, "fastmlp's kernels (skinny"),
+        ((8, 3072, 256), torch.float32, "tiles of 16 rows, 24 parts"),
+        ((32, 3072, 256), torch.bfloat16, "tiles of 32 rows, 24 parts"),
+        ((256, 1024, 1024), torch.float32, "tiles of 64 rows, 4 parts"),
+        ((8, 256, 10), torch.float32, "tiles of 16 rows, 1 parts"),
+        ((8, 3072, 256), torch.float64, "ATen's BLAS (float64"),
+        ((257, 3072, 256), torch.float32, "ATen's BLAS (large: more than 256 rows"),
+        ((256, 4096, 4096), torch.float32, "ATen's BLAS (large: too much"),
+    ],
+)
+def test_the_plan_of_an_h100(shape, dtype, plan):
+    assert plan in emulation.operators().linear_plan_cuda(*shape, dtype, 132)
