@@ -55,13 +55,13 @@ inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool b
   return {false, "large: the BLAS packs its operands"};
 }
 
-// Steps in a block of blocked SGD: so many that its products run at full speed, but no more than
-// keep its Gram matrix cheap, which costs as much as `rows` further hidden units would. With
-// momentum a block of several steps needs both products twice, so it has to save more, or is not
-// worth it.
+// Steps in a block of blocked SGD. Longer blocks read and write the weights less often, which pays
+// where these are too large for the caches, but their Gram matrix costs as much as half of `rows`
+// further hidden units would. With momentum a block of several steps needs both products twice, so
+// it has to save more, or is not worth it.
 inline int64_t plan_blocked_cpu(int64_t batch, int64_t hidden, bool momentum) {
   if (momentum && batch >= 32) return 1;
-  const int64_t rows = momentum || hidden < 96 ? 64 : 128;
+  const int64_t rows = !momentum && hidden > 512 ? 128 : 64;
   return batch < rows ? rows / batch : 1;
 }
 

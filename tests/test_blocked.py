@@ -122,9 +122,9 @@ def test_the_recurrence_is_torchs_sgd(options):
 
 def test_block_lengths():
     batches = (1, 8, 31, 32, 64, 65, 100, 1024)
-    assert [block_steps(b, 256) for b in batches] == [128, 16, 4, 4, 2, 1, 1, 1]
-    assert [block_steps(b, 95) for b in batches] == [64, 8, 2, 2, 1, 1, 1, 1]
-    assert [block_steps(8, hidden) for hidden in (1, 95, 96, 4096)] == [8, 8, 16, 16]
+    assert [block_steps(b, 513) for b in batches] == [128, 16, 4, 4, 2, 1, 1, 1]
+    assert [block_steps(b, 512) for b in batches] == [64, 8, 2, 2, 1, 1, 1, 1]
+    assert [block_steps(8, hidden) for hidden in (1, 512, 513, 4096)] == [8, 8, 16, 16]
     for hidden in (16, 4096):
         assert [block_steps(b, hidden, momentum=True) for b in batches] == [64, 8, 2, *5 * [1]]
     for sizes in ((0, 256), (8, 0)):
