@@ -22,7 +22,6 @@ PANELS = {
 STYLES = {
     "fastmlp blocked": ("#D55E00", "o", "-"),
     "nn.Module + torch.optim.SGD": ("#0072B2", "s", "--"),
-    "JAX jit(scan)": ("#009E73", "^", "-."),
 }
 """Colours of Okabe and Ito's palette, told apart with any colour vision."""
 
