@@ -25,6 +25,7 @@ from fastmlp.epochs import initial_parameters
 IMAGES, INPUTS, CLASSES = 30_000, 3072, 10
 LR = 0.01
 OURS = "fastmlp "
+TURN_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -188,9 +189,9 @@ class Contender:
 
 
 def check_same(contenders: Sequence[Contender], task: Task) -> None:
-    """Raises AssertionError unless after 64 steps all contenders differ by less than three hundredths
-    of the way that the parameters have gone. Rounding makes up to one of them, where large batches
-    of random labels go nowhere much."""
+    """Raises AssertionError unless after 64 steps all contenders differ by less than three
+    hundredths of the way that the parameters have gone. Rounding makes up to one of them, where
+    large batches of random labels go nowhere much."""
     short = replace(task, images=64 * task.batch)
     found = {}
     for contender in contenders:
@@ -207,13 +208,16 @@ def check_same(contenders: Sequence[Contender], task: Task) -> None:
 
 
 def time_epochs(contenders: Sequence[Contender], task: Task, rounds: int) -> dict[str, Timing]:
-    """Times whole epochs, the contenders in turn, after one that warms up."""
+    """Times whole epochs, the contenders in turn, after one that warms up. A turn is as many epochs
+    as take TURN_SECONDS, which count by their mean: a shared machine takes a while to speed up."""
     for contender in contenders:
         contender.make(task)
+        contender.epoch(0)
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for turn in range(rounds + 1):
+    for turn in range(rounds):
         for contender in contenders:
-            took = contender.epoch(turn)
-            if turn:
-                seconds[contender.name].append(took)
+            epochs: list[float] = []
+            while sum(epochs) < TURN_SECONDS:
+                epochs.append(contender.epoch(100 * turn + len(epochs)))
+            seconds[contender.name].append(sum(epochs) / len(epochs))
     return {name: summarize([s * 1e6 for s in values]) for name, values in seconds.items()}
