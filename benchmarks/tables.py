@@ -100,14 +100,13 @@ def report_table(results: dict[str, Any]) -> str:
         f"| | {fixed} |",
         f"| the default preset | | {right} |",
     ]
-    minutes = results["seconds"] / 60
     return "\n".join(
         [
             *lines,
             "",
             f"Mean and standard deviation over {final['seeds']} seeds (corrected: "
             f"{ablation['seeds']}; default: {results['studies']['network']['seeds']}). "
-            f"The whole report took {minutes:.1f} minutes. {_caption(results)}",
+            f"{_caption(results)}",
         ]
     )
 
