@@ -72,7 +72,9 @@ def many_table(results: dict[str, Any]) -> str:
     rows = [row for row in results["rows"] if row["axis"] == "models"]
     names = list(rows[-1]["epoch"])
     lines = [
-        "| seconds per epoch and model | " + " | ".join(f"{row['models']}" for row in rows) + " |",
+        "| seconds per epoch and model | "
+        + " | ".join(f"{row['models']} together" for row in rows)
+        + " |",
         "|---|" + "---:|" * len(rows),
     ]
     for name in names:
@@ -84,8 +86,10 @@ def many_table(results: dict[str, Any]) -> str:
 def report_table(results: dict[str, Any]) -> str:
     """The course report's test accuracies beside ours."""
 
-    def percent(stat: dict[str, float]) -> str:
-        return f"{100 * stat['mean']:.2f} +- {100 * stat['sd']:.2f}"
+    def percent(stat: dict[str, float | None]) -> str:
+        assert stat["mean"] is not None
+        spread = "" if stat["sd"] is None else f" +- {100 * stat['sd']:.2f}"
+        return f"{100 * stat['mean']:.2f}{spread}"
 
     final = results["studies"]["final"]
     lines = ["| test accuracy, % | course report | reproduced |", "|---|---:|---:|"]
