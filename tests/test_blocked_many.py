@@ -42,7 +42,7 @@ NETWORKS = {
     "momentum, sharing the images": Network(options=OPTIMIZERS["momentum"]),
     "all, sharing the images": Network(options=OPTIMIZERS["all"], shape={"seed": 5}),
     "deep, sharing the images": Network(options=OPTIMIZERS["decay"], shape={"hidden": (33, 12)}),
-    "a longer block": Network(shape={"hidden": (120,)}),
+    "a longer block": Network(shape={"hidden": (520,)}),
     "another batch": Network(options={"batch_size": 3}),
     "a large batch": Network(options={"batch_size": 100}),
     "another order": Network("second", shape={"hidden": (12, 9, 5)}),
