@@ -33,6 +33,7 @@ def main() -> None:
     results = json.loads((Path(args.out) / "results.json").read_text(encoding="utf-8"))
     for study in results["studies"].values():
         for network in study["networks"].values():
+            del network["config"]["data_dir"]
             for run in network["runs"]:
                 del run["history"]
     save(RESULTS / "report.cpu.json", {"provenance": provenance(), "seconds": seconds, **results})
