@@ -33,8 +33,9 @@ class Moves:
         return Moves(self.values[rows], self.shape)
 
     def apply(self, images: Tensor, *, reference: bool = False) -> Tensor:
-        """:func:`flip_shift` of images (n, features); ``reference`` keeps to plain PyTorch."""
-        if reference or not backend.native_available(images.device.type):
+        """:func:`flip_shift` of images (n, features), by its kernel on the CPU; ``reference`` keeps
+        to plain PyTorch."""
+        if reference or images.device.type != "cpu" or not backend.native_available():
             return flip_shift_ref(images, self.values, self.shape)
         return flip_shift(images, self.values, self.shape)
 

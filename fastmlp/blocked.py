@@ -199,9 +199,12 @@ class _Run:
 
 def _run_blocks(runs: Sequence[_Run], blocks: int) -> None:
     """Runs the next blocks of all these epochs."""
+    groups: dict[tuple[int, ...], list[_Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group_key, []).append(run)
+    leaders = [members[0] for members in groups.values()]
+    runs = _flat(groups.values())
     first = runs[0].engine
-    keys = list(dict.fromkeys(run.group_key for run in runs))
-    leaders = [next(run for run in runs if run.group_key == key) for key in keys]
     no_moves = torch.empty(0, 3, dtype=torch.int8)
     orders, moves = [], []
     shape: list[int] = []
@@ -217,7 +220,8 @@ def _run_blocks(runs: Sequence[_Run], blocks: int) -> None:
     losses, correct = _ops.blocked_train_.default(
         *(first._images, first._labels, norm.scale, norm.shift, shape, orders, moves),
         *([run.engine.options.batch_size for run in leaders], [run.steps for run in leaders]),
-        *([keys.index(run.group_key) for run in runs], [len(r.engine._tensors) // 2 for r in runs]),
+        [group for group, members in enumerate(groups.values()) for _ in members],
+        [len(run.engine._tensors) // 2 for run in runs],
         _flat(run.engine._tensors for run in runs),
         _flat(run.engine._momentum for run in runs if run.engine.options.momentum),
         [run.table for run in runs],
@@ -229,8 +233,11 @@ def _run_blocks(runs: Sequence[_Run], blocks: int) -> None:
             dtype=torch.float64,
         ),
     )
-    rows_of = dict(zip(keys, map(len, orders), strict=True))
-    steps = [-(-rows_of[r.group_key] // r.engine.options.batch_size) for r in runs]
+    steps = [
+        -(-len(order) // run.engine.options.batch_size)
+        for order, members in zip(orders, groups.values(), strict=True)
+        for run in members
+    ]
     for run, mine, hits in zip(runs, losses.split(steps), correct.split(steps), strict=True):
         run.take(mine, hits)
 

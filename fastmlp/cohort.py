@@ -72,11 +72,10 @@ class Cohort:
 
     def _validate(self) -> None:
         done = [i for i in self.running if self.trainings[i].state.partial.finished]
-        parts: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        parts: defaultdict[int, list[int]] = defaultdict(list)  # by batch size, where it matters
         for i in done:
             config = self.trainings[i].config
-            sliding = config.loader == "sliding"
-            parts[config.loader, config.batch_size if sliding else 0].append(i)
+            parts[config.batch_size if config.loader == "sliding" else 0].append(i)
         for group in parts.values():
             for numbers in self._alike(group):
                 first = self.trainings[numbers[0]]

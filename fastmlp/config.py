@@ -28,6 +28,10 @@ else:
 LR_SCHEDULES = ("constant", "cosine")
 NORMALIZATIONS = ("unit", "standard")
 LOADERS = ("shuffle", "sliding")
+MACHINE_FIELDS = (
+    *("data_dir", "data_url", "device", "engine", "block_steps", "threads", "save_every"),
+)
+"""Fields that do not decide what a run comes to, up to rounding."""
 MAX_BLOCK_STEPS = 1024
 """A block holds all its images and their Gram matrix in memory."""
 MAX_THREADS = 4096
@@ -110,6 +114,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them (``hidden`` as a list)."""
         return {**asdict(self), "hidden": list(self.hidden)}
+
+    def essentials(self) -> dict[str, Any]:
+        """:meth:`to_dict` without :data:`MACHINE_FIELDS`: what decides the results."""
+        return {k: v for k, v in self.to_dict().items() if k not in MACHINE_FIELDS}
 
 
 PRESETS: dict[str, dict[str, Any]] = {

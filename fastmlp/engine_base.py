@@ -125,6 +125,7 @@ class Engine(ABC):
             )
             for name, tensor in parameters.items()
         }
+        self._tensors = list(self._parameters.values())
         self._images = train.images.to(device).contiguous()
         self._labels = train.labels.to(device).contiguous()
         self._normalization = replace(
@@ -132,6 +133,11 @@ class Engine(ABC):
             scale=normalization.scale.to(device),
             shift=normalization.shift.to(device),
         )
+        self._set_up()
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Makes what this kind of engine needs beside parameters and data."""
 
     @staticmethod
     @abstractmethod

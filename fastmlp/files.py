@@ -33,6 +33,12 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def write_bytes(target: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Writes ``data`` to ``target`` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_text(target: str | os.PathLike[str], text: str) -> None:
     """Writes ``text`` (UTF-8) to ``target`` atomically."""
     with atomic_path(target) as temporary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,16 +98,24 @@ def fit_many(
             if on_epoch is not None:
                 on_epoch(done, epochs)
         tests = {} if cohort.running else cohort.test()
+    return runs_of(cohort, [training.config for training in cohort.trainings], tests)
+
+
+def runs_of(
+    cohort: Cohort, configs: Sequence[TrainConfig], tests: Mapping[int, EvalStats]
+) -> list[Run]:
+    """What the runs of a cohort have come to so far, under these configurations; ``tests`` by their
+    numbers."""
     return [
         Run(
-            training.config,
+            config,
             None,
             training.state.history,
             training.state.best,
             tests.get(i),
             diverged=str(cohort.errors[i]) if i in cohort.errors else None,
         )
-        for i, training in enumerate(cohort.trainings)
+        for i, (config, training) in enumerate(zip(configs, cohort.trainings, strict=True))
     ]
 
 

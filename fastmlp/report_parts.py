@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .experiments import Outcome
-from .files import atomic_path, write_text
+from .files import write_bytes, write_text
+from .run_folder import torch_bytes
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ class Parts:
         """Writes a part; raises OSError where it cannot be written."""
         path = self._path(study, seed, key)
         if part.parameters is not None:  # first, so that the JSON file says that all is there
-            buffer = io.BytesIO()
-            torch.save(part.parameters, buffer)
-            with atomic_path(path.with_suffix(".pt")) as temporary:
-                temporary.write_bytes(buffer.getbuffer())
+            write_bytes(path.with_suffix(".pt"), torch_bytes(part.parameters))
         values = {
             "seconds": part.seconds,
             "has_parameters": part.parameters is not None,

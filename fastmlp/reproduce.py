@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import __version__, fitting
 from .config import TrainConfig
-from .data import Dataset, add_data_arguments, load_dataset, split_dataset
+from .data import Dataset, add_data_arguments, load_dataset
 from .document import Document, Points, to_html, to_markdown
 from .engines import choose_engine, resolve_device
 from .errors import EXIT_INTERRUPTED, EXIT_USAGE, ArgumentParser, UserError, run_command
@@ -35,7 +35,7 @@ from .layer_checks import check_layers
 from .report import make_report
 from .report_parts import Part, Parts
 from .report_progress import ReportProgress
-from .run_data import RunData
+from .run_data import RunData, make_run_data
 from .stopping import stop_on_signals
 from .summary import device_name, git_commit
 
@@ -64,11 +64,7 @@ def main(argv: list[str]) -> int:
     TrainConfig(**common)  # refuses what cannot be before anything is downloaded
     device = resolve_device(options.device)
     dataset = load_dataset(options.dataset, options.data_dir, options.data_url)
-    data = RunData(
-        split_dataset(dataset, options.split, options.test_set),
-        *(len(dataset.classes), dataset.name, str(dataset.source), dataset.offline),
-        tuple(dataset.classes),
-    )
+    data = make_run_data(dataset, options.split, options.test_set)
     plan = studies({**common, "dataset": dataset.name, "device": str(device)}, budget)
     parts = Parts(folder / "parts")
     with stop_on_signals() as stop:
@@ -186,11 +182,7 @@ def _on_gpu(study: Study) -> bool:
 
 def _key(study: Study, data: RunData, seed: int) -> dict[str, Any]:
     """What decides the results of a part: it is used again where all of it is the same."""
-    machine = ("data_dir", "data_url", "threads", "engine", "block_steps", "device", "save_every")
-    configs = {
-        name: {k: v for k, v in config.to_dict().items() if k not in machine}
-        for name, config in study.configs.items()
-    }
+    configs = {name: config.essentials() for name, config in study.configs.items()}
     kind = "gpu" if _on_gpu(study) else "cpu"
     versions = [__version__, torch.__version__]
     return {"data": data.fingerprint, "seed": seed, "on": [kind, *versions], "configs": configs}

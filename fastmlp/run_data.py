@@ -8,7 +8,7 @@ from functools import cached_property
 
 from .augment import image_shape
 from .config import TrainConfig
-from .data import Normalization, Split, load_dataset, make_normalization, split_dataset
+from .data import Dataset, Normalization, Split, load_dataset, make_normalization, split_dataset
 from .errors import UserError
 
 
@@ -68,18 +68,22 @@ class RunData:
         return f"{self.name}:{digest.hexdigest()[:32]}"
 
 
-def load_run_data(config: TrainConfig, progress: bool = True) -> RunData:
-    """The data set that ``config`` names, split as it says; ``progress`` shows downloads.
-
-    Raises :class:`UserError` where it cannot be had or split.
-    """
-    dataset = load_dataset(config.dataset, config.data_dir, config.data_url, progress=progress)
-    split = split_dataset(dataset, config.split, config.test_set)
+def make_run_data(dataset: Dataset, split: str, test_set: str) -> RunData:
+    """The data set in three parts, as :func:`fastmlp.data.split_dataset` cuts it."""
     return RunData(
-        split,
+        split_dataset(dataset, split, test_set),
         len(dataset.classes),
         dataset.name,
         str(dataset.source),
         dataset.offline,
         tuple(dataset.classes),
     )
+
+
+def load_run_data(config: TrainConfig, progress: bool = True) -> RunData:
+    """The data set that ``config`` names, split as it says; ``progress`` shows downloads.
+
+    Raises :class:`UserError` where it cannot be had or split.
+    """
+    dataset = load_dataset(config.dataset, config.data_dir, config.data_url, progress=progress)
+    return make_run_data(dataset, config.split, config.test_set)

@@ -33,7 +33,7 @@ from torch import Tensor
 from .config import TrainConfig, config_from_dict
 from .engine_base import EpochStats
 from .errors import UserError, describe_os_error
-from .files import atomic_path
+from .files import write_bytes
 
 FORMAT = 1
 """The version of ``resume.pt``."""
@@ -247,13 +247,16 @@ class RunFolder:
         return values
 
     def _write(self, name: str, data: bytes | memoryview) -> None:
-        target = self.path / name
-        try:
-            with atomic_path(target) as temporary:
-                temporary.write_bytes(data)
-        except OSError as error:
-            told = OSError(error.errno, error.strerror or str(error), str(target))
-            raise UserError(describe_os_error(told)) from error
+        write_file(self.path / name, data)
+
+
+def write_file(target: Path, data: bytes | memoryview) -> None:
+    """Writes a file as a whole; raises :class:`UserError` where it cannot be written."""
+    try:
+        write_bytes(target, data)
+    except OSError as error:
+        told = OSError(error.errno, error.strerror or str(error), str(target))
+        raise UserError(describe_os_error(told)) from error
 
 
 def state_to_dict(state: RunState) -> dict[str, Any]:

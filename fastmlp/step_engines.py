@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from . import backend, ops
-from .data import Normalization, Part
+from .augment import Moves
+from .data import Part
 from .engine_base import (
     Engine,
     Epoch,
     EpochStats,
     EvalStats,
     NonFiniteLossError,
-    SgdOptions,
     Tally,
     copies_on_cpu,
 )
@@ -40,17 +40,6 @@ REPORT_SECONDS = 0.15
 
 class StepEngine(Engine):
     """An engine that Python drives step by step; subclasses say what a step is."""
-
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        train: Part,
-        normalization: Normalization,
-        options: SgdOptions,
-        device: torch.device,
-    ) -> None:
-        super().__init__(parameters, train, normalization, options, device)
-        self._tensors = list(self._parameters.values())
 
     @abstractmethod
     def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -104,7 +93,7 @@ class StepEngine(Engine):
             with torch.no_grad():
                 images = self._images.index_select(0, order[rows])
                 if epoch.moves is not None:
-                    images = epoch.moves[rows].apply(images, reference=self.name == "reference")
+                    images = self._moved(images, epoch.moves[rows])
                 labels = self._labels.index_select(0, order[rows])
                 skipped = max(start - chunk, 0)
                 stop = self._train_chunk(images, labels, skipped, epoch.lr, should_stop, tally)
@@ -155,6 +144,9 @@ class StepEngine(Engine):
         count = len(part.labels)
         return EvalStats(loss_sum.item() / count, int(correct) / count, count)
 
+    def _moved(self, images: Tensor, moves: Moves) -> Tensor:
+        return moves.apply(images)
+
     def _inputs(self, images: Tensor) -> Tensor:
         return self._normalization.apply(images).to(self._tensors[0].dtype)
 
@@ -164,15 +156,7 @@ class EagerEngine(StepEngine):
 
     name = "eager"
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        train: Part,
-        normalization: Normalization,
-        options: SgdOptions,
-        device: torch.device,
-    ) -> None:
-        super().__init__(parameters, train, normalization, options, device)
+    def _set_up(self) -> None:
         self._momentum: list[Tensor | None] = [None] * len(self._tensors)
 
     @staticmethod
@@ -249,15 +233,8 @@ class ReferenceEngine(StepEngine):
 
     name = "reference"
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        train: Part,
-        normalization: Normalization,
-        options: SgdOptions,
-        device: torch.device,
-    ) -> None:
-        super().__init__(parameters, train, normalization, options, device)
+    def _set_up(self) -> None:
+        options = self.options
         self._optimizer = torch.optim.SGD(
             [tensor.requires_grad_() for tensor in self._tensors],
             momentum=options.momentum,
@@ -268,6 +245,9 @@ class ReferenceEngine(StepEngine):
     @staticmethod
     def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
         return None
+
+    def _moved(self, images: Tensor, moves: Moves) -> Tensor:
+        return moves.apply(images, reference=True)
 
     def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         self._optimizer.param_groups[0]["lr"] = lr

@@ -28,7 +28,7 @@ import torch
 
 from .config import TrainConfig
 from .errors import UserError, describe_os_error
-from .files import atomic_path, write_text
+from .files import write_text
 from .run_folder import (
     LOCK,
     EpochRecord,
@@ -37,6 +37,7 @@ from .run_folder import (
     state_from_dict,
     state_to_dict,
     torch_bytes,
+    write_file,
 )
 from .sweep_plan import shown
 
@@ -46,16 +47,11 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 30.0
 """How much work a killed sweep may lose, about."""
-MACHINE_FIELDS = (
-    *("data_dir", "data_url", "device", "engine", "block_steps", "threads", "save_every"),
-)
-"""What does not decide what a run comes to, up to rounding."""
 
 
 def config_key(config: TrainConfig) -> str:
     """The same for configurations that come to the same."""
-    values = {k: v for k, v in config.to_dict().items() if k not in MACHINE_FIELDS}
-    return json.dumps(values, sort_keys=True)
+    return json.dumps(config.essentials(), sort_keys=True)
 
 
 class SweepFolder:
@@ -126,7 +122,7 @@ class SweepFolder:
         """Writes where this process's runs stand."""
         self._others.update(states)
         values = {key: state_to_dict(state) for key, state in self._others.items()}
-        self._write(self._resume, torch_bytes(values))
+        write_file(self._resume, torch_bytes(values))
         self._saved = time.monotonic()
 
     def write(self, result: SweepResult) -> None:
@@ -139,14 +135,6 @@ class SweepFolder:
             result.plot(self.path)
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
-
-    def _write(self, target: Path, data: bytes | memoryview) -> None:
-        try:
-            with atomic_path(target) as temporary:
-                temporary.write_bytes(data)
-        except OSError as error:
-            told = OSError(error.errno, error.strerror or str(error), str(target))
-            raise UserError(describe_os_error(told)) from error
 
 
 def _progress(state: RunState) -> tuple[int, int]:
@@ -168,7 +156,7 @@ def as_toml(config: TrainConfig) -> str:
     """The configuration as ``train --config`` reads it, without what belongs to the machine."""
     lines = [
         f"{name} = {json.dumps(value)}"
-        for name, value in config.to_dict().items()
-        if name not in MACHINE_FIELDS and value is not None
+        for name, value in config.essentials().items()
+        if value is not None
     ]
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from .cohort import Cohort
 from .config import TrainConfig
 from .errors import EXIT_USAGE, UserError
 from .files import write_text
-from .fitting import Run, thread_count
+from .fitting import Run, runs_of, thread_count
 from .run_data import RunData, load_run_data
 from .run_folder import RunState
 from .stopping import stop_on_signals
@@ -304,18 +304,7 @@ class _Sweep:
 
     def runs(self) -> list[Run]:
         """What the runs have come to so far."""
-        return [
-            Run(
-                config,
-                None,
-                training.state.history,
-                training.state.best,
-                diverged=str(self.cohort.errors[i]) if i in self.cohort.errors else None,
-            )
-            for i, (config, training) in enumerate(
-                zip(self.seeded, self.cohort.trainings, strict=True)
-            )
-        ]
+        return runs_of(self.cohort, self.seeded, {})
 
 
 def make_result(

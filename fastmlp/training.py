@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from .config import TrainConfig
 from .data import Part
@@ -44,7 +45,7 @@ class Training:
         kind, reason = choose_engine(config.engine, device, self.sizes)
         self.config = replace(config, device=str(device), engine=kind.name)
         self.data = data
-        self._check_augmentation()
+        self.images = self._count_images()
         self.engine: Engine = kind(
             initial_parameters(self.sizes, config.init, config.seed),
             data.split.train,
@@ -60,7 +61,6 @@ class Training:
         )
         if config.block_steps:
             self._force_block_steps()
-        self.images = len(self.next_epoch_of(0).order)
         self.steps = -(-self.images // config.batch_size)
         fingerprint = data.fingerprint
         if state is None:
@@ -79,9 +79,10 @@ class Training:
             )
         self.engine.block_steps = self.config.block_steps
 
-    def _check_augmentation(self) -> None:
+    def _count_images(self) -> int:
+        """How many images an epoch uses; raises UserError where they cannot be augmented."""
         try:
-            self.next_epoch_of(0)
+            images = len(self.next_epoch_of(0).order)
         except ValueError as error:
             raise UserError(f"augment {self.config.augment}: {error}", EXIT_USAGE) from error
         if self.config.augment != "none" and self.data.shape is None:
@@ -90,6 +91,7 @@ class Training:
                 f"{self.sizes[0]} numbers; use augment none",
                 EXIT_USAGE,
             )
+        return images
 
     def _go_on(self, fingerprint: str) -> None:
         if fingerprint != self.state.fingerprint:
@@ -117,7 +119,7 @@ class Training:
         """Whether all its epochs are done."""
         return self.epoch >= self.config.epochs
 
-    @property
+    @cached_property
     def validation(self) -> Part:
         """What the epochs are compared on."""
         part = self.data.split.val

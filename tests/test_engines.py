@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from compare import assert_within_2x
-from tiny import CLASSES, FEATURES, tiny_data
+from tiny import CLASSES, FEATURES, stop_after, tiny_data
 from torch import Tensor, nn
 
 from fastmlp.backend import native_available
@@ -90,17 +90,6 @@ def reference(
 
 def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in state.values()])
-
-
-def stop_after(steps: int | None):
-    count = 0
-
-    def stop() -> bool:
-        nonlocal count
-        count += 1
-        return steps is not None and count >= steps
-
-    return stop
 
 
 @each_engine

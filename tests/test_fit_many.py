@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
 import torch
 from conftest import needs_native
-from tiny import assert_same_tensors, tiny_data
+from tiny import assert_same_tensors, stop_after, tiny_data
 
 import fastmlp
 from fastmlp import fitting
@@ -34,18 +33,6 @@ def assert_same(ours: Run, theirs: Run) -> None:
     assert ours.test == theirs.test
     assert ours.test is not None
     assert_same_tensors(ours.best_parameters, theirs.best_parameters)
-
-
-def stop_after(calls: int) -> Callable[[], bool]:
-    """A ``should_stop`` that is true from its call number ``calls`` on."""
-    count = 0
-
-    def stop() -> bool:
-        nonlocal count
-        count += 1
-        return count >= calls
-
-    return stop
 
 
 CHANGES: list[dict[str, Any]] = [

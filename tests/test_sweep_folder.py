@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import tiny_sweep
 import torch
-from tiny import tiny_data
-from tiny_sweep import BASE, DATA, MIXED, assert_same_sweep, stop_after, table
+from tiny import stop_after, tiny_data
+from tiny_sweep import BASE, DATA, MIXED, assert_same_sweep, table
 
 import fastmlp
 from fastmlp.errors import EXIT_USAGE, UserError

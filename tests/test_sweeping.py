@@ -19,11 +19,10 @@ from tiny_sweep import BASE, DATA, MIXED, table
 import fastmlp
 from fastmlp import fitting, sweeping, train
 from fastmlp.cohort import Cohort
-from fastmlp.config import TrainConfig
+from fastmlp.config import MACHINE_FIELDS, TrainConfig
 from fastmlp.errors import UserError
 from fastmlp.fitting import Run, fit
 from fastmlp.run_folder import EpochRecord, RunFolder
-from fastmlp.sweep_folder import MACHINE_FIELDS
 from fastmlp.sweeping import SweepResult, Trial, make_result, mean_sd, sweep
 from fastmlp.workers import Workers
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_sweep import BASE, DATA, MIXED, assert_same_results, stop_after, table
+from tiny import stop_after
+from tiny_sweep import BASE, DATA, MIXED, assert_same_results, table
 
 import fastmlp
 from fastmlp import sweeping

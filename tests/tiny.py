@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,6 +33,18 @@ def tiny_data(images: int = 90, seed: int = 0) -> RunData:
         return Part(pixels, labels)
 
     return RunData(Split(part(images), part(40), part(50)), CLASSES, name=f"tiny{seed}")
+
+
+def stop_after(calls: int | None) -> Callable[[], bool]:
+    """A ``should_stop`` that is true from its call number ``calls`` on; never for None."""
+    count = 0
+
+    def stop() -> bool:
+        nonlocal count
+        count += 1
+        return calls is not None and count >= calls
+
+    return stop
 
 
 def tensors(path: Path) -> dict[str, Tensor]:

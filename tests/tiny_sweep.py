@@ -6,7 +6,6 @@ import csv
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +54,6 @@ def assert_same_sweep(ours: Path, theirs: Path) -> None:
         assert_same_tensors(first[key].best, state.best)
         for part, tensors in state.engine.items():
             assert_same_tensors(first[key].engine[part], tensors)
-
-
-def stop_after(calls: int) -> Callable[[], bool]:
-    """A ``should_stop`` that is true from its call number ``calls`` on."""
-    count = 0
-
-    def stop() -> bool:
-        nonlocal count
-        count += 1
-        return count >= calls
-
-    return stop
 
 
 if __name__ == "__main__":

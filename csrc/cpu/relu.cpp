@@ -16,14 +16,6 @@ Tensor new_like(const Tensor& x) {
   return x.is_contiguous() ? empty_cpu(sizes_of(x), x.scalar_type()) : torch::stable::empty_like(x);
 }
 
-// `tensor`, or a copy of it, with the elements in the order in which those of `like` lie in memory.
-Tensor laid_out_as(const Tensor& like, const Tensor& tensor) {
-  if (same_strides(like, tensor)) return tensor;
-  Tensor copy = new_like(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 Tensor relu_cpu(const Tensor& x) {
   check_floating("x", x);
   Tensor y = new_like(x);

@@ -68,6 +68,15 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// `tensor`, or a copy of it, with the elements in the order in which those of `like`, which is
+// dense, lie in memory.
+inline Tensor laid_out_as(const Tensor& like, const Tensor& tensor) {
+  if (same_strides(like, tensor)) return tensor;
+  Tensor copy = torch::stable::empty_like(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
 // A tensor seen as rows of its last dimension: elements of a row are neighbours, rows are `stride`
 // apart. `tensor` keeps the memory alive (it is a copy where the layout asked for one).
 struct Rows {

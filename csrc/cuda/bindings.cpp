@@ -36,14 +36,6 @@ Tensor new_like(const Tensor& x) {
                            : torch::stable::empty_like(x);
 }
 
-// `tensor`, or a copy of it, with the elements in the order in which those of `like` lie in memory.
-Tensor laid_out_as(const Tensor& like, const Tensor& tensor) {
-  if (same_strides(like, tensor)) return tensor;
-  Tensor copy = new_like(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 Tensor relu_cuda(const Tensor& x) {
   check_floating("x", x);
   const Launch launch(x);
