@@ -1,0 +1,42 @@
+"""Work that is recorded once and replayed: a GPU is told all of it in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+__all__ = ["Recording"]
+
+
+class Recording:
+    """``work()`` as one CUDA graph on ``device``; elsewhere a replay simply calls it.
+
+    ``work`` may only read and write tensors that keep their addresses, and must not wait for the
+    device. Making the recording runs it once, so what it changes must be filled in afterwards.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+        self._work, self._device = work, device
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if device.type != "cuda":
+            work()
+            return
+        with torch.cuda.device(device):
+            # Libraries set themselves up at their first call, which must not be recorded.
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                work()
+            torch.cuda.current_stream(device).wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                work()
+
+    def replay(self) -> None:
+        """Runs the work on the present stream, after what was put there before."""
+        if self._graph is None:
+            self._work()
+            return
+        with torch.cuda.device(self._device):
+            self._graph.replay()
