@@ -38,13 +38,15 @@ def _one_thread(threads):
     threads(1)
 
 
-def problem(images=211, inputs=37, classes=5):
+def problem(images=211, inputs=37, classes=5, planes=None):
+    """Each feature with its own scale and shift, or so many planes of about the same size."""
     part = Part(
         torch.randint(0, 256, (images, inputs), dtype=torch.uint8),
         torch.randint(0, classes, (images,)),
     )
-    norm = Normalization("standard", 0.02 * torch.rand(inputs) + 0.01, -torch.rand(inputs))
-    return part, norm
+    of = torch.arange(inputs) if planes is None else torch.arange(inputs) * planes // inputs
+    scale, shift = 0.02 * torch.rand(inputs) + 0.01, -torch.rand(inputs)
+    return part, Normalization("standard", scale[of], shift[of])
 
 
 def make(
@@ -122,11 +124,11 @@ def test_the_recurrence_is_torchs_sgd(options):
 
 def test_block_lengths():
     batches = (1, 8, 31, 32, 64, 65, 100, 1024)
-    assert [block_steps(b, 513) for b in batches] == [128, 16, 4, 4, 2, 1, 1, 1]
-    assert [block_steps(b, 512) for b in batches] == [64, 8, 2, 2, 1, 1, 1, 1]
-    assert [block_steps(8, hidden) for hidden in (1, 512, 513, 4096)] == [8, 8, 16, 16]
-    for hidden in (16, 4096):
-        assert [block_steps(b, hidden, momentum=True) for b in batches] == [64, 8, 2, *5 * [1]]
+    assert [block_steps(b, 513) for b in batches] == [144, 18, 4, 4, 2, 2, 1, 1]
+    assert [block_steps(b, 512) for b in batches] == [96, 12, 3, 3, 1, 1, 1, 1]
+    assert [block_steps(8, hidden) for hidden in (1, 32, 33, 513)] == [6, 6, 12, 18]
+    for hidden in (33, 4096):
+        assert [block_steps(b, hidden, momentum=True) for b in batches] == [96, 12, 3, *5 * [1]]
     for sizes in ((0, 256), (8, 0)):
         with pytest.raises(RuntimeError, match="batch and hidden must be above 0"):
             block_steps(*sizes)
@@ -189,8 +191,9 @@ def test_moved_images(options, repeats, batch, threads):
 @OPTIMIZER
 @pytest.mark.parametrize("steps", [1, 2, 16, 32])
 @pytest.mark.parametrize("limit", [1, 2, 15, 16, 17, 50])
-def test_float32_is_as_close_to_the_truth_as_pytorch(options, steps, limit):
-    data = problem(images=8 * limit - 3)
+@pytest.mark.parametrize("inputs", [{}, {"planes": 3}, {"inputs": 200, "planes": 2}])
+def test_float32_is_as_close_to_the_truth_as_pytorch(options, steps, limit, inputs):
+    data = problem(images=8 * limit - 3, **inputs)
     order = torch.randperm(8 * limit - 3)
     options = {"batch_size": 8, **options}
     truth = make(ReferenceEngine, data, options, dtype=torch.float64)

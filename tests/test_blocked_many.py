@@ -42,9 +42,9 @@ NETWORKS = {
     "momentum, sharing the images": Network(options=OPTIMIZERS["momentum"]),
     "all, sharing the images": Network(options=OPTIMIZERS["all"], shape={"seed": 5}),
     "deep, sharing the images": Network(options=OPTIMIZERS["decay"], shape={"hidden": (33, 12)}),
-    "a longer block": Network(shape={"hidden": (520,)}),
-    "another batch": Network(options={"batch_size": 3}),
-    "a large batch": Network(options={"batch_size": 100}),
+    "a longer block": Network(shape={"hidden": (520,), "steps": None}),
+    "another batch": Network(options={"batch_size": 3}, shape={"steps": None}),
+    "a large batch": Network(options={"batch_size": 100}, shape={"steps": None}),
     "another order": Network("second", shape={"hidden": (12, 9, 5)}),
     "a longer epoch": Network("long", options=OPTIMIZERS["nesterov"]),
     "repeats": Network("repeats", options=OPTIMIZERS["all"]),
@@ -69,7 +69,7 @@ def orders():
 
 @pytest.fixture
 def data():
-    return problem(images=IMAGES, inputs=75)
+    return problem(images=IMAGES, inputs=75, planes=3)
 
 
 def build(networks, data, orders, engine=BlockedEngine, moves=None, dtype=torch.float32):
@@ -77,7 +77,8 @@ def build(networks, data, orders, engine=BlockedEngine, moves=None, dtype=torch.
     engines, epochs = [], []
     for network in networks:
         options = {"batch_size": 8, **network.options}
-        engines.append(make(engine, data, options, dtype=dtype, **network.shape))
+        shape = {"steps": 8, **network.shape}
+        engines.append(make(engine, data, options, dtype=dtype, **shape))
         moved = moves and moves[: len(orders[network.order])]
         epochs.append(Epoch(orders[network.order], network.lr, moved, network.start_step))
     return engines, epochs

@@ -2,9 +2,11 @@
 // Plain C++, no torch. Wants FASTMLP_KERNELS "blocked_kernels.h" to be included before.
 #pragma once
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "flip_shift.h"
+#include "pixel_gram.h"
 #include "team.h"
 
 namespace fastmlp {
@@ -24,16 +26,28 @@ struct Images {
 template <typename T>
 class Block {
  public:
-  // For up to so many rows, in batches.
-  Block(int64_t rows, int64_t batch, int64_t features)
+  // For up to so many rows, in batches. Where `spans` has any, the Gram matrix is made from bytes.
+  Block(int64_t rows, int64_t batch, int64_t features, const std::vector<PixelSpan>& spans)
       : batch_(batch),
         features_(features),
+        stride_(ceil_of(features, 64) * 64),
+        spans_(spans),
+        terms_(rows),
+        pixels_(rows * stride_),
         x_(rows * features),
+        panels_(ceil_of(rows, kPanelUnit) * kPanelUnit * features),
         gram_(rows > batch ? rows * rows : 0) {}
+
+  // What its Gram matrix is best made from: spans, or none.
+  static std::vector<PixelSpan> spans_of(const Images& images) {
+    if (!std::is_same_v<T, float> || !cpu_has_vnni()) return {};
+    return pixel_spans(images.scale, images.shift, images.features);
+  }
 
   const BlockShape& shape() const { return shape_; }
   const int64_t* labels() const { return labels_.data(); }  // of each row
   const T* x() const { return x_.get(); }                   // (distinct, features)
+  const T* panels() const { return panels_.get(); }         // x again, in panels
   // (distinct, distinct) x x^T + 1, at and below the diagonal, as far as needed.
   const T* gram() const { return gram_.get(); }
 
@@ -53,22 +67,30 @@ class Block {
   // the Gram matrix by gram(i) for i in [0, grams()).
   int64_t gathers() const { return ceil_of(shape_.distinct, kGatherRows); }
 
-  void gather(const Images& images, int64_t item) const {
-    std::vector<uint8_t> moved(moves_ ? features_ : 0);
-    const int64_t end = std::min((item + 1) * kGatherRows, shape_.distinct);
-    for (int64_t s = item * kGatherRows; s < end; ++s) {
-      const uint8_t* pixels = images.pixels + numbers_[s] * features_;
+  void gather(const Images& images, int64_t item) {
+    const int64_t begin = item * kGatherRows;
+    const int64_t end = std::min(begin + kGatherRows, shape_.distinct);
+    for (int64_t s = begin; s < end; ++s) {
+      const uint8_t* image = images.pixels + numbers_[s] * features_;
       if (s + 1 < end) {  // the next one may lie anywhere in memory
         const uint8_t* ahead = images.pixels + numbers_[s + 1] * features_;
         for (int64_t i = 0; i < features_; i += 64) __builtin_prefetch(ahead + i);
       }
+      uint8_t* mine = pixels_.get() + s * stride_;
       if (moves_) {
-        flip_shift(pixels, images.shape, moves_ + 3 * s, moved.data());
-        pixels = moved.data();
+        flip_shift(image, images.shape, moves_ + 3 * s, mine);
+      } else {
+        std::copy_n(image, features_, mine);
       }
-      FASTMLP_BEST_ISA(normalize_row<T>)(pixels, images.scale, images.shift, features_,
-                                         x_.get() + s * features_);
+#ifdef FASTMLP_X86
+      if (!spans_.empty()) terms_[s] = pixel_terms(mine, spans_);
+#endif
     }
+    const int64_t panel = begin / kPanelRows * kPanelRows;
+    FASTMLP_BEST_ISA(normalize_rows<T>)(
+        pixels_.get() + begin * stride_, stride_, end - begin, images.scale, images.shift,
+        features_, x_.get() + begin * features_, panels_.get() + panel * features_ + begin - panel,
+        panel_width(shape_.distinct, panel));
   }
 
   // None where there is only one step: nothing has a history.
@@ -79,13 +101,20 @@ class Block {
     const int64_t first = (grams() - 1 - item) * kGramRows;  // those with most columns first
     const int64_t count = std::min(kGramRows, distinct - first);
     const int64_t columns = shape_.slot ? first + count : (first + count - 1) / batch_ * batch_;
+#ifdef FASTMLP_X86
+    if (!spans_.empty()) {
+      pixel_gram(pixels_.get(), stride_, spans_, terms_.data(), first, count, columns, gram_.get(),
+                 distinct);
+      return;
+    }
+#endif
     std::vector<T> scratch(count * columns);
     FASTMLP_BEST_ISA(gram_tile<T>)(x(), features_, first, count, columns, gram_.get(), distinct,
                                    scratch.data());
   }
 
  private:
-  static constexpr int64_t kGatherRows = 8;
+  static constexpr int64_t kGatherRows = kPanelUnit;
   static constexpr int64_t kGramRows = 8;  // a multiple of every instruction set's tile
 
   // Where images come more than once, fills slots_ and leaves each image once.
@@ -117,11 +146,14 @@ class Block {
     numbers_.resize(distinct);
   }
 
-  int64_t batch_, features_;
+  int64_t batch_, features_, stride_;
+  const std::vector<PixelSpan>& spans_;
+  std::vector<PixelTerms> terms_;  // of each distinct image, as are the next two
+  Buffer<uint8_t> pixels_;         // (distinct, stride)
   BlockShape shape_{};
   std::vector<int64_t> numbers_, labels_, slots_;  // of each distinct input; of each row (two)
   const int8_t* moves_ = nullptr;
-  Buffer<T> x_, gram_;
+  Buffer<T> x_, panels_, gram_;
 };
 
 }  // namespace fastmlp

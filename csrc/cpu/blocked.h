@@ -34,6 +34,18 @@ struct BlockShape {
   int64_t steps() const { return (rows + batch - 1) / batch; }
 };
 
+// A block's inputs lie in memory a second time, transposed, for products that run over many of them
+// at once: in panels (features, width) of kPanelRows inputs each, the last one perhaps narrower,
+// its width a multiple of kPanelUnit, filled up with zeros. Both are whole vectors of every
+// instruction set.
+constexpr int64_t kPanelRows = 48, kPanelUnit = 16;
+
+// Of the panel that begins at row `first` of so many.
+inline int64_t panel_width(int64_t rows, int64_t first) {
+  const int64_t left = (rows - first + kPanelUnit - 1) / kPanelUnit * kPanelUnit;
+  return left < kPanelRows ? left : kPanelRows;
+}
+
 // Step t of a block: rows [first, first + count).
 struct Step {
   int64_t t, first, count;

@@ -2,32 +2,82 @@
 // of the first layer. Included by foreach_isa.h, after blocked.h.
 #include "linear_kernels.h"
 #include "softmax_rows.h"
+#include "transpose.h"
 //
 #include "chain_kernels.h"
 
 // x[i] = u8 * scale + shift, in float and rounded twice as in PyTorch.
-FASTMLP_INLINE void normalize_lanes(const uint8_t* pixels, const float* scale, const float* shift,
-                                    int64_t features, float* x) {
-  constexpr int kStep = kLanes<float>;
-  typedef uint8_t Bytes __attribute__((vector_size(kStep)));
-  int64_t i = 0;
-  for (; i + kStep <= features; i += kStep) {
-    Bytes bytes;
-    memcpy(&bytes, pixels + i, sizeof bytes);
-    store(x + i, __builtin_convertvector(bytes, vec<float>) * load(scale + i) + load(shift + i));
-  }
-  for (; i < features; ++i) x[i] = static_cast<float>(pixels[i]) * scale[i] + shift[i];
-}
-
-FASTMLP_INLINE void normalize_lanes(const uint8_t* pixels, const float* scale, const float* shift,
-                                    int64_t features, double* x) {
-  for (int64_t i = 0; i < features; ++i) x[i] = static_cast<float>(pixels[i]) * scale[i] + shift[i];
+template <typename T>
+FASTMLP_INLINE T normalized(uint8_t pixel, float scale, float shift) {
+  return static_cast<float>(pixel) * scale + shift;
 }
 
 template <typename T>
-void normalize_row(const uint8_t* pixels, const float* scale, const float* shift, int64_t features,
-                   T* x) {
-  normalize_lanes(pixels, scale, shift, features, x);
+void normalize_scalars(const uint8_t* pixels, int64_t stride, int64_t rows, const float* scale,
+                       const float* shift, int64_t first, int64_t features, T* x, T* panel,
+                       int64_t panel_stride) {
+  for (int64_t m = 0; m < kPanelUnit; ++m) {
+    for (int64_t i = first; i < features; ++i) {
+      const T value = m < rows ? normalized<T>(pixels[m * stride + i], scale[i], shift[i]) : T(0);
+      if (x && m < rows) x[m * features + i] = value;
+      panel[i * panel_stride + m] = value;
+    }
+  }
+}
+
+FASTMLP_INLINE void normalize_lanes(const uint8_t*, int64_t, int64_t, const float*, const float*,
+                                    int64_t&, int64_t, double*, double*, int64_t) {}
+
+FASTMLP_INLINE void normalize_lanes(const uint8_t* pixels, int64_t stride, int64_t rows,
+                                    const float* scale, const float* shift, int64_t& first,
+                                    int64_t features, float* x, float* panel,
+                                    int64_t panel_stride) {
+  constexpr int kStep = kLanes<float>;
+  for (; first + kStep <= features; first += kStep) {
+    const vec<float> scales = load(scale + first), shifts = load(shift + first);
+    for (int64_t group = 0; group < kPanelUnit; group += kStep) {
+      vec<float> tile[kStep];
+      for (int64_t m = 0; m < kStep; ++m) {
+        tile[m] = vec<float>{};
+        if (group + m >= rows) continue;
+        tile[m] = load(pixels + (group + m) * stride + first) * scales + shifts;
+        if (x) store(x + (group + m) * features + first, tile[m]);
+      }
+      transpose(tile);
+      for (int64_t i = 0; i < kStep; ++i) {
+        store(panel + (first + i) * panel_stride + group, tile[i]);
+      }
+    }
+  }
+}
+
+// The inputs of at most kPanelUnit images with these pixels (rows, stride): x (rows, features) or
+// null, and as columns of a panel (features, panel_stride).
+template <typename T>
+void normalize_rows(const uint8_t* pixels, int64_t stride, int64_t rows, const float* scale,
+                    const float* shift, int64_t features, T* x, T* panel, int64_t panel_stride) {
+  int64_t first = 0;
+  normalize_lanes(pixels, stride, rows, scale, shift, first, features, x, panel, panel_stride);
+  normalize_scalars(pixels, stride, rows, scale, shift, first, features, x, panel, panel_stride);
+}
+
+// y (rows, y_stride) = act(x w^T + b), `outputs` columns of it: x in panels, w (outputs, features);
+// the scratch holds outputs * kPanelRows sums.
+template <typename T>
+void panel_product(const T* panels, int64_t rows, int64_t features, const T* w, int64_t outputs,
+                   const T* b, bool use_relu, T* y, int64_t y_stride, T* scratch) {
+  for (int64_t first = 0; first < rows; first += kPanelRows) {
+    const int64_t width = panel_width(rows, first);
+    axpy_linear<T>(w, features, 1, outputs, panels + first * features, width, width, features,
+                   nullptr, false, scratch, width);
+    for (int64_t m = 0; m < width && first + m < rows; ++m) {
+      T* row = y + (first + m) * y_stride;
+      for (int64_t n = 0; n < outputs; ++n) {
+        const T v = scratch[n * width + m] + b[n];
+        row[n] = use_relu && v < 0 ? T(0) : v;
+      }
+    }
+  }
 }
 
 // gram[m][n] = x[m] . x[n] + 1 for `count` rows m from `first` on and n < columns; the scratch
@@ -58,7 +108,7 @@ void collect_gradients(const BlockShape& block, const double* recurrence, const 
   const double* end = recurrence + block.steps() * kResponses;
   for (int64_t n = 0; n < hidden; ++n) {
     const T old = bias[n];
-    bias[n] = T(end[kWFromW]) * old + (bias_v ? T(end[kWFromV]) * bias_v[n] : T(0));
+    bias[n] = old + T(end[kWFromW] - 1) * old + (bias_v ? T(end[kWFromV]) * bias_v[n] : T(0));
     if (bias_v) bias_v[n] = T(end[kVFromW]) * old + T(end[kVFromV]) * bias_v[n];
   }
   memset(to_w, 0, block.distinct * hidden * sizeof(T));
@@ -90,8 +140,9 @@ struct TileOut {
   }
 };
 
-// (w, v) <- (w_w w + w_v v + sums, v_w w + v_v v + tile), both read before either is written; v and
-// tile are null without momentum.
+// (w, v) <- (w + w_w w + w_v v + sums, v_w w + v_v v + tile), both read before either is written; v
+// and tile are null without momentum. w_w is tiny: what w is multiplied by, near 1, would be
+// rounded alike in every block.
 template <typename T>
 struct BlockOut {
   T w_w, w_v, v_w, v_v;
@@ -110,7 +161,7 @@ struct BlockOut {
       const vec<T> kept = load_lanes(tile + m * kTileVectors * kLanes<T> + n, lanes);
       store_lanes(v + at, kept + v_w * old_w + v_v * old_v, lanes);
     }
-    store_lanes(w + at, sums, lanes);
+    store_lanes(w + at, old_w + sums, lanes);
   }
 };
 
@@ -129,7 +180,7 @@ void update_columns(const BlockShape& block, const double* recurrence, const T* 
     for (int64_t m = 0; m < hidden; m += kTileRows) {
       const int64_t count = hidden - m < kTileRows ? hidden - m : kTileRows;
       const int64_t at = m * stride + n;
-      const BlockOut<T> out{T(end[kWFromW]),
+      const BlockOut<T> out{T(end[kWFromW] - 1),
                             T(end[kWFromV]),
                             T(end[kVFromW]),
                             T(end[kVFromV]),

@@ -57,7 +57,7 @@ struct Work {
       gradients.emplace_back(batch * layer.outputs);
       widest = std::max(widest, layer.outputs);
     }
-    sums = Buffer<T>(std::max(rows, batch) * widest);
+    sums = Buffer<T>(std::max(kPanelRows, batch) * widest);
   }
 };
 
@@ -66,12 +66,12 @@ template <typename T>
 class GroupRun {
  public:
   GroupRun(const Images& images, const Group<T>& group, const Team& team)
-      : images_(images), group_(group), team_(team) {
+      : images_(images), group_(group), team_(team), spans_(Block<T>::spans_of(images)) {
     const int64_t rows = std::min(group.batch * group.block_steps, group.rows);
     const int64_t bytes = rows * (images.features + rows) * sizeof(T);
     const int64_t stretch = std::clamp<int64_t>(kStretchBytes / std::max<int64_t>(bytes, 1), 1, 16);
     for (int64_t i = 0; i < (networks_side_by_side() ? stretch : 2); ++i) {
-      blocks_.emplace_back(rows, group.batch, images.features);
+      blocks_.emplace_back(rows, group.batch, images.features, spans_);
     }
     for (const Network<T>& network : group.networks) {
       works_.emplace_back(network, rows, std::min(group.batch, rows),
@@ -179,9 +179,9 @@ class GroupRun {
     const int64_t rows = block.shape().distinct, width = item.end - item.begin;
     const int64_t at = item.begin * layer.inputs;
     const auto one = [&](const T* w, const T* b, T* out) {
-      FASTMLP_BEST_ISA(linear_columns<T>)(
-          block.x(), layer.inputs, rows, w + at, layer.inputs, width, layer.inputs, b + item.begin,
-          false, out + item.begin, layer.outputs, work.sums.get() + item.begin * rows);
+      FASTMLP_BEST_ISA(panel_product<T>)(block.panels(), rows, layer.inputs, w + at, width,
+                                         b + item.begin, false, out + item.begin, layer.outputs,
+                                         work.sums.get() + item.begin * kPanelRows);
     };
     one(layer.w, layer.b, work.p.get());
     if (has_q(layer, block)) one(layer.w_momentum, layer.b_momentum, work.q.get());
@@ -193,7 +193,7 @@ class GroupRun {
   }
 
   // The chains of block b, and the next block's inputs beside them.
-  void chains(int64_t b, const Block<T>& now, const Block<T>& next) const {
+  void chains(int64_t b, const Block<T>& now, Block<T>& next) const {
     if (works_.size() == 1 && chain_is_wide(group_.networks[0])) {
       chain(b, now, 0, team_);
       team_.run(next.gathers(), [&](int64_t i) { next.gather(images_, i); });
@@ -306,6 +306,7 @@ class GroupRun {
   const Images& images_;
   const Group<T>& group_;
   const Team& team_;
+  const std::vector<PixelSpan> spans_;
   std::vector<Block<T>> blocks_;
   std::vector<Work<T>> works_;
   std::vector<Product> products_;

@@ -12,19 +12,27 @@
 namespace fastmlp {
 namespace {
 
-constexpr int64_t kRows = 64;  // images whose inputs stay in a level-2 cache for all networks
+constexpr int64_t kRows = kPanelRows;  // inputs that stay in a level-2 cache for all networks
 
-// One network on rows of inputs x: losses (rows) and the number of hits.
+// One network on a panel of `rows` inputs: losses (rows) and the number of hits.
 template <typename T>
 int64_t run_network(const std::vector<Layer<T>>& layers, std::vector<T> (&activations)[2],
-                    std::vector<T>& sums, const T* x, const int64_t* labels, int64_t rows,
+                    std::vector<T>& sums, const T* panel, const int64_t* labels, int64_t rows,
                     double* losses) {
+  const T* x = nullptr;
   for (size_t l = 0; l < layers.size(); ++l) {
+    const Layer<T>& layer = layers[l];
+    const bool use_relu = l + 1 < layers.size();
     std::vector<T>& y = activations[l % 2];
-    y.resize(rows * layers[l].outputs);
-    sums.resize(rows * layers[l].outputs);
-    FASTMLP_BEST_ISA(chain_forward<T>)(layers[l], rows, x, l + 1 < layers.size(), 0,
-                                       layers[l].outputs, y.data(), sums.data());
+    y.resize(rows * layer.outputs);
+    sums.resize(kPanelRows * layer.outputs);
+    if (l == 0) {
+      FASTMLP_BEST_ISA(panel_product<T>)(panel, rows, layer.inputs, layer.w, layer.outputs, layer.b,
+                                         use_relu, y.data(), layer.outputs, sums.data());
+    } else {
+      FASTMLP_BEST_ISA(chain_forward<T>)(layer, rows, x, use_relu, 0, layer.outputs, y.data(),
+                                         sums.data());
+    }
     x = y.data();
   }
   int64_t correct = 0;
@@ -54,16 +62,18 @@ std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labe
     std::vector<int64_t> hits(networks * chunks);
     const auto run_chunk = [&](int64_t chunk) {
       const int64_t first = chunk * kRows, rows = std::min(kRows, count - first);
-      std::vector<T> x(rows * features), activations[2], sums;
-      for (int64_t m = 0; m < rows; ++m) {
-        FASTMLP_BEST_ISA(normalize_row<T>)(data<uint8_t>(images) + (first + m) * features,
-                                           data<float>(scale), data<float>(shift), features,
-                                           x.data() + m * features);
+      const Buffer<T> panel(kPanelRows * features);
+      std::vector<T> activations[2], sums;
+      for (int64_t m = 0; m < rows; m += kPanelUnit) {
+        FASTMLP_BEST_ISA(normalize_rows<T>)(data<uint8_t>(images) + (first + m) * features,
+                                            features, std::min(kPanelUnit, rows - m),
+                                            data<float>(scale), data<float>(shift), features,
+                                            nullptr, panel.get() + m, panel_width(rows, 0));
       }
       for (int64_t n = 0; n < networks; ++n) {
         hits[n * chunks + chunk] =
-            run_network(each[n], activations, sums, x.data(), data<int64_t>(labels) + first, rows,
-                        losses.data() + n * count + first);
+            run_network(each[n], activations, sums, panel.get(), data<int64_t>(labels) + first,
+                        rows, losses.data() + n * count + first);
       }
     };
     with_torch_team([&](const Team& team) { team.run(chunks, run_chunk); });

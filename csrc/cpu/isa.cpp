@@ -41,6 +41,15 @@ Isa cpu_isa() {
   return isa;
 }
 
+bool cpu_has_vnni() {
+#ifdef FASTMLP_X86
+  static const bool has = cpu_isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
+  return has;
+#else
+  return false;
+#endif
+}
+
 static std::string cpu_isa_name() {
   const Isa isa = cpu_isa();
   return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";

@@ -13,6 +13,8 @@ enum class Isa { kPortable, kAvx2, kAvx512 };
 
 // The best one that the processor has, or a lesser one named by $FASTMLP_CPU_ISA; settled once.
 Isa cpu_isa();
+// Whether that is AVX-512 on a processor that also multiplies bytes (VNNI).
+bool cpu_has_vnni();
 
 }  // namespace fastmlp
 

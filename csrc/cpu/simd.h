@@ -90,6 +90,17 @@ FASTMLP_INLINE vec<float> load(const f16* p) {
 #endif
 }
 
+// GCC makes scalar code of a __builtin_convertvector from bytes.
+FASTMLP_INLINE vec<float> load(const uint8_t* p) {
+#if FASTMLP_VECTOR_BYTES == 64
+  return (vec<float>)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif FASTMLP_VECTOR_BYTES == 32
+  return (vec<float>)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  return vec<float>{(float)p[0], (float)p[1], (float)p[2], (float)p[3]};
+#endif
+}
+
 // ---- stores: rounded to nearest even ----
 
 FASTMLP_INLINE void store(float* p, vec<float> v) { memcpy(p, &v, sizeof v); }

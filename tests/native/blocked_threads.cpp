@@ -20,6 +20,7 @@ namespace fastmlp {
 
 // Its vectors are plain memory accesses, which ThreadSanitizer sees one by one.
 Isa cpu_isa() { return Isa::kPortable; }
+bool cpu_has_vnni() { return false; }
 
 namespace {
 
