@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     out = Path(flags.pop("out", RUNS / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"))
     base, values = _base_and_values(flags)
     plan(base, values, options.get("vary", "one"))  # refused before anything is loaded
-    view = _View(quiet)
+    view = _View(quiet, base.epochs)
     with memory_errors(), view:
         result = sweep(
             base,
@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
             successive_halving=options.get("halve", False),
             out=out,
             on_epoch=view.update,
+            on_progress=view.move,
         )
     return _tell(result, out, view)
 
@@ -106,17 +107,17 @@ def _tell(result: SweepResult, out: Path, view: _View) -> int:
 
 
 class _View:
-    """What a person sees: on a terminal a table that is drawn anew after each epoch, elsewhere a
-    line now and then."""
+    """What a person sees: on a terminal a table that is drawn anew after each epoch over a bar that
+    moves within it, elsewhere a line now and then."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, epochs: int) -> None:
         width = None if sys.stdout.isatty() else FILE_WIDTH
         self._console = Console(file=sys.stdout, highlight=False, width=width)
         self._quiet = quiet
         self._live: Live | None = None
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console)
-        self._task = self._progress.add_task("epochs")
+        self._task = self._progress.add_task(f"epoch 0/{epochs}", total=epochs)
         self._first = Workers.from_environment().is_first
         self._next_line = time.monotonic() + REPORT_SECONDS
 
@@ -133,15 +134,18 @@ class _View:
     def update(self, result: SweepResult, epoch: int) -> None:
         """``result`` is what there is after so many epochs."""
         epochs = result.base.epochs
-        self._progress.update(
-            self._task, total=epochs, completed=epoch, description=f"epoch {epoch}/{epochs}"
-        )
+        description = f"epoch {epoch}/{epochs}"
+        self._progress.update(self._task, completed=epoch, description=description)
         if self._live is not None:
             self._live.update(Group(_table(result), self._progress))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + REPORT_SECONDS
             best = max(result.trials, key=lambda trial: trial.score)
             self.say(f"epoch {epoch}/{epochs}  best validation so far {best.score:.2%}")
+
+    def move(self, epochs: float) -> None:
+        """So many epochs are done, and a part of one."""
+        self._progress.update(self._task, completed=epochs)
 
     def show(self, result: SweepResult) -> None:
         """The table as it stands."""

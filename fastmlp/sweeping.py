@@ -188,6 +188,7 @@ def sweep(
     out: str | Path | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_epoch: Callable[[SweepResult, int], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> SweepResult:
     """Trains the configurations that :func:`fastmlp.sweep_plan.plan` makes of ``values``, each with
     ``seeds`` seeds from the base's on, all side by side, and compares them on the validation part.
@@ -197,7 +198,8 @@ def sweep(
     eighth, a quarter and a half of the epochs. ``out`` is a folder for the results, new, empty or
     that of the same sweep, which then goes on where it was stopped. Under ``torchrun`` every
     process trains its share, on a GPU of its own where there are any, and all get the whole result.
-    ``on_epoch`` gets the results so far, of this process, and the number of epochs done. Raises
+    ``on_epoch`` gets the results so far, of this process, and the number of epochs done;
+    ``on_progress``, several times a second, that number with its fraction. Raises
     :class:`UserError`.
     """
     if seeds < 1:
@@ -215,7 +217,8 @@ def sweep(
         stop = should_stop or stack.enter_context(stop_on_signals())
         seeded = [replace(c, seed=c.seed + s) for s in range(seeds) for c in configs]
         under_way = _Sweep((base, lists, configs), workers.share(seeded), data, folder, workers)
-        under_way.run(stop, on_epoch, _rungs(base.epochs) if successive_halving else [])
+        rungs = _rungs(base.epochs) if successive_halving else []
+        under_way.run(stop, rungs, on_epoch, on_progress)
         interrupted = any(workers.gather([bool(under_way.cohort.running)]))
         result = make_result(base, lists, configs, workers.gather(under_way.runs()))
         result = replace(result, interrupted=interrupted)
@@ -250,14 +253,15 @@ class _Sweep:
     def run(
         self,
         stop: Callable[[], bool],
-        on_epoch: Callable[[SweepResult, int], None] | None,
         rungs: Sequence[int],
+        on_epoch: Callable[[SweepResult, int], None] | None,
+        on_progress: Callable[[float], None] | None,
     ) -> None:
         """Trains until all are done or ``stop()`` is true; saves now and then, and at the end."""
         cohort, alive = self.cohort, set(self.plan[2])
         for rung in (*rungs, self.plan[0].epochs):
             cohort.goals = [rung if self._unseeded(c) in alive else 0 for c in self.seeded]
-            self._train(stop, on_epoch)
+            self._train(stop, on_epoch, on_progress)
             if any(self.workers.gather([bool(cohort.running)])):
                 break  # stopped, perhaps in another process
             if rung in rungs:
@@ -266,11 +270,22 @@ class _Sweep:
             self.folder.save(self._states())
 
     def _train(
-        self, stop: Callable[[], bool], on_epoch: Callable[[SweepResult, int], None] | None
+        self,
+        stop: Callable[[], bool],
+        on_epoch: Callable[[SweepResult, int], None] | None,
+        on_progress: Callable[[float], None] | None,
     ) -> None:
         """Trains until the runs have come to their goals or ``stop()`` is true."""
-        while self.cohort.running and not stop():
-            self.cohort.train_epoch(stop)
+        while running := self.cohort.running:
+            if stop():
+                break
+            epoch, images = self.epoch, sum(self.cohort.trainings[i].images for i in running)
+
+            def report(done: int, epoch: int = epoch, images: int = images) -> None:
+                if on_progress is not None:
+                    on_progress(epoch + done / images)
+
+            self.cohort.train_epoch(stop, report)
             if self.folder is not None:
                 self.folder.save_now_and_then(self._states)
             if on_epoch is not None:

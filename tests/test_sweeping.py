@@ -262,6 +262,17 @@ def expected_survivors(runs: list[list[list[float]]], rungs: tuple[int, ...]) ->
     return epochs
 
 
+def test_progress_goes_on_within_an_epoch() -> None:
+    told: list[float] = []
+    sweep(BASE, {"lr": [0.05, 0.01]}, seeds=2, data=DATA, on_progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == BASE.epochs
+    assert {1.0, 2.0} <= set(told)
+    several = replace(BASE, engine="reference")  # one run after the other, each with its report
+    sweep(several, {"lr": [0.05, 0.01]}, data=DATA, on_progress=told.append)
+    assert told[-1] == BASE.epochs
+
+
 @pytest.mark.parametrize(("epochs", "rungs"), [(8, (1, 2, 4)), (21, (2, 5, 10)), (3, (1,))])
 def test_successive_halving(epochs: int, rungs: tuple[int, ...], tmp_path: Path) -> None:
     base = replace(BASE, epochs=epochs, lr=0.002)
