@@ -141,7 +141,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """``course``: the exercise this project grew out of, as it was. Its weights begin 20 times too
 large, its loader shows the same few images again and again, and its gradients, already means over
 the batch, are divided by the batch size once more. ``course-fixed``: the same with the usual
-initial weights and a loader that shows every image. ``sweep``: plain SGD, where sweeps begin."""
+initial weights and a loader that shows every image. ``sweep``: plain SGD, where sweeps begin.
+``augmented`` and ``wide``: images flipped and shifted afresh in every epoch, which lets the default
+network, and one of four times its width, train for longer."""
 PRESETS["course-fixed"] = {**PRESETS["course"], "init": "kaiming", "loader": "shuffle"}
 PRESETS["sweep"] = {
     "hidden": (64,),
@@ -154,6 +156,13 @@ PRESETS["sweep"] = {
     "weight_decay": 0.0,
     "epochs": 80,
 }
+PRESETS["augmented"] = {
+    "augment": "flip,shift:3",
+    "lr": 0.03,
+    "weight_decay": 7e-4,
+    "epochs": 240,
+}
+PRESETS["wide"] = {**PRESETS["augmented"], "hidden": (1024,), "weight_decay": 5e-4, "epochs": 160}
 
 
 def resolve_config(

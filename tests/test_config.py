@@ -38,7 +38,8 @@ def test_the_course_preset_is_the_course() -> None:
     fixed = resolve_config({}, preset="course-fixed")
     assert fixed == replace(course, init="kaiming", loader="shuffle")
     with pytest.raises(
-        UserError, match="preset must be one of default, course, course-fixed, sweep, got 'corse'"
+        UserError,
+        match="preset must be one of default, course, course-fixed, sweep, augmented, wide, got 'corse'",
     ):
         resolve_config({}, preset="corse")
     with pytest.raises(UserError, match="preset must be one of"):

@@ -1,0 +1,80 @@
+"""What the presets reach on CIFAR-10, over several seeds.
+
+python benchmarks/accuracy.py --data-dir DIR PRESET...    puts them into results/accuracy.cpu.json
+
+Wants the real CIFAR-10. The seeds of a preset train side by side (``fastmlp.fit_many``); each comes
+to what ``python -m fastmlp.train --preset PRESET --seed N`` comes to. Hyper-parameters were chosen
+on the validation part; the test part is used once a run, with the parameters that were best in
+validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import RESULTS, provenance, save
+
+from fastmlp.config import PRESETS, resolve_config
+from fastmlp.fitting import fit_many
+from fastmlp.run_data import load_run_data
+
+
+def measure(preset: str, seeds: int, flags: dict[str, Any]) -> dict[str, Any]:
+    """A row of results."""
+    configs = [resolve_config({**flags, "seed": seed}, preset=preset) for seed in range(seeds)]
+
+    def tell(done: int, epochs: int) -> None:
+        print(f"\r{preset}: epoch {done} of {epochs}", end="", file=sys.stderr, flush=True)
+
+    runs = fit_many(configs, load_run_data(configs[0]), on_epoch=tell)
+    print(file=sys.stderr)
+    row: dict[str, Any] = {
+        "preset": preset,
+        "hidden": list(configs[0].hidden),
+        "augment": configs[0].augment,
+        "epochs": configs[0].epochs,
+        "engine": runs[0].config.engine,
+        "seconds_of_training": round(sum(r.seconds for run in runs for r in run.history), 1),
+        "seeds": [],
+        "provenance": provenance(),
+    }
+    for run in runs:
+        assert run.test is not None, run.diverged
+        row["seeds"].append(
+            {
+                "seed": run.config.seed,
+                "train_accuracy": run.history[-1].train_acc,
+                "val_accuracy": max(record.val_acc for record in run.history),
+                "last_val_accuracy": run.history[-1].val_acc,
+                "test_accuracy": round(run.test.accuracy, 6),
+            }
+        )
+    tests = torch.tensor([each["test_accuracy"] for each in row["seeds"]], dtype=torch.float64)
+    print(f"{preset}: test accuracy {tests.mean():.4f} +- {tests.std():.4f}", flush=True)
+    return row
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("presets", nargs="+", choices=PRESETS, metavar="PRESET")
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy.cpu.json")
+    args = parser.parse_args()
+    flags = {"dataset": "cifar10", "data_dir": args.data_dir, "device": "cpu"}
+    for preset in args.presets:
+        row = measure(preset, args.seeds, flags)
+        old = json.loads(args.out.read_text(encoding="utf-8"))["rows"] if args.out.exists() else []
+        rows = [each for each in old if each["preset"] != preset] + [row]
+        rows.sort(key=lambda each: list(PRESETS).index(each["preset"]))
+        save(args.out, {"provenance": provenance(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
