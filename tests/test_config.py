@@ -37,10 +37,7 @@ def test_the_course_preset_is_the_course() -> None:
     assert (course.init, course.loader) == ("normal:0.8", "sliding")
     fixed = resolve_config({}, preset="course-fixed")
     assert fixed == replace(course, init="kaiming", loader="shuffle")
-    with pytest.raises(
-        UserError,
-        match="preset must be one of default, course, course-fixed, sweep, augmented, wide, got 'corse'",
-    ):
+    with pytest.raises(UserError, match=f"must be one of {', '.join(PRESETS)}, got 'corse'"):
         resolve_config({}, preset="corse")
     with pytest.raises(UserError, match="preset must be one of"):
         resolve_config({}, preset=["course"])  # type: ignore[arg-type]
