@@ -67,6 +67,23 @@ def train_table(results: dict[str, Any]) -> str:
     )
 
 
+def accuracy_table(results: dict[str, Any]) -> str:
+    """What the presets reach."""
+    lines = ["| preset | network | epochs | validation, % | test, % |", "|---|---|---:|---:|---:|"]
+    for row in results["rows"]:
+        cells = []
+        for name in ("val_accuracy", "test_accuracy"):
+            values = [100 * each[name] for each in row["seeds"]]
+            cells.append(f"{statistics.mean(values):.2f} +- {statistics.stdev(values):.2f}")
+        network = "-".join(map(str, [3072, *row["hidden"], 10]))
+        lines.append(
+            f"| `{row['preset']}` | {network} | {row['epochs']} | {cells[0]} | {cells[1]} |"
+        )
+    seeds = len(results["rows"][0]["seeds"])
+    note = f"Mean and standard deviation over {seeds} seeds. {_caption(results)}"
+    return "\n".join([*lines, "", note])
+
+
 def many_table(results: dict[str, Any]) -> str:
     """What a model costs when many are trained together."""
     rows = [row for row in results["rows"] if row["axis"] == "models"]
@@ -133,6 +150,7 @@ TABLES = {
     "report": (report_table, "report.cpu.json"),
     "op": (op_table, "op_time.cpu.json"),
     "train": (train_table, "train.cpu.json"),
+    "accuracy": (accuracy_table, "accuracy.cpu.json"),
 }
 
 

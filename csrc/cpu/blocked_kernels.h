@@ -12,6 +12,7 @@ FASTMLP_INLINE T normalized(uint8_t pixel, float scale, float shift) {
   return static_cast<float>(pixel) * scale + shift;
 }
 
+// normalize_rows (below), for the features from `first` on, one by one.
 template <typename T>
 void normalize_scalars(const uint8_t* pixels, int64_t stride, int64_t rows, const float* scale,
                        const float* shift, int64_t first, int64_t features, T* x, T* panel,
@@ -25,6 +26,7 @@ void normalize_scalars(const uint8_t* pixels, int64_t stride, int64_t rows, cons
   }
 }
 
+// The same for whole vectors of features; moves `first` to what is left of them, all for doubles.
 FASTMLP_INLINE void normalize_lanes(const uint8_t*, int64_t, int64_t, const float*, const float*,
                                     int64_t&, int64_t, double*, double*, int64_t) {}
 
