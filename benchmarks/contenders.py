@@ -28,6 +28,8 @@ LR = 1e-3  # with more, what rounding decides in one step grows over the next on
 OURS = "fastmlp "
 TURN_SECONDS = 2.0
 STEPS_CHECKED = 64
+PATIENCE_SECONDS = 180
+"""For one answer of a contender; an epoch of the slowest one takes a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,8 @@ class Contender:
     ) -> None:
         if self._process.is_alive():
             self._pipe.send(None)
-            self._process.join()
+            self._process.join(10)
+            self._process.kill()
 
     def make(self, task: Task) -> None:
         """Gets ready for a task."""
@@ -228,6 +231,9 @@ class Contender:
     def _ask(self, method: str, *args: object) -> Any:
         try:
             self._pipe.send((method, *args))
+            if not self._pipe.poll(PATIENCE_SECONDS):
+                self._process.kill()
+                raise ContenderError(f"{self.name} took more than {PATIENCE_SECONDS} s")
             result, error = self._pipe.recv()
         except (EOFError, OSError):
             raise ContenderError(f"{self.name} has died") from None

@@ -13,6 +13,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from contenders import (
 )
 from op_time_cuda import driver_version
 from peers_cuda import CUDA_PEERS
-from timing import Timing, provenance, save, summarize
+from timing import provenance, save, summarize
 
 from fastmlp.config import resolve_config
 from fastmlp.data import Split
@@ -77,24 +78,40 @@ def images_of_a_turn(contender: AnyContender, task: Task) -> int:
     return min(max(steps, 8) * task.batch, task.images)
 
 
+@dataclass
+class Turns:
+    """A contender's turns at a task: their images, the microseconds that a step of a model took in
+    each, and the clock of the GPU's processors in MHz as the last one has left it."""
+
+    images: int
+    microseconds: list[float] = field(default_factory=list)
+    clock: float | None = None
+
+
 def time_steps(
-    contenders: Sequence[AnyContender], task: Task, rounds: int
-) -> tuple[dict[str, Timing], dict[str, int], dict[str, float | None]]:
-    """Microseconds that a step of a model takes; steps of a turn; the clock of the GPU's processors
-    in MHz as each contender's last turn has left it."""
-    images = {c.name: images_of_a_turn(c, task) for c in contenders}
-    for contender in contenders:
-        contender.epoch(3, images[contender.name])  # longer than any before: perhaps another graph
-    taken: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    clocks: dict[str, float | None] = {}
-    steps = {name: count // task.batch * task.models for name, count in images.items()}
-    for turn in range(rounds):
+    contenders: Sequence[AnyContender], task: Task, rounds: int, dropped: dict[str, str]
+) -> dict[str, Turns]:
+    """The turns of all contenders; those that fail are put into ``dropped`` instead."""
+    turns: dict[str, Turns] = {}
+    for number in range(rounds + 1):
         for contender in contenders:
             name = contender.name
-            taken[name].append(contender.epoch(4 + turn, images[name]) * 1e6 / steps[name])
-            if turn == rounds - 1:
-                clocks[name] = processor_clock()
-    return {name: summarize(values) for name, values in taken.items()}, steps, clocks
+            if name in dropped:
+                continue
+            try:
+                if number == 0:  # not counted: longer than any before, perhaps another graph
+                    turns[name] = Turns(images_of_a_turn(contender, task))
+                mine = turns[name]
+                seconds = contender.epoch(3 + number, mine.images)
+            except ContenderError as error:
+                dropped[name] = str(error).splitlines()[0]
+                continue
+            if number > 0:
+                steps = mine.images // task.batch * task.models
+                mine.microseconds.append(seconds * 1e6 / steps)
+            if number == rounds:
+                mine.clock = processor_clock()
+    return {name: mine for name, mine in turns.items() if name not in dropped}
 
 
 def processor_clock(which: str = "clocks.sm") -> float | None:
@@ -107,19 +124,14 @@ def processor_clock(which: str = "clocks.sm") -> float | None:
         return None
 
 
-def row_of(
-    task: Task,
-    times: dict[str, Timing],
-    steps: dict[str, int],
-    clocks: dict[str, float | None],
-    dropped: dict[str, str],
-) -> dict[str, Any]:
+def row_of(task: Task, turns: dict[str, Turns], dropped: dict[str, str]) -> dict[str, Any]:
     """A row of results; prints it."""
+    times = {name: summarize(mine.microseconds) for name, mine in turns.items()}
     print(f"\nbatch {task.batch}, hidden {task.hidden}, models {task.models}:")
-    fastest = min(t.median_us for t in times.values())
+    fastest = min((t.median_us for t in times.values()), default=0.0)
     cycles: dict[str, int | None] = {}
     for name, t in times.items():
-        clock = clocks[name]
+        clock = turns[name].clock
         cycles[name] = round(t.median_us * clock) if clock else None
         print(
             f"  {name:40}{t.median_us:9.2f} us a step ({t.p20_us:.2f} to {t.p80_us:.2f}) "
@@ -130,8 +142,9 @@ def row_of(
         print(f"  {name:40} left out: {why}", flush=True)
     return {
         **{"batch": task.batch, "hidden": task.hidden, "models": task.models},
-        **{"step": times, "steps_a_turn": steps, "sm_mhz": clocks, "cycles_a_step": cycles},
-        "dropped": dropped,
+        **{"step": times, "cycles_a_step": cycles, "dropped": dropped},
+        "sm_mhz": {name: mine.clock for name, mine in turns.items()},
+        "steps_a_turn": {name: mine.images // task.batch for name, mine in turns.items()},
     }
 
 
@@ -200,9 +213,9 @@ def run(
                     or task.models <= CUDA_PEERS[contender.name].most_models
                 ]
                 contenders, dropped = prepared(asked, task)
+                turns = time_steps(contenders, task, rounds, dropped)
                 failed += [name for name in dropped if name.startswith(OURS)]
-                if contenders:
-                    rows.append(row_of(task, *time_steps(contenders, task, rounds), dropped))
+                rows.append(row_of(task, turns, dropped))
         course = course_run(device, epochs, images)
     finally:  # what was measured is kept, whatever happened next
         head = {"provenance": device_provenance(where), "failed": failed, "left_out": left_out}

@@ -86,6 +86,11 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
                 raise contenders.ContenderError("eager: no\nmore")
             super().make(task)
 
+        def epoch(self, turn, images=None):
+            if turn == 4 and "compile" in self.name:
+                raise contenders.ContenderError("no more")
+            return super().epoch(turn, images)
+
     names = [name for name in NAMES if "JAX" not in name]
     monkeypatch.setattr(epoch_time_cuda, "Contender", InProcess)
     monkeypatch.setattr(epoch_time_cuda, "available", lambda device: names)
@@ -95,9 +100,11 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
         epoch_time_cuda.run("cpu", 2, out, 1.0, 2, [(4, 7, 1), (8, 7, 2)], images=603)
     results = json.loads(out.read_text())
     first, second = results["rows"]
-    assert set(first["step"]) == {*names} - {f"{OURS}eager"}
+    compiled = "torch.compile reduce-overhead"
+    assert set(first["step"]) == {*names} - {f"{OURS}eager", compiled}
     assert set(second["step"]) == {f"{OURS}graph", "whole step by hand, 50 in a CUDA graph"}
-    assert first["dropped"] == {f"{OURS}eager": "eager: no"}
+    assert first["dropped"] == {f"{OURS}eager": "eager: no", compiled: "no more"}
+    assert first["steps_a_turn"][f"{OURS}graph"] <= 150
     assert all(t["median_us"] > 0 and t["samples"] == 2 for t in first["step"].values())
     assert (results["course_run"]["epochs"], results["course_run"]["steps"]) == (2, 150)
     assert "us a step" in capsys.readouterr().out
@@ -136,3 +143,17 @@ def test_the_table_of_a_gpu_is_there_once_it_was_measured(monkeypatch, tmp_path)
     assert tables.filled(filled) == filled
     (tmp_path / "epoch_time.cuda.json").unlink()
     assert tables.filled(filled) == without
+
+
+def test_a_process_that_fails_or_dies_or_hangs_says_so(monkeypatch):
+    with contenders.Contender(f"{OURS}reference") as contender:
+        with pytest.raises(contenders.ContenderError, match="reference: AssertionError"):
+            contender.epoch(0)
+        contender.make(Task(images=64))
+        assert contender.epoch(0) > 0  # it goes on after an error
+        monkeypatch.setattr(contenders, "PATIENCE_SECONDS", 0)
+        with pytest.raises(contenders.ContenderError, match="took more than 0 s"):
+            contender.epoch(1)
+        contender._process.join()
+        with pytest.raises(contenders.ContenderError, match="has died"):
+            contender.epoch(2)
