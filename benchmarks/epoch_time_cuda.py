@@ -1,9 +1,9 @@
 """How long a training step takes on a GPU; run by ``epoch_time.py --device cuda``.
 
 Every contender has a process of its own and the same steps to do, which is checked first; then they
-take turns. A turn is an epoch of 30,000 random images, or as many steps of it as take TURN_SECONDS,
-between two moments at which the GPU has nothing left to do; what is made once, graphs and
-compilations, was made before. Last comes what a user sees: the course's run, 200 epochs with a
+take turns. What is timed is an epoch of 30,000 random images, or as many steps of it as take
+TURN_SECONDS, between two moments at which the GPU has nothing left to do; what is made once, graphs
+and compilations, was made before. Last comes what a user sees: the course's run, 200 epochs with a
 validation after each.
 """
 
@@ -80,8 +80,9 @@ def images_of_a_turn(contender: AnyContender, task: Task) -> int:
 
 @dataclass
 class Turns:
-    """A contender's turns at a task: their images, the microseconds that a step of a model took in
-    each, and the clock of the GPU's processors in MHz as the last one has left it."""
+    """A contender's turns at a task: the images of an epoch, the microseconds that a step of a
+    model took in each epoch, and the clock of the GPU's processors in MHz as the last one has left
+    it."""
 
     images: int
     microseconds: list[float] = field(default_factory=list)
@@ -101,17 +102,24 @@ def time_steps(
             try:
                 if number == 0:  # not counted: longer than any before, perhaps another graph
                     turns[name] = Turns(images_of_a_turn(contender, task))
-                mine = turns[name]
-                seconds = contender.epoch(3 + number, mine.images)
+                    contender.epoch(3, turns[name].images)
+                    continue
+                take_turn(contender, turns[name], number, task)
             except ContenderError as error:
                 dropped[name] = str(error).splitlines()[0]
                 continue
-            if number > 0:
-                steps = mine.images // task.batch * task.models
-                mine.microseconds.append(seconds * 1e6 / steps)
             if number == rounds:
-                mine.clock = processor_clock()
+                turns[name].clock = processor_clock()
     return {name: mine for name, mine in turns.items() if name not in dropped}
+
+
+def take_turn(contender: AnyContender, turns: Turns, number: int, task: Task) -> None:
+    """Epochs for half of TURN_SECONDS, at least one."""
+    steps, spent = turns.images // task.batch * task.models, 0.0
+    while spent < TURN_SECONDS / 2:
+        seconds = contender.epoch(3 + number, turns.images)
+        turns.microseconds.append(seconds * 1e6 / steps)
+        spent += seconds
 
 
 def processor_clock(which: str = "clocks.sm") -> float | None:

@@ -105,7 +105,7 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     assert set(second["step"]) == {f"{OURS}graph", "whole step by hand, 50 in a CUDA graph"}
     assert first["dropped"] == {f"{OURS}eager": "eager: no", compiled: "no more"}
     assert first["steps_a_turn"][f"{OURS}graph"] <= 150
-    assert all(t["median_us"] > 0 and t["samples"] == 2 for t in first["step"].values())
+    assert all(t["median_us"] > 0 and t["samples"] >= 2 for t in first["step"].values())
     assert (results["course_run"]["epochs"], results["course_run"]["steps"]) == (2, 150)
     assert "us a step" in capsys.readouterr().out
 
