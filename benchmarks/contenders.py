@@ -7,13 +7,14 @@ import importlib.util
 import multiprocessing
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
 import torch
 from peers import PEERS, Parameters, Peer
+from peers_cuda import CUDA_PEERS, JaxModels
 from timing import Timing, summarize
 from torch import Tensor
 
@@ -23,9 +24,12 @@ from fastmlp.engines import ENGINES
 from fastmlp.epochs import initial_parameters
 
 IMAGES, INPUTS, CLASSES = 30_000, 3072, 10
-LR = 0.01
+LR = 1e-3  # with more, what rounding decides in one step grows over the next ones
 OURS = "fastmlp "
 TURN_SECONDS = 2.0
+STEPS_CHECKED = 64
+PATIENCE_SECONDS = 180
+"""For one answer of a contender; an epoch of the slowest one takes a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,10 @@ class Task:
 class OurEngines:
     """fastmlp's engine on several models at once."""
 
-    def __init__(self, kind: type[Engine], task: Task, part: Part) -> None:
+    def __init__(self, kind: type[Engine], task: Task, part: Part, device: torch.device) -> None:
         norm, options = make_normalization("unit", part.images), SgdOptions(task.batch)
         self.engines = [
-            kind(start(task, model), part, norm, options, torch.device("cpu"))
-            for model in range(task.models)
+            kind(start(task, model), part, norm, options, device) for model in range(task.models)
         ]
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
@@ -68,11 +71,14 @@ class OurEngines:
 class OneAfterTheOther:
     """A peer for each model."""
 
-    def __init__(self, peer: Any, task: Task, part: Part) -> None:
+    def __init__(self, peer: Any, task: Task, part: Part, device: torch.device) -> None:
         images = make_normalization("unit", part.images).apply(part.images)
-        self.peers: list[Peer] = [
-            peer(start(task, model), images, part.labels, LR) for model in range(task.models)
-        ]
+        there = torch.device("cpu") if getattr(peer, "HOST", False) else device
+        images, labels = images.to(there), part.labels.to(there)
+        self.peers: list[Peer] = []
+        for model in range(task.models):
+            parameters = {name: t.to(device) for name, t in start(task, model).items()}
+            self.peers.append(peer(parameters, images, labels, LR))
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
         """All models."""
@@ -104,56 +110,95 @@ def random_part(images: int) -> Part:
     return Part(pixels, torch.randint(0, CLASSES, (images,), generator=generator))
 
 
-def available() -> list[str]:
+def available(device: str = "cpu") -> list[str]:
     """The names of all that can run here."""
-    engines = [
-        n for n, e in ENGINES.items() if n != "reference" and not e.why_not(torch.device("cpu"))
-    ]
-    peers = [name for name, (package, _) in PEERS.items() if importlib.util.find_spec(package)]
+    where = torch.device(device)
+    engines = [n for n, e in ENGINES.items() if n != "reference" and not e.why_not(where)]
+    packages = (
+        {name: package for name, (package, _) in PEERS.items()}
+        if where.type == "cpu"
+        else {name: peer.package for name, peer in CUDA_PEERS.items()}
+    )
+    peers = [name for name, package in packages.items() if importlib.util.find_spec(package)]
     return [*(OURS + name for name in engines), *peers]
 
 
-def _make(name: str, task: Task) -> OurEngines | OneAfterTheOther:
-    part = random_part(task.images)
-    if name.startswith(OURS):
-        return OurEngines(ENGINES[name.removeprefix(OURS)], task, part)
-    return OneAfterTheOther(PEERS[name][1], task, part)
+class Worker:
+    """A contender where it runs."""
 
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        self.name = name
+        self._device = torch.device(device)
+        self._task = Task()
+        self._made: OurEngines | OneAfterTheOther | JaxModels | None = None
 
-def _serve(name: str, threads: int, pipe: Connection) -> None:
-    """A contender's process: makes what it is told to and runs the epochs it is asked for."""
-    torch.set_num_threads(threads)
-    contender, task = None, Task()
-    while True:
-        what, value = pipe.recv()
-        if what == "make":
-            task = value
-            contender = _make(name, task)
-            pipe.send(None)
-        elif what == "epoch":
-            assert contender is not None
-            orders = orders_of(task, value)
-            begin = time.perf_counter()
-            contender.epoch(orders, task.batch)
-            pipe.send(time.perf_counter() - begin)
-        elif what == "parameters":
-            assert contender is not None
-            pipe.send([{k: v.numpy() for k, v in p.items()} for p in contender.parameters()])
-        else:
+    def make(self, task: Task) -> None:
+        """Gets ready for a task."""
+        part, name, device = random_part(task.images), self.name, self._device
+        self._task, self._made = task, None
+        if name.startswith(OURS):
+            kind = ENGINES[name.removeprefix(OURS)]
+            self._made = OurEngines(kind, task, part, device)
             return
+        peer = PEERS[name][1] if name in PEERS else CUDA_PEERS[name].kind
+        if peer is JaxModels:
+            images = make_normalization("unit", part.images).apply(part.images).to(device)
+            models = [start(task, model) for model in range(task.models)]
+            self._made = JaxModels(models, images, part.labels, LR)
+            return
+        self._made = OneAfterTheOther(peer, task, part, device)
+
+    def epoch(self, turn: int, images: int | None = None) -> float:
+        """Runs an epoch, or its first ``images`` images; returns its seconds."""
+        assert self._made is not None
+        orders = [order[:images] for order in orders_of(self._task, turn)]
+        self._wait()
+        begin = time.perf_counter()
+        self._made.epoch(orders, self._task.batch)
+        self._wait()
+        return time.perf_counter() - begin
+
+    def parameters(self) -> list[Parameters]:
+        """Of each model."""
+        assert self._made is not None
+        return self._made.parameters()
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+class ContenderError(Exception):
+    """What a contender could not do, in its own words."""
+
+
+def _serve(name: str, device: str, threads: int, pipe: Connection) -> None:
+    """A contender's process, which does what it is told to until that is None."""
+    torch.set_num_threads(threads)
+    worker = Worker(name, device)
+    while (call := pipe.recv()) is not None:
+        method, *args = call
+        try:
+            result = getattr(worker, method)(*args)
+            if method == "parameters":
+                result = [{k: v.cpu().numpy() for k, v in p.items()} for p in result]
+            pipe.send((result, None))
+        except Exception as error:  # whatever it is, the others go on
+            pipe.send((None, f"{type(error).__name__}: {error}"))
 
 
 class Contender:
-    """One of :func:`available` in its process."""
+    """One of :func:`available` in a process of its own. Raises :class:`ContenderError`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "cpu") -> None:
         context = multiprocessing.get_context("spawn")
         self.name = name
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(name, torch.get_num_threads(), theirs), daemon=True
+            target=_serve, args=(name, device, torch.get_num_threads(), theirs), daemon=True
         )
         self._process.start()
+        theirs.close()  # so that its end is noticed here
 
     def __enter__(self) -> Contender:
         return self
@@ -165,53 +210,68 @@ class Contender:
         traceback: TracebackType | None,
     ) -> None:
         if self._process.is_alive():
-            self._pipe.send(("stop", None))
-            self._process.join()
+            self._pipe.send(None)
+            self._process.join(10)
+            self._process.kill()
 
     def make(self, task: Task) -> None:
         """Gets ready for a task."""
         self._ask("make", task)
 
-    def epoch(self, turn: int) -> float:
-        """Runs an epoch; returns its seconds."""
-        return float(self._ask("epoch", turn))
+    def epoch(self, turn: int, images: int | None = None) -> float:
+        """Runs an epoch, or its first ``images`` images; returns its seconds."""
+        return float(self._ask("epoch", turn, images))
 
     def parameters(self) -> list[Parameters]:
         """Of each model."""
         return [
-            {k: torch.from_numpy(v.copy()) for k, v in p.items()}
-            for p in self._ask("parameters", None)
+            {k: torch.from_numpy(v.copy()) for k, v in p.items()} for p in self._ask("parameters")
         ]
 
-    def _ask(self, what: str, value: object) -> Any:
-        self._pipe.send((what, value))
-        return self._pipe.recv()
+    def _ask(self, method: str, *args: object) -> Any:
+        try:
+            self._pipe.send((method, *args))
+            if not self._pipe.poll(PATIENCE_SECONDS):
+                self._process.kill()
+                raise ContenderError(f"{self.name} took more than {PATIENCE_SECONDS} s")
+            result, error = self._pipe.recv()
+        except (EOFError, OSError):
+            raise ContenderError(f"{self.name} has died") from None
+        if error is not None:
+            raise ContenderError(f"{self.name}: {error}")
+        return result
 
 
-def check_same(contenders: Sequence[Contender], task: Task) -> None:
-    """Raises AssertionError unless after 64 steps all contenders differ by less than three
-    hundredths of the way that the parameters have gone. Rounding makes up to one of them, where
-    large batches of random labels go nowhere much."""
-    short = replace(task, images=64 * task.batch)
-    found = {}
-    for contender in contenders:
-        contender.make(short)
-        contender.epoch(0)
-        found[contender.name] = contender.parameters()
+def prepare(contender: Contender | Worker, task: Task) -> list[Parameters]:
+    """Makes it, and returns what its parameters are after STEPS_CHECKED steps."""
+    contender.make(task)
+    contender.epoch(0, STEPS_CHECKED * task.batch)
+    return [{k: t.cpu() for k, t in p.items()} for p in contender.parameters()]
+
+
+def check_same(name: str, mine: list[Parameters], theirs: list[Parameters], task: Task) -> None:
+    """Raises AssertionError unless after STEPS_CHECKED steps a contender and another differ by less
+    than three hundredths of the way that the parameters have gone. Rounding makes up to one of
+    them, where it decides whether a hidden unit is just above zero."""
+    for model, (ours, truth) in enumerate(zip(mine, theirs, strict=True)):
+        for key, begin in start(task, model).items():
+            way, apart = (truth[key] - begin).norm(), (ours[key] - truth[key]).norm()
+            assert apart < 0.03 * way, f"{name}: {key} is {apart} off on a way of {way}"
+
+
+def check_all(contenders: Sequence[Contender], task: Task) -> None:
+    """Makes all contenders and raises AssertionError unless they do the same steps."""
+    found = {contender.name: prepare(contender, task) for contender in contenders}
     truth = found[next(name for name in found if not name.startswith(OURS))]
     for name, models in found.items():
-        for model, (mine, theirs) in enumerate(zip(models, truth, strict=True)):
-            for key, begin in start(task, model).items():
-                way = (theirs[key] - begin).norm()
-                apart = (mine[key] - theirs[key]).norm()
-                assert apart < 0.03 * way, f"{name}: {key} is {apart} off on a way of {way}"
+        check_same(name, models, truth, task)
 
 
 def time_epochs(contenders: Sequence[Contender], task: Task, rounds: int) -> dict[str, Timing]:
-    """Times whole epochs, the contenders in turn, after one that warms up. A turn is as many epochs
-    as take TURN_SECONDS, which count by their mean: a shared machine takes a while to speed up."""
+    """Times whole epochs, the contenders, which are made, in turn, after one that warms up. A turn
+    is as many epochs as take TURN_SECONDS, which count by their mean: a shared machine takes a
+    while to speed up."""
     for contender in contenders:
-        contender.make(task)
         contender.epoch(0)
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for turn in range(rounds):

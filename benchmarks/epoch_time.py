@@ -2,6 +2,7 @@
 
 python benchmarks/epoch_time.py            times all contenders, writes results/epoch_time.cpu.json
 python benchmarks/epoch_time.py --grow     how the time grows, writes results/growth.cpu.json
+python benchmarks/epoch_time.py --device cuda      on a GPU, writes results/epoch_time.cuda.json
 
 fastmlp's engines start from the uint8 images, as its users do; the peers get them as float32,
 normalised beforehand. All are first checked to reach the same parameters after 64 steps.
@@ -15,13 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import epoch_time_cuda
 import torch
 from contenders import (
     OURS,
     Contender,
     Task,
     available,
-    check_same,
+    check_all,
     time_epochs,
 )
 from timing import RESULTS, provenance, save
@@ -54,7 +56,7 @@ def sgemm_rate() -> float:
 
 def run(contenders: list[Contender], task: Task, rounds: int, sgemm: float) -> dict[str, Any]:
     """Times whole epochs; returns a row of results."""
-    check_same(contenders, task)
+    check_all(contenders, task)
     times = time_epochs(contenders, task, rounds)
     steps = -(-task.images // task.batch) * task.models
     print(f"\nbatch {task.batch}, hidden {task.hidden}, models {task.models}:")
@@ -85,8 +87,14 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each that are timed")
     parser.add_argument("--grow", action="store_true", help="time by batch, hidden size, models")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--minutes", type=float, default=6.0, help="with --device cuda: at most")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.device == "cuda":
+        out = args.out or RESULTS / "epoch_time.cuda.json"
+        epoch_time_cuda.run("cuda:0", max(args.rounds, 5), out, args.minutes)
+        return
     sgemm = sgemm_rate()
     print(f"sgemm: {sgemm:.0f} GFLOP/s on {torch.get_num_threads()} threads")
     if args.grow:

@@ -41,7 +41,7 @@ class HandWritten:
     def epoch(self, order: Tensor, batch: int) -> float:
         losses = []
         for rows in torch.split(order, batch):
-            x, y = self.images[rows], self.labels[rows]
+            x, y = self.batch(rows)
             h = x @ self.w1 + self.b1
             a = h.clamp(min=0)
             logits = a @ self.w2 + self.b2
@@ -56,6 +56,10 @@ class HandWritten:
             self.update(self.w1, x.t() @ dh)
             self.update(self.b1, dh.sum(0))
         return sum(losses) / len(losses)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of a step."""
+        return self.images[rows], self.labels[rows]
 
     def update(self, w: Tensor, dw: Tensor) -> None:
         """One step of SGD."""
@@ -84,20 +88,25 @@ class ModuleAndOptimizer:
     def __init__(self, parameters: Parameters, images: Tensor, labels: Tensor, lr: float) -> None:
         (hidden, inputs), (classes, _) = (parameters[f"{i}.weight"].shape for i in (0, 2))
         self.model = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
-        self.model.load_state_dict(parameters)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
+        self.model.to(images.device).load_state_dict(parameters)
+        fused = True if images.is_cuda else None
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, fused=fused)
         self.images, self.labels = images, labels
 
     def epoch(self, order: Tensor, batch: int) -> float:
-        total = torch.zeros(())
-        batches = torch.split(order, batch)
+        total = torch.zeros((), device=self.images.device)
+        batches = torch.split(order.to(self.images.device), batch)
         for rows in batches:
-            loss = F.cross_entropy(self.model(self.images[rows]), self.labels[rows])
+            loss = self.loss_of(self.images[rows], self.labels[rows])
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach()
         return total.item() / len(batches)
+
+    def loss_of(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of a batch."""
+        return F.cross_entropy(self.model(x), y)
 
     def parameters(self) -> Parameters:
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}

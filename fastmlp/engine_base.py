@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .augment import Moves
 from .data import Normalization, Part
+from .resident import resident
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -126,8 +127,8 @@ class Engine(ABC):
             for name, tensor in parameters.items()
         }
         self._tensors = list(self._parameters.values())
-        self._images = train.images.to(device).contiguous()
-        self._labels = train.labels.to(device).contiguous()
+        self._images = resident(train.images, device)
+        self._labels = resident(train.labels, device)
         self._normalization = replace(
             normalization,
             scale=normalization.scale.to(device),

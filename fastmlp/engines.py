@@ -1,7 +1,8 @@
 """How an epoch is run: one class per engine, chosen by name, never silently.
 
-``blocked`` runs whole blocks of exact SGD steps as large matrix products; ``eager`` runs fastmlp's
-operators one by one, without autograd; ``reference`` is plain PyTorch.
+``blocked`` runs whole blocks of exact SGD steps as large matrix products; ``graph`` records many
+steps of fastmlp's operators as one CUDA graph; ``eager`` runs them one by one, without autograd;
+``reference`` is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ import torch
 from .blocked import BlockedEngine
 from .engine_base import Engine
 from .errors import UserError
+from .graph_engine import GraphEngine
 from .step_engines import EagerEngine, ReferenceEngine
 
 __all__ = [
     "ENGINES",
     "BlockedEngine",
     "EagerEngine",
+    "GraphEngine",
     "ReferenceEngine",
     "choose_engine",
     "resolve_device",
 ]
 
 ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (BlockedEngine, EagerEngine, ReferenceEngine)
+    engine.name: engine for engine in (BlockedEngine, GraphEngine, EagerEngine, ReferenceEngine)
 }
 """By name, fastest first: ``auto`` takes the first that runs on the device."""
 

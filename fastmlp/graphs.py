@@ -24,7 +24,7 @@ class Recording:
             return
         with torch.cuda.device(device):
             # Libraries set themselves up at their first call, which must not be recorded.
-            stream = torch.cuda.Stream(device)
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 work()

@@ -280,10 +280,14 @@ def _checked_softmax_xent(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return result
 
 
-def softmax_xent_with_grad(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean loss () and its gradient (N, C) at once, for training loops without autograd."""
+def softmax_xent_with_grad(
+    logits: Tensor, target: Tensor, dloss: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The mean loss () and its gradient (N, C) at once, for training loops without autograd.
+    ``dloss`` () multiplies the gradient; None is 1."""
     loss, stats, total = _checked_softmax_xent(logits, target)
-    return loss, _softmax_xent_backward(torch.ones_like(loss), logits, target, stats, total)
+    dloss = torch.ones_like(loss) if dloss is None else dloss
+    return loss, _softmax_xent_backward(dloss, logits, target, stats, total)
 
 
 def _softmax_xent_fake(

@@ -134,8 +134,9 @@ class StepEngine(Engine):
         with torch.no_grad():
             loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
             correct = torch.zeros((), dtype=torch.int64, device=self.device)
-            for start in range(0, len(part.labels), EVALUATION_ROWS):
-                rows = slice(start, start + EVALUATION_ROWS)
+            size = self._evaluation_rows()
+            for start in range(0, len(part.labels), size):
+                rows = slice(start, start + size)
                 labels = part.labels[rows].to(self.device)
                 x = self._inputs(part.images[rows].to(self.device))
                 loss, logits = self._evaluate(x, labels)
@@ -143,6 +144,9 @@ class StepEngine(Engine):
                 correct += (logits.argmax(1) == labels).sum()
         count = len(part.labels)
         return EvalStats(loss_sum.item() / count, int(correct) / count, count)
+
+    def _evaluation_rows(self) -> int:
+        return EVALUATION_ROWS
 
     def _moved(self, images: Tensor, moves: Moves) -> Tensor:
         return moves.apply(images)
@@ -158,6 +162,7 @@ class EagerEngine(StepEngine):
 
     def _set_up(self) -> None:
         self._momentum: list[Tensor | None] = [None] * len(self._tensors)
+        self._dlosses: dict[int, Tensor] = {}
 
     @staticmethod
     def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
@@ -167,15 +172,11 @@ class EagerEngine(StepEngine):
         return f"there are no compiled kernels for {device.type}{why}"
 
     def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        activations = self._forward(x)
-        logits = activations.pop()
-        loss, dlogits = ops.softmax_xent_with_grad(logits, labels)
-        if self.options.grad_average:
-            dlogits.mul_(1 / len(labels))  # every gradient is linear in this one
+        loss, logits, gradients = self._gradients(x, labels)
         options = self.options
         sgd(  # what torch.optim.SGD calls, without what that does around it, 10 us a step
             self._tensors,
-            self._backward(dlogits, activations),
+            gradients,
             self._momentum,
             fused=True,
             weight_decay=options.weight_decay,
@@ -190,6 +191,17 @@ class EagerEngine(StepEngine):
     def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._forward(x)[-1]
         return ops.softmax_xent(logits, labels, None, "sum"), logits
+
+    def _gradients(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The mean loss, the logits and the gradients of all parameters."""
+        activations = self._forward(x)
+        logits = activations.pop()
+        count = len(labels) if self.options.grad_average else 1
+        if count not in self._dlosses:
+            self._dlosses[count] = torch.full((), 1 / count, dtype=x.dtype, device=x.device)
+        # every gradient is linear in this one
+        loss, dlogits = ops.softmax_xent_with_grad(logits, labels, self._dlosses[count])
+        return loss, logits, self._backward(dlogits, activations)
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         """The input of every layer, and the logits last."""

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The one command for a machine with an NVIDIA GPU: builds fastmlp with its CUDA kernels, runs the
-# tests that need a GPU, the sanitizers and the benchmarks, and writes
-# benchmarks/results/op_time.cuda.json. Goes on after a failure and ends with a list of what failed.
-# Usage: gpu_check.sh [build] [tests] [sanitize] [benchmark]; without arguments all four, about ten
-# minutes. Wants a CUDA toolkit and Python ($PYTHON) with a CUDA build of torch, pytest and ninja.
+# tests that need a GPU, the sanitizers and the benchmarks of operators and epochs, and writes
+# benchmarks/results/*.cuda.json. Goes on after a failure and ends with a list of what failed.
+# Usage: gpu_check.sh [build] [tests] [sanitize] [benchmark] [epochs]; without arguments all five,
+# about fifteen minutes. Wants a CUDA toolkit and Python ($PYTHON) with a CUDA build of torch, pytest and ninja.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-$(command -v python || command -v python3)}
@@ -17,7 +17,7 @@ step() {
   printf '\n== %s\n' "$*"
   "$@" || failed+=("$*")
 }
-for part in ${*:-build tests sanitize benchmark}; do
+for part in ${*:-build tests sanitize benchmark epochs}; do
   case $part in
     build)
       step env FASTMLP_CUDA=1 "$PYTHON" setup.py -q build_ext --inplace
@@ -30,6 +30,9 @@ for part in ${*:-build tests sanitize benchmark}; do
     sanitize) step tests/gpu_sanitize.sh ;;
     benchmark)
       step "$PYTHON" benchmarks/op_time.py --device cuda --minutes "${BENCHMARK_MINUTES:-5}"
+      ;;
+    epochs)
+      step "$PYTHON" benchmarks/epoch_time.py --device cuda --minutes "${EPOCHS_MINUTES:-6}"
       ;;
     *) step false "there is no part $part" ;;
   esac

@@ -129,7 +129,11 @@ def test_widths(hidden: Any, widths: tuple[int, ...]) -> None:
         ("device", "cuda:01", "device must be"),
         ("device", "cuda:99999999999999999999", "device must be"),
         ("device", "cuda:\u0661", "device must be"),
-        ("engine", "fast", "engine must be one of auto, blocked, eager, reference, got 'fast'"),
+        (
+            "engine",
+            "fast",
+            "engine must be one of auto, blocked, graph, eager, reference, got 'fast'",
+        ),
         ("threads", -1, "threads must be a whole number from 0 to 4096, got -1"),
         ("threads", 2**32, "threads must be a whole number from 0 to 4096, got 4294967296"),
         ("save_every", 0, "save_every must be a whole number of at least 1, got 0"),

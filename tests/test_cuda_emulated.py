@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import emulation
 import pytest
 import torch
 from cases import randn, small_integers
+from compare import assert_within_2x
 from conftest import needs_native
+from graph_cases import OPTIONS, flat, make, order_of
 from operator_cases import LinearTests, ReluTests, XentTests
+
+from fastmlp.engines import GraphEngine, ReferenceEngine
 
 pytestmark = [
     needs_native,
@@ -130,3 +135,22 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
 )
 def test_the_plan_of_an_h100(shape, dtype, plan):
     assert plan in emulation.operators().linear_plan_cuda(*shape, dtype, 132)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("hidden", [(), (19, 6)], ids=str)
+def test_the_graph_engine_on_these_operators(machine, monkeypatch, options, hidden):
+    """As a GPU runs it: batches at padded addresses, the gradient's scale in a tensor."""
+    for name in ("linear", "linear_backward", "softmax_xent", "softmax_xent_backward"):
+        monkeypatch.setattr(f"fastmlp.ops._{name}", partial(emulation.call, name))
+    monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 4)
+    cpu, ends = torch.device("cpu"), []
+    for kind, dtype in (
+        (GraphEngine, torch.float32),
+        (ReferenceEngine, torch.float32),
+        (ReferenceEngine, torch.float64),
+    ):
+        engine = make(kind, cpu, options, hidden, dtype)
+        engine.train_epoch(order_of(59), 0.05)
+        ends.append(torch.cat([tensor.flatten() for tensor in flat(engine).values()]))
+    assert_within_2x(*ends)

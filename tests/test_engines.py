@@ -26,7 +26,7 @@ native = pytest.mark.skipif(not native_available(), reason="the compiled kernels
 STEP_ENGINES = [pytest.param("eager", marks=native), "reference"]
 each_step_engine = pytest.mark.parametrize("name", STEP_ENGINES)
 each_engine = pytest.mark.parametrize(
-    "name", [pytest.param("blocked", marks=native), *STEP_ENGINES]
+    "name", [*(pytest.param(name, marks=native) for name in ("blocked", "graph")), *STEP_ENGINES]
 )
 
 OPTIONS = [
@@ -106,6 +106,8 @@ def test_an_epoch_agrees_with_plain_pytorch(
     engine = make_engine(name, options, hidden)
     if name == "blocked" and steps is not None:
         engine.block_steps = 1  # it stops between blocks
+    elif steps is not None:
+        monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 1)
     stats = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, should_stop=stop_after(steps))
     theirs, losses, _ = reference(options, hidden, steps, torch.float32)
     truth, true_losses, correct = reference(options, hidden, steps, torch.float64)
@@ -126,7 +128,8 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
 ) -> None:
     monkeypatch.setattr(BlockedEngine, "block_steps", 4)
     monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
-    between = 4 if name == "blocked" else 1  # steps between two chances to stop
+    monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 4)
+    between = {"blocked": 4, "graph": 3}.get(name, 1)  # steps between two chances to stop
     options = SgdOptions(2, momentum=0.9, nesterov=True, weight_decay=0.01)
     order = epoch_order(0, 0, IMAGES)
     whole = make_engine(name, options)
@@ -200,7 +203,8 @@ def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
 def test_an_evaluation_in_several_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, part = make_engine(name, SgdOptions(8)), tiny_data(IMAGES).split.test
     whole = engine.evaluate(part)
-    monkeypatch.setattr("fastmlp.step_engines.EVALUATION_ROWS", 7)
+    for module in ("step_engines", "graph_engine"):
+        monkeypatch.setattr(f"fastmlp.{module}.EVALUATION_ROWS", 7)
     parts = engine.evaluate(part)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
     assert (parts.accuracy, parts.count) == (whole.accuracy, whole.count)

@@ -1,0 +1,232 @@
+"""How long a training step takes on a GPU; run by ``epoch_time.py --device cuda``.
+
+Every contender has a process of its own and the same steps to do, which is checked first; then they
+take turns. What is timed is an epoch of 30,000 random images, or as many steps of it as take
+TURN_SECONDS, between two moments at which the GPU has nothing left to do; what is made once, graphs
+and compilations, was made before. Last comes what a user sees: the course's run, 200 epochs with a
+validation after each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import (
+    OURS,
+    STEPS_CHECKED,
+    Contender,
+    ContenderError,
+    Task,
+    Worker,
+    available,
+    check_same,
+    prepare,
+    random_part,
+)
+from op_time_cuda import driver_version
+from peers_cuda import CUDA_PEERS
+from timing import provenance, save, summarize
+
+from fastmlp.config import resolve_config
+from fastmlp.data import Split
+from fastmlp.fitting import fit
+from fastmlp.run_data import RunData
+
+TASKS = [(8, 256, 1), (4, 256, 1), (16, 64, 1), (128, 256, 1), (8, 256, 12), (16, 64, 32)]
+"""Batch size, hidden units, models."""
+TURN_SECONDS = 0.5
+IMAGES = 30_000
+
+AnyContender = Contender | Worker
+
+
+def task_of(batch: int, hidden: int, models: int, images: int = IMAGES) -> Task:
+    """Of whole batches alone: what a smaller one costs is not the question, and some peers would
+    compile their step anew for it."""
+    return Task(batch, hidden, models, images - images % batch)
+
+
+def prepared(
+    contenders: Sequence[AnyContender], task: Task
+) -> tuple[list[AnyContender], dict[str, str]]:
+    """Those that are made for the task and compute the same as the first peer that can; and why the
+    others are left out."""
+    truth, good, dropped = None, [], {}
+    for contender in sorted(contenders, key=lambda c: c.name.startswith(OURS)):  # peers first
+        try:
+            found = prepare(contender, task)
+            truth = truth or found
+            check_same(contender.name, found, truth, task)
+            good.append(contender)
+        except (ContenderError, AssertionError) as error:
+            dropped[contender.name] = str(error).splitlines()[0]
+    return good, dropped
+
+
+def images_of_a_turn(contender: AnyContender, task: Task) -> int:
+    """As many as take about TURN_SECONDS, in whole batches; at most an epoch's."""
+    few = min(STEPS_CHECKED * task.batch, task.images)
+    seconds = min(contender.epoch(turn, few) for turn in (1, 2))
+    steps = int(TURN_SECONDS / seconds * few / task.batch)
+    return min(max(steps, 8) * task.batch, task.images)
+
+
+@dataclass
+class Turns:
+    """A contender's turns at a task: the images of an epoch, the microseconds that a step of a
+    model took in each epoch, and the clock of the GPU's processors in MHz as the last one has left
+    it."""
+
+    images: int
+    microseconds: list[float] = field(default_factory=list)
+    clock: float | None = None
+
+
+def time_steps(
+    contenders: Sequence[AnyContender], task: Task, rounds: int, dropped: dict[str, str]
+) -> dict[str, Turns]:
+    """The turns of all contenders; those that fail are put into ``dropped`` instead."""
+    turns: dict[str, Turns] = {}
+    for number in range(rounds + 1):
+        for contender in contenders:
+            name = contender.name
+            if name in dropped:
+                continue
+            try:
+                if number == 0:  # not counted: longer than any before, perhaps another graph
+                    turns[name] = Turns(images_of_a_turn(contender, task))
+                    contender.epoch(3, turns[name].images)
+                    continue
+                take_turn(contender, turns[name], number, task)
+            except ContenderError as error:
+                dropped[name] = str(error).splitlines()[0]
+                continue
+            if number == rounds:
+                turns[name].clock = processor_clock()
+    return {name: mine for name, mine in turns.items() if name not in dropped}
+
+
+def take_turn(contender: AnyContender, turns: Turns, number: int, task: Task) -> None:
+    """Epochs for half of TURN_SECONDS, at least one."""
+    steps, spent = turns.images // task.batch * task.models, 0.0
+    while spent < TURN_SECONDS / 2:
+        seconds = contender.epoch(3 + number, turns.images)
+        turns.microseconds.append(seconds * 1e6 / steps)
+        spent += seconds
+
+
+def processor_clock(which: str = "clocks.sm") -> float | None:
+    """MHz of the first GPU's processors, or None where nobody says."""
+    command = ["nvidia-smi", f"--query-gpu={which}", "--format=csv,noheader,nounits"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        return float(run.stdout.splitlines()[0])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return None
+
+
+def row_of(task: Task, turns: dict[str, Turns], dropped: dict[str, str]) -> dict[str, Any]:
+    """A row of results; prints it."""
+    times = {name: summarize(mine.microseconds) for name, mine in turns.items()}
+    print(f"\nbatch {task.batch}, hidden {task.hidden}, models {task.models}:")
+    fastest = min((t.median_us for t in times.values()), default=0.0)
+    cycles: dict[str, int | None] = {}
+    for name, t in times.items():
+        clock = turns[name].clock
+        cycles[name] = round(t.median_us * clock) if clock else None
+        print(
+            f"  {name:40}{t.median_us:9.2f} us a step ({t.p20_us:.2f} to {t.p80_us:.2f}) "
+            f"{t.median_us / fastest:8.1f}x  {cycles[name]} cycles",
+            flush=True,
+        )
+    for name, why in dropped.items():
+        print(f"  {name:40} left out: {why}", flush=True)
+    return {
+        **{"batch": task.batch, "hidden": task.hidden, "models": task.models},
+        **{"step": times, "cycles_a_step": cycles, "dropped": dropped},
+        "sm_mhz": {name: mine.clock for name, mine in turns.items()},
+        "steps_a_turn": {name: mine.images // task.batch for name, mine in turns.items()},
+    }
+
+
+def course_run(device: str, epochs: int, images: int = IMAGES) -> dict[str, Any]:
+    """The course's run from its first step to its test, everything set up before: on random images,
+    with a third as many to validate and to test."""
+    parts = [random_part(count) for count in (images, images // 3, images // 3)]
+    begin = 0.0
+
+    def never() -> bool:
+        nonlocal begin
+        begin = begin or time.perf_counter()  # first asked when all is set up
+        return False
+
+    config = resolve_config({"device": device, "epochs": epochs}, preset="course")
+    run = fit(config, RunData(Split(*parts)), should_stop=never)
+    seconds = time.perf_counter() - begin
+    print(f"\nthe course's run: {epochs} epochs in {seconds:.2f} s by {run.config.engine}")
+    return {
+        **{"seconds": round(seconds, 3), "epochs": epochs, "engine": run.config.engine},
+        "steps": epochs * (images // config.batch_size),
+    }
+
+
+def device_provenance(device: torch.device) -> dict[str, Any]:
+    """What a number needs to be believed."""
+    if device.type != "cuda":
+        return provenance()
+    return provenance() | {
+        "device": torch.cuda.get_device_name(device),
+        "capability": list(torch.cuda.get_device_capability(device)),
+        "cuda": torch.version.cuda,
+        "driver": driver_version(),
+        "sm_mhz_most": processor_clock("clocks.max.sm"),
+    }
+
+
+def run(
+    device: str,
+    rounds: int,
+    out: Path,
+    minutes: float = 6.0,
+    epochs: int = 200,
+    tasks: Sequence[tuple[int, int, int]] = TASKS,
+    images: int = IMAGES,
+) -> None:
+    """Times the tasks, as many as fit into the minutes, and writes the results. Raises SystemExit
+    where one of fastmlp's engines failed or computed something else."""
+    end = time.monotonic() + 60 * minutes
+    rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    failed: list[str] = []
+    course: dict[str, Any] | None = None
+    where = torch.device(device)
+    try:
+        with contextlib.ExitStack() as stack:
+            everyone = [stack.enter_context(Contender(name, device)) for name in available(device)]
+            for task in (task_of(*each, images) for each in tasks):
+                if time.monotonic() > end:
+                    left_out.append(str(task))
+                    continue
+                asked = [
+                    contender
+                    for contender in everyone
+                    if contender.name.startswith(OURS)
+                    or task.models <= CUDA_PEERS[contender.name].most_models
+                ]
+                contenders, dropped = prepared(asked, task)
+                turns = time_steps(contenders, task, rounds, dropped)
+                failed += [name for name in dropped if name.startswith(OURS)]
+                rows.append(row_of(task, turns, dropped))
+        course = course_run(device, epochs, images)
+    finally:  # what was measured is kept, whatever happened next
+        head = {"provenance": device_provenance(where), "failed": failed, "left_out": left_out}
+        save(out, {**head, "rows": rows, "course_run": course})
+    if failed:
+        raise SystemExit(f"failed, or differed from its peers: {', '.join(sorted(set(failed)))}")
