@@ -55,10 +55,10 @@ inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool b
   return {false, "large: the BLAS packs its operands"};
 }
 
-// Steps in a block of blocked SGD, of whole panels of 48 rows. Longer blocks read and write the
-// weights less often, which pays where these are too large for the caches; their Gram matrix takes
-// more arithmetic, which counts where there are few hidden units. With momentum a block of several
-// steps needs both products twice, so it has to save more, or is not worth it.
+// Steps in a block of blocked SGD, of about one, two or three panels of 48 rows. Longer blocks read
+// and write the weights less often, which pays where these are too large for the caches; their Gram
+// matrix takes more arithmetic, which counts where there are few hidden units. With momentum a
+// block of several steps needs both products twice, so it has to save more, or is not worth it.
 inline int64_t plan_blocked_cpu(int64_t batch, int64_t hidden, bool momentum) {
   if (momentum && batch >= 32) return 1;
   const int64_t rows = hidden <= 32 ? 48 : !momentum && hidden > 512 ? 144 : 96;

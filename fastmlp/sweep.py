@@ -113,11 +113,11 @@ class _View:
     def __init__(self, quiet: bool, epochs: int) -> None:
         width = None if sys.stdout.isatty() else FILE_WIDTH
         self._console = Console(file=sys.stdout, highlight=False, width=width)
-        self._quiet = quiet
+        self._quiet, self._epochs = quiet, epochs
         self._live: Live | None = None
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console)
-        self._task = self._progress.add_task(f"epoch 0/{epochs}", total=epochs)
+        self._task = self._progress.add_task("", total=epochs)
         self._first = Workers.from_environment().is_first
         self._next_line = time.monotonic() + REPORT_SECONDS
 
@@ -133,19 +133,18 @@ class _View:
 
     def update(self, result: SweepResult, epoch: int) -> None:
         """``result`` is what there is after so many epochs."""
-        epochs = result.base.epochs
-        description = f"epoch {epoch}/{epochs}"
-        self._progress.update(self._task, completed=epoch, description=description)
+        self.move(epoch)
         if self._live is not None:
             self._live.update(Group(_table(result), self._progress))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + REPORT_SECONDS
             best = max(result.trials, key=lambda trial: trial.score)
-            self.say(f"epoch {epoch}/{epochs}  best validation so far {best.score:.2%}")
+            self.say(f"epoch {epoch}/{self._epochs}  best validation so far {best.score:.2%}")
 
     def move(self, epochs: float) -> None:
         """So many epochs are done, and a part of one."""
-        self._progress.update(self._task, completed=epochs)
+        description = f"epoch {int(epochs)}/{self._epochs}"
+        self._progress.update(self._task, completed=epochs, description=description)
 
     def show(self, result: SweepResult) -> None:
         """The table as it stands."""

@@ -279,11 +279,13 @@ class _Sweep:
         while running := self.cohort.running:
             if stop():
                 break
-            epoch, images = self.epoch, sum(self.cohort.trainings[i].images for i in running)
+            trainings = [self.cohort.trainings[i] for i in running]
+            images = sum(training.images for training in trainings)
+            before = self.epoch + sum(t.state.partial.samples for t in trainings) / images
 
-            def report(done: int, epoch: int = epoch, images: int = images) -> None:
+            def report(done: int, before: float = before, images: int = images) -> None:
                 if on_progress is not None:
-                    on_progress(epoch + done / images)
+                    on_progress(before + done / images)
 
             self.cohort.train_epoch(stop, report)
             if self.folder is not None:

@@ -12,7 +12,7 @@ from conftest import needs_native
 from fastmlp import blocked
 from fastmlp.augment import Augmentation
 from fastmlp.blocked import BlockedEngine, block_steps, recurrence
-from fastmlp.data import Normalization, Part
+from fastmlp.data import Normalization, Part, make_normalization
 from fastmlp.engine_base import NonFiniteLossError, SgdOptions
 from fastmlp.engines import EagerEngine, ReferenceEngine, choose_engine
 from fastmlp.epochs import initial_parameters
@@ -203,6 +203,40 @@ def test_float32_is_as_close_to_the_truth_as_pytorch(options, steps, limit, inpu
         engine.train_epoch(order, 0.05)
     for name, true in flat(truth).items():
         assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
+
+
+def _all_white(pixels):
+    pixels[:, -1024:] = 255
+
+
+def _one_dark_pixel(pixels):
+    _all_white(pixels)
+    pixels[7, -1] = 3
+
+
+def _bright_and_flat(pixels):
+    pixels[:] = (torch.randn(pixels.shape) * 10 + 230).clamp(0, 255)
+
+
+@pytest.mark.parametrize("change", [_all_white, _one_dark_pixel, _bright_and_flat])
+def test_images_far_from_the_middle_of_the_range(change):
+    """Their Gram matrix is what little is left of large sums."""
+    images = torch.randint(0, 256, (640, 3072), dtype=torch.uint8)
+    change(images)
+    data = Part(images, torch.randint(0, 5, (640,))), make_normalization("standard", images)
+    engines = [
+        make(engine, data, {"batch_size": 8}, hidden=(33,), dtype=dtype)
+        for engine, dtype in (
+            (ReferenceEngine, torch.float64),
+            (ReferenceEngine, torch.float32),
+            (BlockedEngine, torch.float32),
+        )
+    ]
+    for engine in engines:
+        engine.train_epoch(torch.arange(640), 0.002)
+    truth, theirs, ours = [flat(engine) for engine in engines]
+    for name, true in truth.items():
+        assert_within_2x(ours[name], theirs[name], true)
 
 
 @OPTIMIZER

@@ -23,10 +23,12 @@ struct PixelSpan {
 inline std::vector<PixelSpan> pixel_spans(const float* scale, const float* shift,
                                           int64_t features) {
   constexpr int64_t kMostSpans = 8, kLongest = 1 << 16;  // sums of a span fit in 32 bits
-  constexpr float kLargest = 1e12;                       // squares and their sums fit in a float
+  // Beyond this shift, pixels near their mean lose digits in x, which their exact Gram matrix
+  // keeps: the two would not fit together.
+  constexpr float kLargestScale = 1e12, kLargestShift = 256;
   std::vector<PixelSpan> spans;
   for (int64_t i = 0; i < features; ++i) {
-    if (!(std::abs(scale[i]) < kLargest && std::abs(shift[i]) < kLargest)) return {};
+    if (!(std::abs(scale[i]) < kLargestScale && std::abs(shift[i]) <= kLargestShift)) return {};
     if (spans.empty() || scale[i] != spans.back().scale || shift[i] != spans.back().shift ||
         i - spans.back().begin == kLongest) {
       if (spans.size() == kMostSpans) return {};
@@ -46,10 +48,7 @@ struct PixelTerms {
 };
 
 #ifdef FASTMLP_X86
-// All that namespace avx512 has (foreach_isa.h), whose functions are inlined here, and VNNI.
-#define FASTMLP_VNNI \
-  __attribute__((    \
-      target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c,prefer-vector-width=512")))
+#define FASTMLP_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
 
 // The 64 bytes at i, or as many as there are before `end`, and zeros.
 FASTMLP_VNNI inline __m512i pixels_at(const uint8_t* pixels, int64_t i, int64_t end) {
@@ -81,12 +80,26 @@ constexpr int kPixelTile = 4;
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC 12's own intrinsics (its bug 105593)
+// The sums of four vectors' lanes.
+FASTMLP_VNNI inline __m128i sum_lanes(const __m512i* v) {
+  __m128i quarters[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m256i half =
+        _mm256_add_epi32(_mm512_castsi512_si256(v[i]), _mm512_extracti64x4_epi64(v[i], 1));
+    quarters[i] = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  }
+  return _mm_hadd_epi32(_mm_hadd_epi32(quarters[0], quarters[1]),
+                        _mm_hadd_epi32(quarters[2], quarters[3]));
+}
+
 // out[m][n] = sum over spans of s^2 p[m] . q[n] for a tile of images; `left` and `right` name the
-// tile's rows.
+// tile's rows. In integers and in double: nearly all of it may cancel against the images' own
+// terms.
 FASTMLP_VNNI inline void pixel_tile(const uint8_t* const* left, const uint8_t* const* right,
-                                    const std::vector<PixelSpan>& spans, float (*out)[kPixelTile]) {
+                                    const std::vector<PixelSpan>& spans,
+                                    double (*out)[kPixelTile]) {
   const __m512i sign = _mm512_set1_epi8(-128);  // p - 128 has p's bits but for the first
-  avx512::vec<float> sums[kPixelTile][kPixelTile] = {};
+  __m256d sums[kPixelTile] = {};
   for (const PixelSpan& span : spans) {
     __m512i dots[kPixelTile][kPixelTile] = {};
     for (int64_t i = span.begin; i < span.end; i += 64) {
@@ -97,14 +110,12 @@ FASTMLP_VNNI inline void pixel_tile(const uint8_t* const* left, const uint8_t* c
         for (int m = 0; m < kPixelTile; ++m) dots[m][n] = _mm512_dpbusd_epi32(dots[m][n], p[m], q);
       }
     }
-    const __m512 square = _mm512_set1_ps(static_cast<float>(span.scale * span.scale));
+    const __m256d square = _mm256_set1_pd(span.scale * span.scale);
     for (int m = 0; m < kPixelTile; ++m) {
-      for (int n = 0; n < kPixelTile; ++n) {
-        sums[m][n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m][n]), square, (__m512)sums[m][n]);
-      }
+      sums[m] = _mm256_fmadd_pd(_mm256_cvtepi32_pd(sum_lanes(dots[m])), square, sums[m]);
     }
   }
-  for (int m = 0; m < kPixelTile; ++m) avx512::reduce_rows<kPixelTile>(sums[m], out[m]);
+  for (int m = 0; m < kPixelTile; ++m) _mm256_storeu_pd(out[m], sums[m]);
 }
 #pragma GCC diagnostic pop
 #undef FASTMLP_VNNI
@@ -122,7 +133,7 @@ void pixel_gram(const uint8_t* pixels, int64_t stride, const std::vector<PixelSp
         left[i] = pixels + (first + std::min(m + i, count - 1)) * stride;
         right[i] = pixels + std::min(n + i, columns - 1) * stride;
       }
-      float tile[kPixelTile][kPixelTile];
+      double tile[kPixelTile][kPixelTile];
       pixel_tile(left, right, spans, tile);
       for (int64_t i = m; i < std::min(m + kPixelTile, count); ++i) {
         for (int64_t j = n; j < std::min(n + kPixelTile, columns); ++j) {
