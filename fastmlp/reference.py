@@ -7,6 +7,8 @@ device and in any floating-point dtype, and autograd goes through them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -109,3 +111,108 @@ def softmax_xent_backward_ref(
     dlogits = dlogits * (dloss[:, None] if reduction == "none" else dloss)
     # last, so that the 0 of an ignored row outlives a division by 0 where every row is ignored
     return torch.where(kept[:, None], dlogits, torch.zeros_like(dlogits))
+
+
+def blocked_chain_ref(
+    p: Tensor,
+    q: Tensor | None,
+    gram: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    recurrence: Tensor,
+    options: Tensor,
+    batch: int,
+    parameters: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    to_w: Tensor,
+    to_v: Tensor | None,
+    ends: Tensor,
+    losses: Tensor,
+    correct: Tensor,
+) -> None:
+    """The chain of a block of S steps (docs/blocked-sgd.md) of G groups of N networks with H hidden
+    units and C classes; a group's networks share their R = S * batch images, of which ``rows`` (G,)
+    are there: the rest is padding, with which nothing happens. Nothing waits for the device.
+
+    p (G, R, N, H) = x w^T + b as the block begins, q the same of momenta (None without momentum, or
+    where S = 1); gram (G, R, R) = x x^T + 1; labels (G, R); recurrence (G * N, S + 1, 6), see
+    :func:`fastmlp.blocked.recurrence`; options (G * N, 5): lr, momentum, weight decay, nesterov,
+    grad_average.
+
+    Moves ``parameters``, the first layer's bias (G * N, H) and the last layer's weight (G * N, C,
+    H) and bias (G * N, C), and their ``momentum`` (empty without), to the block's end, and fills
+    in, like p, to_w and to_v: w <- ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v +
+    to_v^T x are the first layer's weight and its momentum after the block; ends (G * N, 4). losses
+    (G * N, S) are means, correct (G * N, S) counts. A label that is no class makes its network nan.
+    """
+    groups, all_rows, networks, hidden = p.shape
+    step_of = torch.arange(all_rows, device=p.device) // batch
+
+    def grouped(tensor: Tensor) -> Tensor:
+        return tensor.view(groups, networks, *tensor.shape[1:])
+
+    def of_age(age: Tensor, column: int) -> Tensor:
+        """(G, N, n): the recurrence of gradients of ages (G, n)."""
+        column_of = grouped(recurrence)[..., column]
+        return column_of.gather(2, age[:, None].expand(-1, networks, -1))
+
+    table, moved = grouped(recurrence), [grouped(t) for t in parameters]
+    buffers = [grouped(t) for t in momentum]
+    bias, weight2, bias2 = moved
+    g = p.new_zeros(groups, networks, all_rows, hidden)
+    for step in range(all_rows // batch):
+        now, past = slice(step * batch, (step + 1) * batch), step * batch
+        counts = (rows - past).clamp(0, batch)
+        there = (torch.arange(batch, device=p.device) < counts[:, None])[:, None, :, None]
+        pre = table[:, :, step, 0, None, None] * p[:, now].transpose(1, 2)
+        if q is not None:
+            pre = pre + table[:, :, step, 1, None, None] * q[:, now].transpose(1, 2)
+        factors = of_age((step - step_of[:past]).expand(groups, -1), 2)[:, :, None]
+        pre = pre + (gram[:, None, now, :past] * factors) @ g[:, :, :past]
+        h = torch.where(there, F.relu(pre), 0)
+        logits = h @ weight2.transpose(2, 3) + bias2[:, :, None]
+        target = labels[:, None, now, None].expand(-1, networks, -1, -1)
+        known = (target >= 0) & (target < logits.shape[3])
+        log_p = torch.where(known, logits.log_softmax(3), torch.nan)
+        at = torch.where(known, target, 0)
+        count = counts.clamp(min=1)[:, None].to(p.dtype)
+        row_losses = torch.where(there, -log_p.gather(3, at), 0)
+        grouped(losses)[..., step] = row_losses.sum((2, 3)) / count
+        hits = (logits.argmax(3, keepdim=True) == target) & there
+        grouped(correct)[..., step] = hits.sum((2, 3))
+        scale = torch.where(grouped(options)[..., 4] != 0, 1 / count**2, 1 / count)
+        d = (log_p.exp() - torch.zeros_like(log_p).scatter(3, at, 1)) * scale[..., None, None]
+        d = torch.where(there, d, 0)
+        g[:, :, now] = torch.where(there, relu_backward_ref(d @ weight2, h), 0)
+        gradients = (d.transpose(2, 3) @ h, d.sum(2))
+        for i, gradient in enumerate(gradients, 1):
+            buffer = buffers[i] if buffers else None
+            _sgd_step(moved[i], gradient, buffer, grouped(options), counts > 0)
+    steps = (rows + batch - 1) // batch
+    end = table.gather(2, steps[:, None, None, None].expand(-1, networks, 1, 6))[:, :, 0]
+    there = (torch.arange(all_rows, device=p.device) < rows[:, None])[:, None]
+    age = (steps[:, None] - step_of).clamp(min=0)
+    for column, out in ((2, to_w), (5, to_v)):
+        if out is not None:
+            part = torch.where(there[..., None], of_age(age, column)[..., None] * g, 0)
+            out.copy_(part.transpose(1, 2))
+    old, old_v = bias.clone(), buffers[0].clone() if buffers else torch.zeros_like(bias)
+    bias.copy_(end[..., 0:1] * old + end[..., 1:2] * old_v + to_w.sum(1))
+    if to_v is not None:
+        buffers[0].copy_(end[..., 3:4] * old + end[..., 4:5] * old_v + to_v.sum(1))
+    grouped(ends).copy_(end[..., [0, 1, 3, 4]])
+
+
+def _sgd_step(
+    w: Tensor, gradient: Tensor, buffer: Tensor | None, options: Tensor, real: Tensor
+) -> None:
+    """``torch.optim.SGD`` of w (G, N, ...) with options (G, N, 5), in the groups that are real."""
+    shape = (*options.shape[:2], *(w.dim() - 2) * [1])
+    lr, mu, decay, nesterov = (options[..., i].reshape(shape) for i in range(4))
+    real = real.reshape(-1, *(w.dim() - 1) * [1])
+    d = gradient + decay * w
+    if buffer is not None:
+        v = mu * buffer + d
+        buffer.copy_(torch.where(real, v, buffer))
+        d = torch.where(nesterov != 0, d + mu * v, v)
+    w.copy_(torch.where(real, w - lr * d, w))
