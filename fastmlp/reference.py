@@ -135,9 +135,9 @@ def blocked_chain_ref(
     are there: the rest is padding, with which nothing happens. Nothing waits for the device.
 
     p (G, R, N, H) = x w^T + b as the block begins, q the same of momenta (None without momentum, or
-    where S = 1); gram (G, R, R) = x x^T + 1; labels (G, R); recurrence (G * N, S + 1, 6), see
-    :func:`fastmlp.blocked.recurrence`; options (G * N, 5): lr, momentum, weight decay, nesterov,
-    grad_average.
+    where S = 1); gram (G, R, R) = x x^T + 1, (G, R, 0) where S = 1; labels (G, R); recurrence
+    (G * N, S + 1, 6), see :func:`fastmlp.blocked.recurrence`; options (G * N, 5): lr, momentum,
+    weight decay, nesterov, grad_average.
 
     Moves ``parameters``, the first layer's bias (G * N, H) and the last layer's weight (G * N, C,
     H) and bias (G * N, C), and their ``momentum`` (empty without), to the block's end, and fills

@@ -70,7 +70,7 @@ void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const T
   check_shape("to_w", to_w, p, n.type, hidden_sizes);
   FASTMLP_CHECK(to_v.has_value() == !momentum.empty(), "to_v must come with momentum");
   if (to_v) check_shape("to_v", *to_v, p, n.type, hidden_sizes);
-  check_shape("gram", gram, p, n.type, {n.groups, n.rows, n.rows});
+  check_shape("gram", gram, p, n.type, {n.groups, n.rows, n.steps > 1 ? n.rows : 0});
   check_shape("labels", labels, p, ScalarType::Long, {n.groups, n.rows});
   check_shape("rows", rows, p, ScalarType::Long, {n.groups});
   check_shape("recurrence", recurrence, p, n.type, {n.all, n.steps + 1, kResponses});

@@ -76,7 +76,7 @@ struct LinearProduct {
 // images. What is what stands at blocked_chain_ref, in fastmlp/reference.py.
 struct ChainBlock {
   const void *p, *q;             // (groups, rows, networks, hidden); q null where nothing needs it
-  const void* gram;              // (groups, rows, rows)
+  const void* gram;              // (groups, rows, rows); nothing where there is one step
   const int64_t* labels;         // (groups, rows)
   const int64_t* counts;         // (groups): how many of the rows are there
   const void* recurrence;        // (all, steps + 1, kResponses), where all = groups * networks

@@ -1,0 +1,115 @@
+"""Blocked SGD for a GPU without one: the chain's own source, emulated, and the engine around it on
+CPU tensors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import emulation
+import pytest
+import torch
+from blocked_cuda_cases import CHAINS, CPU, Block, ChainTests, EngineTests, draw
+from conftest import needs_native
+from test_blocked import OPTIMIZERS
+from torch import Tensor
+
+from fastmlp import blocked_runner
+from fastmlp.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines import BlockedEngine, choose_engine
+from fastmlp.errors import UserError
+
+pytestmark = [
+    needs_native,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++"),
+]
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 6}
+
+
+def walk(block: Block, low: bool = False) -> list[Tensor]:
+    """The results of the chain on copies that end (or begin) at a fence."""
+    fence = emulation.fenced(low)
+    fenced = block.mapped(lambda tensor: fence(tensor) if tensor.numel() else tensor)
+    emulation.operators().blocked_chain_(*fenced.args())
+    assert emulation.operators().release_tensors() == 0, "written outside of the workspace"
+    for before, after in zip(block.args(), fenced.args(), strict=True):
+        unchanged = isinstance(before, Tensor) and not any(after is t for t in fenced.results())
+        assert not unchanged or torch.equal(before, after), "an input has changed"
+    results = [tensor.clone() for tensor in fenced.results()]
+    emulation.operators().release_fences()
+    return results
+
+
+@pytest.fixture(autouse=True)
+def _emulated(threads: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads run in a shuffled order; the emulation is one thread, beside which idle ones of
+    PyTorch would only spin."""
+    threads(1)
+    operators = emulation.operators()
+    monkeypatch.setattr(blocked_runner, "run_kernel", operators.blocked_chain_)
+    emulation.configure(ORDERS["shuffled"])
+    yield
+    operators.release_tensors()
+    emulation.configure()
+
+
+class TestChain(ChainTests):
+    @pytest.fixture
+    def machine(self):
+        return SimpleNamespace(walk=walk, reruns=2)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("case", CHAINS[:8], ids=str)
+    def test_the_order_of_threads_does_not_change_a_bit(self, case, dtype):
+        block = draw(case, **OPTIMIZERS["all"]).to(dtype)
+        results = []
+        for order in ORDERS.values():
+            emulation.configure(order)
+            results.append(walk(block, low=True))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+class TestEngine(EngineTests):
+    @pytest.fixture
+    def device(self):
+        return CPU
+
+
+@pytest.mark.parametrize("doubles", [False, True])
+def test_plans(doubles):
+    def plan(*args):
+        return torch.ops.fastmlp.blocked_plan_cuda(*args, doubles)
+
+    lengths = [plan(batch, 256, 10, 0)[0] for batch in (1, 3, 8, 64, 65, 128, 129)]
+    assert lengths == [128, 42, 16, 2, 1, 1, 1]
+    for batch, hidden, classes in ((1, 1, 1), (8, 256, 10), (16, 1024, 10), (100, 256, 10)):
+        assert plan(batch, hidden, classes, 0)[1] == ""
+    assert plan(8, 256, 10, 3) == (3, "")
+    assert "1 to 128 images" in plan(129, 256, 10, 0)[1]
+    assert "up to 1024 hidden" in plan(8, 1025, 10, 0)[1]
+    assert "up to 128 classes" in plan(8, 256, 129, 0)[1]
+    assert "1 to 1024 images" in plan(8, 256, 10, 129)[1]
+    assert "shared memory" in plan(64, 256, 10, 16)[1]
+    with pytest.raises(RuntimeError, match="must be above 0"):
+        plan(0, 256, 10, 0)
+
+
+def test_auto_takes_it_on_a_gpu_and_says_why_not(monkeypatch):
+    monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
+    gpu = torch.device("cuda", 0)
+    kind, why = choose_engine("auto", gpu, [3072, 256, 10])
+    assert (kind, why) == (BlockedCudaEngine, "the fastest that runs here")
+    assert kind.name == BlockedEngine.name
+    assert choose_engine("blocked", CPU, [3072, 256, 10])[0] is BlockedEngine
+    for sizes, reason in (
+        ([3072, 64, 64, 10], "on a GPU it wants exactly one hidden layer"),
+        ([3072, 10], "on a GPU it wants exactly one hidden layer"),
+        ([3072, 2000, 10], "on a GPU its kernel takes up to 1024 hidden units"),
+        ([3072, 200, 1000], "on a GPU its kernel takes up to 128 classes"),
+    ):
+        assert f"not blocked, because {reason}" in choose_engine("auto", gpu, sizes)[1]
+        with pytest.raises(UserError, match=f"blocked cannot run here: {reason}"):
+            choose_engine("blocked", gpu, sizes)
+    assert "for the CPU, not for cuda" in (BlockedEngine.why_not(gpu) or "")
