@@ -8,7 +8,7 @@ image, which change nothing, so that one recording serves every chunk of every e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,16 +172,15 @@ class Runner:
             torch.bmm(x, x.transpose(1, 2), out=gram).add_(1)
 
     def _multiply(self, block: int) -> None:
-        """p = x w^T + b, and q of the momenta."""
-        self._product(self._x[block], self.parameters, self._p)
+        """p = x w^T, and q of the momenta."""
+        self._product(self._x[block], self.parameters[0], self._p)
         if self._q is not None:
-            self._product(self._x[block], self.momentum, self._q)
+            self._product(self._x[block], self.momentum[0], self._q)
 
-    def _product(self, x: Tensor, layer: Sequence[Tensor], out: Tensor) -> None:
+    def _product(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
         n = self.shape
-        weight = layer[0].view(n.groups, n.networks * n.hidden, n.inputs)
-        bias = layer[1].view(n.groups, 1, n.networks * n.hidden)
-        torch.baddbmm(bias, x, weight.transpose(1, 2), out=out.view(n.groups, n.rows, -1))
+        stacked = weight.view(n.groups, n.networks * n.hidden, n.inputs)
+        torch.bmm(x, stacked.transpose(1, 2), out=out.view(n.groups, n.rows, -1))
 
     def _walk(self, block: int) -> None:
         """The chain."""

@@ -134,7 +134,7 @@ def blocked_chain_ref(
     units and C classes; a group's networks share their R = S * batch images, of which ``rows`` (G,)
     are there: the rest is padding, with which nothing happens. Nothing waits for the device.
 
-    p (G, R, N, H) = x w^T + b as the block begins, q the same of momenta (None without momentum, or
+    p (G, R, N, H) = x w^T as the block begins, q the same of momenta (None without momentum, or
     where S = 1); gram (G, R, R) = x x^T + 1, (G, R, 0) where S = 1; labels (G, R); recurrence
     (G * N, S + 1, 6), see :func:`fastmlp.blocked.recurrence`; options (G * N, 5): lr, momentum,
     weight decay, nesterov, grad_average.
@@ -164,9 +164,10 @@ def blocked_chain_ref(
         now, past = slice(step * batch, (step + 1) * batch), step * batch
         counts = (rows - past).clamp(0, batch)
         there = (torch.arange(batch, device=p.device) < counts[:, None])[:, None, :, None]
-        pre = table[:, :, step, 0, None, None] * p[:, now].transpose(1, 2)
+        from_w, from_v = (table[:, :, step, i, None, None] for i in (0, 1))
+        pre = from_w * (p[:, now].transpose(1, 2) + bias[:, :, None])
         if q is not None:
-            pre = pre + table[:, :, step, 1, None, None] * q[:, now].transpose(1, 2)
+            pre = pre + from_v * (q[:, now].transpose(1, 2) + buffers[0][:, :, None])
         factors = of_age((step - step_of[:past]).expand(groups, -1), 2)[:, :, None]
         pre = pre + (gram[:, None, now, :past] * factors) @ g[:, :, :past]
         h = torch.where(there, F.relu(pre), 0)
@@ -200,7 +201,7 @@ def blocked_chain_ref(
     bias.copy_(end[..., 0:1] * old + end[..., 1:2] * old_v + to_w.sum(1))
     if to_v is not None:
         buffers[0].copy_(end[..., 3:4] * old + end[..., 4:5] * old_v + to_v.sum(1))
-    grouped(ends).copy_(end[..., [0, 1, 3, 4]])
+    ends.copy_(torch.cat([end[..., 0:2], end[..., 3:5]], 2).view_as(ends))
 
 
 def _sgd_step(

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import emulation
 import pytest
 import torch
-from blocked_cuda_cases import CHAINS, CPU, Block, ChainTests, EngineTests, draw
+from blocked_cuda_cases import CPU, EngineTests
+from chain_cases import CHAINS, Block, ChainTests, draw
 from conftest import needs_native
 from test_blocked import OPTIMIZERS
 from torch import Tensor

@@ -8,17 +8,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA st
 
 import pytest
 import torch
-from blocked_cuda_cases import (
-    DTYPE,
-    Block,
-    Chain,
-    ChainTests,
-    EngineTests,
-    assert_close_states,
-    by_reference,
-    draw,
-    make,
-)
+from blocked_cuda_cases import EngineTests, assert_close_states, make
+from chain_cases import DTYPE, Block, Chain, ChainTests, by_reference, draw
 from test_blocked import OPTIMIZERS, assert_same_state, problem
 from test_cuda import Gpu
 from torch import Tensor

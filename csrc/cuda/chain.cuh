@@ -2,114 +2,12 @@
 // belongs to them (columns of p, q, to_w, to_v and of the last layer's weight) nobody else touches,
 // so that only sums over units and the gradients of the logits pass through shared memory.
 #pragma once
-#include "../cpu/blocked.h"
-#include "kernel.cuh"
+#include "chain_parts.cuh"
 
 namespace fastmlp {
 namespace {
 
-constexpr int kMostClassesOfLane = 4;  // 128 classes, 32 lanes
-constexpr int kAhead = 8;              // Gram numbers that a thread fetches before it needs them
-
-// Rows of a batch that are worked on at once: `count` of them from `first` on, in the block.
-struct ChainTile {
-  int step, number, first, count;
-  bool last;  // of its step
-};
-
-// The same number of each of a tile's rows.
-template <typename T, int kTile>
-struct alignas(kTile * sizeof(T) < 16 ? kTile * sizeof(T) : 16) TileRow {
-  T v[kTile];
-};
-
-// One step of torch.optim.SGD.
-template <typename T>
-struct ChainSgd {
-  T lr, momentum, decay;
-  bool nesterov, average;
-
-  __device__ explicit ChainSgd(const T* options)
-      : lr(options[kLr]),
-        momentum(options[kMomentum]),
-        decay(options[kWeightDecay]),
-        nesterov(options[kNesterov] != 0),
-        average(options[kGradAverage] != 0) {}
-
-  // w after the step; *buffer, its momentum, moves along unless it is null.
-  __device__ T moved(T w, T g, T* buffer) const {
-    g += decay * w;
-    if (buffer) {
-      const T v = momentum * *buffer + g;
-      *buffer = v;
-      g = nesterov ? g + momentum * v : v;
-    }
-    return w - lr * g;
-  }
-};
-
-// Sums of a tile's rows over the warp's lanes; each lane gets that of row lane / (32 / kTile).
-template <typename T, int kTile>
-__device__ T sum_rows(T (&sums)[kTile]) {
-  const int lane = threadIdx.x % kWarp;
-  int distance = kWarp / 2;
-#pragma unroll
-  for (int half = kTile / 2; half > 0; half /= 2) {
-    const bool upper = lane & distance;  // keeps the upper half of the rows
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const T keep = upper ? sums[i + half] : sums[i], give = upper ? sums[i] : sums[i + half];
-      sums[i] = keep + shuffle_xor(give, distance);
-    }
-    distance /= 2;
-  }
-#pragma unroll
-  for (int rest = kWarp / kTile / 2; rest > 0; rest /= 2) sums[0] += shuffle_xor(sums[0], rest);
-  return sums[0];
-}
-
-// One network's part of a ChainBlock.
-template <typename T>
-struct ChainNetwork {
-  const T *p, *q, *gram, *recurrence, *options;
-  const int64_t* labels;
-  T *bias, *weight2, *bias2, *bias_momentum, *weight2_momentum, *bias2_momentum;
-  T *workspace, *to_w, *to_v, *ends, *losses;
-  int64_t* correct;
-  int64_t stride;  // between rows of p, q, to_w, to_v
-  int rows;        // that are there
-
-  __device__ ChainNetwork(const ChainBlock& block, int64_t network) {
-    const int64_t group = network / block.networks, all_rows = block.steps * block.batch;
-    const int64_t hidden = block.hidden, classes = block.classes;
-    stride = block.networks * hidden;
-    const int64_t at = group * all_rows * stride + network % block.networks * hidden;
-    p = static_cast<const T*>(block.p) + at;
-    q = block.q ? static_cast<const T*>(block.q) + at : nullptr;
-    to_w = static_cast<T*>(block.to_w) + at;
-    to_v = part(block.to_v, at);
-    gram = static_cast<const T*>(block.gram) + group * all_rows * all_rows;
-    labels = block.labels + group * all_rows;
-    recurrence = static_cast<const T*>(block.recurrence) + network * (block.steps + 1) * kResponses;
-    options = static_cast<const T*>(block.options) + network * kOptions;
-    bias = part(block.bias, network * hidden);
-    weight2 = part(block.weight2, network * classes * hidden);
-    bias2 = part(block.bias2, network * classes);
-    bias_momentum = part(block.bias_momentum, network * hidden);
-    weight2_momentum = part(block.weight2_momentum, network * classes * hidden);
-    bias2_momentum = part(block.bias2_momentum, network * classes);
-    workspace = part(block.workspace, network * classes * hidden);
-    ends = part(block.ends, network * 4);
-    losses = part(block.losses, network * block.steps);
-    correct = block.correct + network * block.steps;
-    const int64_t count = block.counts[group];
-    rows = static_cast<int>(count < 0 ? 0 : count < all_rows ? count : all_rows);
-  }
-
-  __device__ static T* part(void* all, int64_t at) {
-    return all ? static_cast<T*>(all) + at : nullptr;
-  }
-};
+constexpr int kAhead = 8;  // Gram numbers that a thread fetches before it needs them
 
 // A thread on its way through the chain. The arrays of shared memory:
 //   table (steps + 1, kResponses)   the recurrence
@@ -127,8 +25,8 @@ struct ChainThread {
   const ChainSgd<T> sgd;
   T *table, *bias2, *weight2, *partial, *dlogits, *history, *losses, *hits;
   int steps;          // that are there
-  int unit[kUnits];   // a real one even where the thread has none,
-  bool mine[kUnits];  // which this tells
+  int unit[kUnits];   // a real one even where the thread has none, as `mine` then says: of those
+  bool mine[kUnits];  // it may read what nobody writes
   T pre[kUnits][kTile], h[kUnits][kTile];
   T fetched[kAhead];
 
@@ -138,11 +36,9 @@ struct ChainThread {
     table = shared;
     bias2 = shared + plan.bias;
     weight2 = plan.keeps_weight ? shared + plan.weight : net.weight2;
-    partial = shared + plan.partial;
-    dlogits = shared + plan.dlogits;
+    partial = shared + plan.partial, dlogits = shared + plan.dlogits;
     history = shared + plan.history;
-    losses = shared + plan.losses;
-    hits = shared + plan.hits;
+    losses = shared + plan.losses, hits = shared + plan.hits;
     steps = (net.rows + block.batch - 1) / block.batch;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
@@ -153,18 +49,14 @@ struct ChainThread {
   }
 
   __device__ int rows_of(int step) const {
-    const int left = net.rows - step * block.batch;
-    return left < block.batch ? left : block.batch;
+    return clipped(net.rows - step * block.batch, block.batch);
   }
 
   // Tile `number` of a step; past the last step it has no rows.
   __device__ ChainTile tile_at(int step, int number) const {
-    const int rows = rows_of(step), left = rows - number * kTile;
-    return {step, number, step * block.batch + number * kTile,
-            left < 0       ? 0
-            : left < kTile ? left
-                           : kTile,
-            left <= kTile};
+    const int left = rows_of(step) - number * kTile;
+    const int first = step * block.batch + number * kTile;
+    return {step, number, first, clipped(left, kTile), left <= kTile};
   }
 
   __device__ void load() {
@@ -176,8 +68,7 @@ struct ChainThread {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       for (int c = 0; mine[u] && c < block.classes; ++c) {
-        const int64_t at = static_cast<int64_t>(c) * block.hidden + unit[u];
-        weight2[at] = net.weight2[at];
+        weight2[at_class(c, u)] = net.weight2[at_class(c, u)];
       }
     }
   }
@@ -188,12 +79,7 @@ struct ChainThread {
     return history + (step & 1) * (block.steps > 2 ? block.plan.history_size : 0);
   }
 
-  // Number e of history_of(step): row i of a tile, earlier row n.
-  struct Place {
-    int row, n;
-    bool there;
-  };
-  __device__ Place place(int step, int e) const {
+  __device__ ChainPlace place(int step, int e) const {
     const int past = step * block.batch, m = e / kTile, tile = m / past;
     const int i = tile * kTile + e % kTile;
     return {step * block.batch + i, m - tile * past, i < rows_of(step)};
@@ -204,11 +90,11 @@ struct ChainThread {
   }
 
   // The Gram matrix is read by rows of earlier images, of which a tile's are neighbours.
-  __device__ T gram_at(const Place& at) const {
+  __device__ T gram_at(const ChainPlace& at) const {
     return at.there ? net.gram[static_cast<int64_t>(at.n) * (block.steps * block.batch) + at.row]
                     : T(0);
   }
-  __device__ T from_gradient(int step, const Place& at, T gram) const {
+  __device__ T from_gradient(int step, const ChainPlace& at, T gram) const {
     return at.there ? table[(step - at.n / block.batch) * kResponses + kWFromG] * gram : T(0);
   }
 
@@ -230,7 +116,7 @@ struct ChainThread {
       if (e < count) to[e] = from_gradient(step, place(step, e), fetched[k]);
     }
     for (int e = threadIdx.x + kAhead * blockDim.x; e < count; e += blockDim.x) {
-      const Place at = place(step, e);
+      const ChainPlace at = place(step, e);
       to[e] = from_gradient(step, at, gram_at(at));
     }
   }
@@ -244,7 +130,7 @@ struct ChainThread {
       const Row factor = factors[n];
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const T g = net.to_w[n * net.stride + unit[u]];
+        const T g = mine[u] ? net.to_w[n * net.stride + unit[u]] : T(0);
 #pragma unroll
         for (int i = 0; i < kTile; ++i) pre[u][i] += factor.v[i] * g;
       }
@@ -261,18 +147,19 @@ struct ChainThread {
       }
     }
   }
-  // pre = from_w p + from_v q
+  // pre = from_w (p + b) + from_v (q + its momentum)
   __device__ void begin_inputs(const ChainTile& tile) {
     if (tile.count <= 0) return;
     const T from_w = table[tile.step * kResponses + kWFromW];
     const T from_v = table[tile.step * kResponses + kWFromV];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
+      const T b = net.bias[unit[u]], v = net.q ? net.bias_momentum[unit[u]] : T(0);
 #pragma unroll
       for (int i = 0; i < kTile; ++i) {
-        pre[u][i] *= from_w;
+        pre[u][i] = from_w * (pre[u][i] + b);
         if (net.q && i < tile.count) {
-          pre[u][i] += from_v * net.q[(tile.first + i) * net.stride + unit[u]];
+          pre[u][i] += from_v * (net.q[(tile.first + i) * net.stride + unit[u]] + v);
         }
       }
     }
@@ -306,7 +193,7 @@ struct ChainThread {
     for (int x = 0; x < kClasses; ++x) {
       T w[kUnits];
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) w[u] = weight2[at_class(c + x, u)];
+      for (int u = 0; u < kUnits; ++u) w[u] = mine[u] ? weight2[at_class(c + x, u)] : T(0);
 #pragma unroll
       for (int i = 0; i < kTile; ++i) {
         sums[x][i] = h[0][i] * w[0];
@@ -335,65 +222,27 @@ struct ChainThread {
     if (c < block.classes) sum_classes<1>(c, to);
   }
 
-  // ---- the loss, its rows shared among half or whole warps ----
+  // ---- the loss ----
 
-  template <typename Value, typename Combine>
-  __device__ static Value over_lanes(Value value, int lanes, const Combine& combine) {
-#pragma unroll
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-      if (distance < lanes) value = combine(value, shuffle_xor(value, distance));
-    }
-    return value;
-  }
-
-  // Loss, hit and gradient of the logits of each row; the gradient of a row that is not there is 0.
+  // Loss, hit and gradient of the logits of each row, which half a warp or a whole one shares.
   __device__ void take_loss(const ChainTile& tile, int turn) {
     const int lanes = block.classes <= kWarp / 2 ? kWarp / 2 : kWarp;
-    for (int i = threadIdx.x / lanes; i < kTile; i += blockDim.x / lanes) {
-      loss_of_row(tile, i, turn, lanes);  // kTile is even: a warp's halves both have a row or none
-    }
-  }
-
-  __device__ void loss_of_row(const ChainTile& tile, int i, int turn, int lanes) {
-    const int rank = threadIdx.x % lanes, warps = blockDim.x / kWarp, classes = block.classes;
-    const bool there = i < tile.count;
-    T z[kMostClassesOfLane], max = -kInfinity<T>, sum = 0;
-#pragma unroll
-    for (int x = 0; x < kMostClassesOfLane; ++x) {
-      const int c = rank + x * lanes;
-      z[x] = -kInfinity<T>;
-      if (c >= classes) continue;
-      T logit = bias2[c];
-      for (int w = 0; w < warps; ++w) logit += partial_of(w, turn)[c * kTile + i];
-      z[x] = logit;
-      max = logit > max ? logit : max;
-    }
-    max = over_lanes(max, lanes, [](T a, T b) { return a > b ? a : b; });
-    int guess = classes;  // the first class with the largest logit
-#pragma unroll
-    for (int x = 0; x < kMostClassesOfLane; ++x) {
-      const int c = rank + x * lanes;
-      if (c < classes) sum += exp_of(z[x] - max);
-      if (z[x] == max && c < guess) guess = c;
-    }
-    sum = over_lanes(sum, lanes, [](T a, T b) { return a + b; });
-    guess = over_lanes(guess, lanes, [](int a, int b) { return a < b ? a : b; });
-    const int64_t label = there ? net.labels[tile.first + i] : 0;
-    const bool known = label >= 0 && label < classes;
     T scale = T(1) / rows_of(tile.step);
     if (sgd.average) scale /= rows_of(tile.step);
-    T* d = dlogits + tile.number * classes * kTile + i;
-#pragma unroll
-    for (int x = 0; x < kMostClassesOfLane; ++x) {
-      const int c = rank + x * lanes;
-      if (c >= classes) continue;
-      const T hot = c == label ? T(1) : T(0);
-      const T gradient = known ? scale * (exp_of(z[x] - max) / sum - hot) : static_cast<T>(NAN);
-      d[c * kTile] = there ? gradient : T(0);
-      if (there && c == (known ? label : 0)) {
-        losses[tile.first + i] = known ? log_of(sum) - (z[x] - max) : static_cast<T>(NAN);
-        hits[tile.first + i] = guess == label ? T(1) : T(0);
-      }
+    // kTile is even: both halves of a warp have a row, or neither has.
+    for (int i = threadIdx.x / lanes; i < kTile; i += blockDim.x / lanes) {
+      ChainRow<T, kTile> row;
+      row.sums = partial_of(0, turn) + i;
+      row.warps = blockDim.x / kWarp;
+      row.bias2 = bias2;
+      row.classes = block.classes;
+      row.there = i < tile.count;
+      row.label = row.there ? net.labels[tile.first + i] : 0;
+      row.scale = scale;
+      row.dlogits = dlogits + tile.number * block.classes * kTile + i;
+      row.loss = losses + tile.first + i;
+      row.hit = hits + tile.first + i;
+      row.take(threadIdx.x % lanes, lanes);
     }
   }
 
@@ -409,8 +258,9 @@ struct ChainThread {
     for (int x = 0; x < kClasses; ++x) {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        w[x][u] = weight2[at_class(c + x, u)];
-        dw[x][u] = tile.number > 0 ? net.workspace[at_class(c + x, u)] : T(0);
+        const int at = at_class(c + x, u);
+        w[x][u] = mine[u] ? weight2[at] : T(0);
+        dw[x][u] = mine[u] && tile.number > 0 ? net.workspace[at] : T(0);
       }
     }
 #pragma unroll
