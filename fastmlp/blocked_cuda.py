@@ -14,6 +14,7 @@ from . import backend
 from .blocked import BlockedEngine, check_alike, check_shared, recurrence
 from .blocked_runner import CHUNK_BLOCKS, CHUNK_BYTES, Runner, Schedule, Shape, block_bytes
 from .data import Part
+from .dispatch import register_fake
 from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally
 from .errors import UserError
 from .step_engines import REPORT_SECONDS, EagerEngine
@@ -347,3 +348,11 @@ def _shape_of(groups: Sequence[Sequence[_Run]]) -> Shape:
 def _make_runner(groups: Sequence[Sequence[_Run]], shape: Shape) -> Runner:
     engine = groups[0][0].engine
     return Runner(shape, engine._images, engine._labels, engine._normalization)
+
+
+def _nothing(*args: Any) -> None:
+    """The chain's results are arguments of it."""
+
+
+if backend.native_available():
+    register_fake("blocked_chain_", _nothing)

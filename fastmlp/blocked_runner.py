@@ -8,8 +8,9 @@ image, which change nothing, so that one recording serves every chunk of every e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from .augment import flip_shift_ref
 from .data import Normalization
-from .graphs import Recording
+from .graphs import Beside, Recording
 from .reference import blocked_chain_ref
 
 CHUNK_BYTES = 256 << 20
 """What the inputs of a chunk may take, about."""
 CHUNK_BLOCKS = 32
 """At most so many blocks in a chunk: between two chunks a run can be stopped."""
+OVERLAPPED_NETWORKS = 32
+"""Up to so many networks leave most of a GPU free while their chains run."""
 
 
 def run_kernel(*args: Any) -> None:
@@ -61,6 +64,13 @@ class Shape:
     def all(self) -> int:
         """How many networks there are."""
         return self.groups * self.networks
+
+    @property
+    def overlapped(self) -> bool:
+        """Whether products run beside the chain. With momentum or decay what the chain changes of
+        the next block's product takes more than one product of its own."""
+        few = self.all <= OVERLAPPED_NETWORKS
+        return few and self.steps > 1 and self.blocks > 1 and not (self.momentum or self.decay)
 
 
 def block_bytes(rows: int, inputs: int, steps: int, dtype: torch.dtype) -> int:
@@ -125,13 +135,16 @@ class Runner:
         # Pixels are normalised in float32 whatever the network's dtype.
         self._floats = make(*chunk, n.inputs, dtype=torch.float32) if self._doubles else self._x
         self._gram = make(*chunk, n.rows if n.steps > 1 else 0)
+        self._cross = make(*chunk, n.rows) if n.overlapped else None
         products = (n.groups, n.rows, n.networks, n.hidden)
-        self._p, self._to_w = make(*products), make(*products)
+        # Where products overlap the chain, those of even and of odd blocks.
+        self._p, self._to_w = ([make(*products) for _ in range(1 + n.overlapped)] for _ in range(2))
         self._q = make(*products) if n.momentum and n.steps > 1 else None
         self._to_v = make(*products) if n.momentum else None
         self._ends = make(n.all, 4)
         self.losses = make(n.blocks, n.all, n.steps)
         self.correct = make(n.blocks, n.all, n.steps, dtype=torch.int64)
+        self._beside = Beside(device)
         self._recording = Recording(self._run, device)
 
     @property
@@ -149,10 +162,41 @@ class Runner:
 
     def _run(self) -> None:
         self._gather()
+        if self._cross is not None:
+            self._run_overlapped(self._cross)
+            return
         for block in range(self.shape.blocks):
             self._multiply(block)
             self._walk(block)
             self._update(block)
+
+    def _run_overlapped(self, cross: Tensor) -> None:
+        """While a chain runs, the weights of the block before it are updated and the product of the
+        block after it is made of them. What the chain then changes of that product is one small
+        product more: x(n+1) [w + to_w^T x(n)]^T = x(n+1) w^T + [x(n+1) x(n)^T] to_w.
+        """
+        n = self.shape
+
+        def make_ready(block: int) -> None:
+            if block > 1:
+                self._update(block - 2)
+            if block < n.blocks:
+                self._multiply(block)
+
+        self._multiply(0)
+        for block in range(n.blocks):
+            self._beside.run(partial(make_ready, block + 1))
+            self._walk(block)
+            self._beside.join()
+            if block + 1 < n.blocks:
+                p, to_w = self._of(self._p, block + 1), self._of(self._to_w, block)
+                p = p.view(n.groups, n.rows, -1)
+                p.baddbmm_(cross[block + 1], to_w.view(n.groups, n.rows, -1))
+        self._update(n.blocks - 1)
+
+    @staticmethod
+    def _of(buffers: Sequence[Tensor], block: int) -> Tensor:
+        return buffers[block % len(buffers)]
 
     def _gather(self) -> None:
         """The inputs of all blocks, their labels and Gram matrices."""
@@ -170,10 +214,14 @@ class Runner:
             x = self._x.view(-1, n.rows, n.inputs)
             gram = self._gram.view(-1, n.rows, n.rows)
             torch.bmm(x, x.transpose(1, 2), out=gram).add_(1)
+        if self._cross is not None:  # the same of neighbouring blocks, without the biases
+            later, earlier = x[n.groups :], x[: -n.groups]
+            out = self._cross[1:].view(-1, n.rows, n.rows)
+            torch.bmm(later, earlier.transpose(1, 2), out=out)
 
     def _multiply(self, block: int) -> None:
         """p = x w^T, and q of the momenta."""
-        self._product(self._x[block], self.parameters[0], self._p)
+        self._product(self._x[block], self.parameters[0], self._of(self._p, block))
         if self._q is not None:
             self._product(self._x[block], self.momentum[0], self._q)
 
@@ -186,9 +234,10 @@ class Runner:
         """The chain."""
         chain: Callable[..., None] = run_kernel if self.shape.compiled else blocked_chain_ref
         chain(
-            *(self._p, self._q, self._gram[block], self._chunk_labels[block], self._rows[block]),
-            *(self.recurrence, self.options, self.shape.batch),
-            *(self.parameters[1:], self.momentum[1:], self._to_w, self._to_v, self._ends),
+            *(self._of(self._p, block), self._q, self._gram[block], self._chunk_labels[block]),
+            *(self._rows[block], self.recurrence, self.options, self.shape.batch),
+            *(self.parameters[1:], self.momentum[1:]),
+            *(self._of(self._to_w, block), self._to_v, self._ends),
             *(self.losses[block], self.correct[block]),
         )
 
@@ -207,7 +256,7 @@ class Runner:
             if self._spare is not None:
                 v.add_(self._spare)
             self._add_product(v, self._to_v, x)
-        self._add_product(w, self._to_w, x)
+        self._add_product(w, self._of(self._to_w, block), x)
 
     def _add_product(self, weight: Tensor, factors: Tensor, x: Tensor) -> None:
         n = self.shape

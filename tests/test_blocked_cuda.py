@@ -10,16 +10,18 @@ from types import SimpleNamespace
 import emulation
 import pytest
 import torch
-from blocked_cuda_cases import CPU, EngineTests
+from blocked_cuda_cases import CPU, NETWORKS, EngineTests, many
 from chain_cases import CHAINS, Block, ChainTests, draw
 from conftest import needs_native
 from test_blocked import OPTIMIZERS
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmlp import blocked_runner
 from fastmlp.blocked_cuda import BlockedCudaEngine
 from fastmlp.engines import BlockedEngine, choose_engine
 from fastmlp.errors import UserError
+from fastmlp.graphs import Beside
 
 pytestmark = [
     needs_native,
@@ -76,6 +78,40 @@ class TestEngine(EngineTests):
     @pytest.fixture
     def device(self):
         return CPU
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
+    """On a GPU neither waits for the other, so either may come first."""
+
+    class Late(Beside):
+        def run(self, work):
+            self.work = work
+
+        def join(self):
+            self.work()
+
+    def train() -> list[dict[str, Tensor]]:
+        engines, epochs = many(CPU, torch.float32, NETWORKS[:networks])
+        for engine in engines:
+            engine.block_steps = 4
+        BlockedCudaEngine.train_together(engines, epochs)
+        shapes = [shape for engine in engines for shape in engine._runners]
+        assert all(shape.overlapped for shape in shapes)
+        return [engine.parameters_state() for engine in engines]
+
+    first = train()
+    monkeypatch.setattr(blocked_runner, "Beside", Late)
+    for ours, theirs in zip(train(), first, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_chain_on_fake_tensors():
+    """As torch.compile sees it: nothing is returned."""
+    block = draw(CHAINS[1], momentum=0.9)
+    with FakeTensorMode() as mode:
+        fake = block.mapped(mode.from_tensor)
+        assert torch.ops.fastmlp.blocked_chain_(*fake.args()) is None
 
 
 @pytest.mark.parametrize("doubles", [False, True])
