@@ -24,7 +24,8 @@ class Recording:
             return
         with torch.cuda.device(device):
             # Libraries set themselves up at their first call, which must not be recorded.
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            # Ahead of what runs beside it: a chain of short steps before large products.
+            stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 work()

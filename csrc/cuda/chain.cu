@@ -21,30 +21,34 @@ __global__ void __launch_bounds__(kUnits == 1 ? 128 : 256, 1)
   const ChainNetwork<T> net(block, blockIdx.x);
   ChainThread<T, kTile, kUnits> thread(block, net, reinterpret_cast<T*>(shared));
   thread.load();
-  thread.fetch_history(1);
+  thread.history.fetch(1);
   __syncthreads();  // all have written the table and the last layer, which all read
-  thread.store_history(1);
+  thread.history.store(1);
   ChainTile tile = thread.tile_at(0, 0);
   thread.fetch_inputs(tile);
   thread.begin_inputs(tile);
   int turn = 0;
   int known = 0;  // pre holds what the gradients of so many steps have done
   while (tile.step < thread.steps) {
-    thread.add_history(tile, known, tile.step);
+    if (tile.step > known && block.batch <= kTile) {
+      thread.add_latest(tile);
+    } else {
+      thread.add_history(tile, known, tile.step);
+    }
     thread.activate(tile);
     thread.sum_logits(turn);
     __syncthreads();  // all warps have written their part of the logits, which all read
     const ChainTile next =
         tile.last ? thread.tile_at(tile.step + 1, 0) : thread.tile_at(tile.step, tile.number + 1);
     thread.fetch_inputs(next);
-    if (tile.last) thread.fetch_history(tile.step + 2);
+    if (tile.last) thread.history.fetch(tile.step + 2);
     thread.take_loss(tile, turn);
     thread.begin_inputs(next);
     if (next.step < thread.steps) thread.add_history(next, 0, tile.step);
     known = tile.step;
     if (tile.last) {
       // Nobody reads this step's history any more, whose place that of the step after next takes.
-      thread.store_history(tile.step + 2);
+      thread.history.store(tile.step + 2);
       __syncthreads();  // all have written the logits' gradients and that history, which all read
       for (int number = 0; number * kTile < thread.rows_of(tile.step); ++number) {
         thread.backward(thread.tile_at(tile.step, number));

@@ -2,20 +2,17 @@
 // belongs to them (columns of p, q, to_w, to_v and of the last layer's weight) nobody else touches,
 // so that only sums over units and the gradients of the logits pass through shared memory.
 #pragma once
-#include "chain_parts.cuh"
+#include "chain_history.cuh"
 
 namespace fastmlp {
 namespace {
-
-constexpr int kAhead = 8;  // Gram numbers that a thread fetches before it needs them
 
 // A thread on its way through the chain. The arrays of shared memory:
 //   table (steps + 1, kResponses)   the recurrence
 //   bias2 (C), weight2 (C, H)       the last layer, the weight only where the plan keeps it there
 //   partial (2, warps, C, kTile)    each warp's sums of logits over its units, two tiles in turn
 //   dlogits (tiles, C, kTile)       gradients of a step's logits
-//   history (2, tiles, n, kTile)    what the rows of a step take from the gradient of each earlier
-//                                   row n, for the even and the odd steps
+//   history                         a ChainHistory's
 //   losses, hits (rows)             of each row
 template <typename T, int kTile, int kUnits>
 struct ChainThread {
@@ -23,21 +20,21 @@ struct ChainThread {
   const ChainBlock& block;
   const ChainNetwork<T>& net;
   const ChainSgd<T> sgd;
-  T *table, *bias2, *weight2, *partial, *dlogits, *history, *losses, *hits;
+  T *table, *bias2, *weight2, *partial, *dlogits, *losses, *hits;
+  ChainHistory<T, kTile> history;
   int steps;          // that are there
   int unit[kUnits];   // a real one even where the thread has none, as `mine` then says: of those
   bool mine[kUnits];  // it may read what nobody writes
   T pre[kUnits][kTile], h[kUnits][kTile];
-  T fetched[kAhead];
+  T bias[kUnits];  // as the block begins
 
   __device__ ChainThread(const ChainBlock& block_, const ChainNetwork<T>& net_, T* shared)
-      : block(block_), net(net_), sgd(net_.options) {
+      : block(block_), net(net_), sgd(net_.options), history(block_, net_, shared) {
     const ChainPlan& plan = block.plan;
     table = shared;
     bias2 = shared + plan.bias;
     weight2 = plan.keeps_weight ? shared + plan.weight : net.weight2;
     partial = shared + plan.partial, dlogits = shared + plan.dlogits;
-    history = shared + plan.history;
     losses = shared + plan.losses, hits = shared + plan.hits;
     steps = (net.rows + block.batch - 1) / block.batch;
 #pragma unroll
@@ -45,12 +42,11 @@ struct ChainThread {
       const int j = threadIdx.x + u * blockDim.x;
       mine[u] = j < block.hidden;
       unit[u] = mine[u] ? j : block.hidden - 1;
+      bias[u] = net.bias[unit[u]];
     }
   }
 
-  __device__ int rows_of(int step) const {
-    return clipped(net.rows - step * block.batch, block.batch);
-  }
+  __device__ int rows_of(int step) const { return net.rows_of(block, step); }
 
   // Tile `number` of a step; past the last step it has no rows.
   __device__ ChainTile tile_at(int step, int number) const {
@@ -75,56 +71,10 @@ struct ChainThread {
 
   // ---- what a step takes from the steps before it ----
 
-  __device__ T* history_of(int step) const {
-    return history + (step & 1) * (block.steps > 2 ? block.plan.history_size : 0);
-  }
-
-  __device__ ChainPlace place(int step, int e) const {
-    const int past = step * block.batch, m = e / kTile, tile = m / past;
-    const int i = tile * kTile + e % kTile;
-    return {step * block.batch + i, m - tile * past, i < rows_of(step)};
-  }
-  __device__ int history_count(int step) const {
-    if (step >= steps) return 0;
-    return (rows_of(step) + kTile - 1) / kTile * kTile * step * block.batch;
-  }
-
-  // The Gram matrix is read by rows of earlier images, of which a tile's are neighbours.
-  __device__ T gram_at(const ChainPlace& at) const {
-    return at.there ? net.gram[static_cast<int64_t>(at.n) * (block.steps * block.batch) + at.row]
-                    : T(0);
-  }
-  __device__ T from_gradient(int step, const ChainPlace& at, T gram) const {
-    return at.there ? table[(step - at.n / block.batch) * kResponses + kWFromG] * gram : T(0);
-  }
-
-  // Begins to read what store_history(step) then keeps.
-  __device__ void fetch_history(int step) {
-    const int count = history_count(step);
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      const int e = threadIdx.x + k * blockDim.x;
-      if (e < count) fetched[k] = gram_at(place(step, e));
-    }
-  }
-  __device__ void store_history(int step) {
-    const int count = history_count(step);
-    T* to = history_of(step);
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      const int e = threadIdx.x + k * blockDim.x;
-      if (e < count) to[e] = from_gradient(step, place(step, e), fetched[k]);
-    }
-    for (int e = threadIdx.x + kAhead * blockDim.x; e < count; e += blockDim.x) {
-      const ChainPlace at = place(step, e);
-      to[e] = from_gradient(step, at, gram_at(at));
-    }
-  }
-
   // pre += what the gradients of the steps [begin, end) have done to these rows.
   __device__ void add_history(const ChainTile& tile, int begin, int end) {
     const int past = tile.step * block.batch;
-    const Row* factors = reinterpret_cast<const Row*>(history_of(tile.step)) + tile.number * past;
+    const Row* factors = reinterpret_cast<const Row*>(history.of(tile.step)) + tile.number * past;
 #pragma unroll 4
     for (int n = begin * block.batch; n < end * block.batch; ++n) {
       const Row factor = factors[n];
@@ -133,6 +83,22 @@ struct ChainThread {
         const T g = mine[u] ? net.to_w[n * net.stride + unit[u]] : T(0);
 #pragma unroll
         for (int i = 0; i < kTile; ++i) pre[u][i] += factor.v[i] * g;
+      }
+    }
+  }
+
+  // The same of the step before, whose only tile left its gradients in h.
+  __device__ void add_latest(const ChainTile& tile) {
+    const int past = (tile.step - 1) * block.batch;
+    const Row* factors = reinterpret_cast<const Row*>(history.of(tile.step)) + past;
+#pragma unroll
+    for (int n = 0; n < kTile; ++n) {
+      if (n >= block.batch) continue;
+      const Row factor = factors[n];
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+        for (int i = 0; i < kTile; ++i) pre[u][i] += factor.v[i] * h[u][n];
       }
     }
   }
@@ -154,10 +120,10 @@ struct ChainThread {
     const T from_v = table[tile.step * kResponses + kWFromV];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      const T b = net.bias[unit[u]], v = net.q ? net.bias_momentum[unit[u]] : T(0);
+      const T v = net.q ? net.bias_momentum[unit[u]] : T(0);
 #pragma unroll
       for (int i = 0; i < kTile; ++i) {
-        pre[u][i] = from_w * (pre[u][i] + b);
+        pre[u][i] = from_w * (pre[u][i] + bias[u]);
         if (net.q && i < tile.count) {
           pre[u][i] += from_v * (net.q[(tile.first + i) * net.stride + unit[u]] + v);
         }
@@ -291,7 +257,7 @@ struct ChainThread {
     }
   }
 
-  // The gradients of a tile, in to_w, and what they mean for the last layer's weight.
+  // The gradients of a tile, in h and to_w, and what they mean for the last layer's weight.
   __device__ void backward(const ChainTile& tile) {
     const bool kept = tile.number > 0 || !tile.last;
     T dh[kUnits][kTile];
@@ -314,8 +280,9 @@ struct ChainThread {
     for (int u = 0; u < kUnits; ++u) {
 #pragma unroll
       for (int i = 0; i < kTile; ++i) {
+        h[u][i] = relu_backward(dh[u][i], h[u][i]);
         if (!mine[u] || i >= tile.count) continue;
-        net.to_w[(tile.first + i) * net.stride + unit[u]] = relu_backward(dh[u][i], h[u][i]);
+        net.to_w[(tile.first + i) * net.stride + unit[u]] = h[u][i];
       }
     }
   }
@@ -342,9 +309,9 @@ struct ChainThread {
     for (int u = 0; u < kUnits; ++u) {
       if (!mine[u]) continue;
       const int j = unit[u];
-      const T old = net.bias[j], old_v = net.bias_momentum ? net.bias_momentum[j] : T(0);
-      T bias = end[kWFromW] * old + end[kWFromV] * old_v;
-      T bias_v = end[kVFromW] * old + end[kVFromV] * old_v;
+      const T old_v = net.bias_momentum ? net.bias_momentum[j] : T(0);
+      T bias_w = end[kWFromW] * bias[u] + end[kWFromV] * old_v;
+      T bias_v = end[kVFromW] * bias[u] + end[kVFromV] * old_v;
       for (int first = 0; first < block.steps * block.batch; first += kRows) {
         T g[kRows];
 #pragma unroll
@@ -361,11 +328,11 @@ struct ChainThread {
           const T part_v = there ? response[kVFromG] * g[i] : T(0);
           net.to_w[row * net.stride + j] = part;
           if (net.to_v) net.to_v[row * net.stride + j] = part_v;
-          bias += part;
+          bias_w += part;
           bias_v += part_v;
         }
       }
-      net.bias[j] = bias;
+      net.bias[j] = bias_w;
       if (net.bias_momentum) net.bias_momentum[j] = bias_v;
     }
   }

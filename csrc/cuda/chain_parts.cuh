@@ -13,14 +13,14 @@ struct ChainTile {
   bool last;  // of its step
 };
 
-// Where the history has what a row takes from an earlier row n; both count from the block's first.
-struct ChainPlace {
-  int row, n;
-  bool there;
-};
-
 // x, but not below 0 nor above `most`.
 __device__ inline int clipped(int x, int most) { return x < 0 ? 0 : x < most ? x : most; }
+
+// a / b for 0 <= a < 2^16, 0 < b <= 2^10: a division of integers takes many instructions, and here
+// the rounding of floats is far less than half the distance of (a + 0.5) / b from an integer.
+__device__ inline int quotient(int a, int b) {
+  return static_cast<int>((static_cast<float>(a) + 0.5f) * (1.0f / static_cast<float>(b)));
+}
 
 // The same number of each of a tile's rows.
 template <typename T, int kTile>
@@ -172,6 +172,11 @@ struct ChainNetwork {
     correct = block.correct + network * block.steps;
     const int64_t count = block.counts[group];
     rows = static_cast<int>(count < 0 ? 0 : count < all_rows ? count : all_rows);
+  }
+
+  // Rows of a step that are there.
+  __device__ int rows_of(const ChainBlock& block, int step) const {
+    return clipped(rows - step * block.batch, block.batch);
   }
 
   __device__ static T* part(void* all, int64_t at) {
