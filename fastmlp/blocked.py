@@ -264,8 +264,13 @@ def check_alike(engines: Sequence[BlockedEngine]) -> None:
     """Raises ValueError unless the engines have the same inputs for an image."""
     norm, dtype = engines[0]._normalization, engines[0]._tensors[0].dtype
     for engine in engines[1:]:
-        other = engine._normalization
-        same = torch.equal(norm.scale, other.scale) and torch.equal(norm.shift, other.shift)
+        same = all(
+            ours is theirs or torch.equal(ours, theirs)  # which on a GPU waits for it
+            for ours, theirs in (
+                (norm.scale, engine._normalization.scale),
+                (norm.shift, engine._normalization.shift),
+            )
+        )
         if not same or engine._tensors[0].dtype != dtype:
             raise ValueError("engines that run together must have one normalisation and dtype")
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -126,12 +127,12 @@ class Engine(ABC):
             for name, tensor in parameters.items()
         }
         self._tensors = list(self._parameters.values())
-        self._images = train.images.to(device).contiguous()
-        self._labels = train.labels.to(device).contiguous()
+        self._images = shared_copy(train.images, device)
+        self._labels = shared_copy(train.labels, device)
         self._normalization = replace(
             normalization,
-            scale=normalization.scale.to(device),
-            shift=normalization.shift.to(device),
+            scale=shared_copy(normalization.scale, device),
+            shift=shared_copy(normalization.shift, device),
         )
         self._set_up()
 
@@ -272,6 +273,28 @@ class Tally:
             correct=int(self._correct),
             finished=self._next == self.total,
         )
+
+
+_copies: dict[tuple[int, torch.device], tuple[int, ReferenceType[Tensor], ReferenceType[Tensor]]]
+_copies = {}
+
+
+def shared_copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on the device, contiguous; the same copy for all who ask while one of them has it,
+    as hundreds of engines on one data set do, until ``tensor`` changes."""
+    if tensor.device == device and tensor.is_contiguous():
+        return tensor
+    key = id(tensor), device
+    if key in _copies:
+        version, original, known = _copies[key]
+        copy = known()
+        if copy is not None and original() is tensor and version == tensor._version:
+            return copy
+    copy = tensor.to(device).contiguous()
+    for old in [key for key, (_, _, known) in _copies.items() if known() is None]:
+        del _copies[old]
+    _copies[key] = tensor._version, ref(tensor), ref(copy)
+    return copy
 
 
 def copies_on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

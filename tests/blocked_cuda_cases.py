@@ -227,6 +227,21 @@ class EngineTests:
             engine.train_epoch(order, 0.05)
         assert caught.value.step == 4
 
+    def test_padding_touches_no_other_images(self, device):
+        """Image 0 overflows, and is none of those to train on."""
+        (part, norm), order = problem(), 1 + torch.randperm(210)
+        images = part.images.clone()
+        images[:, 5] = 0
+        images[0, 5] = 255
+        norm = replace(norm, scale=torch.where(torch.arange(37) == 5, 3e38, norm.scale))
+        data = Part(images, part.labels), norm
+        how = {"dtype": torch.float64}
+        ours = make(BlockedCudaEngine, data, {"batch_size": 8}, device, **how)
+        theirs = make(ReferenceEngine, data, {"batch_size": 8}, **how)
+        for engine in (ours, theirs):
+            engine.train_epoch(order, 0.05)
+        assert_close_states(ours, theirs)
+
     @ENDS
     def test_moved_images(self, device, options):
         data, order = problem(inputs=75), torch.randint(0, 20, (211,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fastmlp.backend import native_available
 from fastmlp.data import Normalization, Part, make_normalization
-from fastmlp.engine_base import Engine, EpochStats, NonFiniteLossError, SgdOptions
+from fastmlp.engine_base import Engine, EpochStats, NonFiniteLossError, SgdOptions, shared_copy
 from fastmlp.engines import ENGINES, BlockedEngine, choose_engine, resolve_device
 from fastmlp.epochs import epoch_order, initial_parameters
 from fastmlp.errors import UserError
@@ -273,6 +274,25 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
         with pytest.raises(ValueError, match=r"parameters must be .*\(16, 12\).*got.*\(17, 12\)"):
             engine.load_state_dict(state)
         assert torch.equal(flat(engine.parameters_state()), before)
+
+
+def test_engines_share_one_copy_of_the_data_on_a_device() -> None:
+    """On a GPU hundreds of engines train on the same images; a meta device stands for one."""
+    meta = torch.device("meta")
+    images = torch.arange(12).reshape(3, 4)
+    copy = shared_copy(images, meta)
+    assert copy.device == meta
+    assert shared_copy(images, meta) is copy
+    assert shared_copy(images.clone(), meta) is not copy
+    images[0] = 7
+    changed = shared_copy(images, meta)
+    assert changed is not copy
+    assert shared_copy(images, meta) is changed
+    gone = weakref.ref(changed)
+    del changed
+    assert gone() is None
+    assert shared_copy(images, CPU) is images
+    assert shared_copy(images.t(), CPU).is_contiguous()
 
 
 def test_the_reference_is_the_network_of_torch_nn() -> None:

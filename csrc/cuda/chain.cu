@@ -5,15 +5,16 @@
 namespace fastmlp {
 namespace {
 
-// Computes  for each step t of a block: pre = from_w(t) p + from_v(t) q + sum over earlier rows n
-// of
-//           from_g(t - step of n) gram[n] g[n]; h = relu(pre); logits = h w2^T + b2; losses, hits;
-//           g = the gradient of pre; a step of SGD on w2, b2. Then to_w, to_v from g, and the bias.
-// Shapes    ChainBlock's.  Grid  a block for each network; thread j owns hidden units j + k
-// blockDim. Memory    to_w holds h, then g, until the end; shared memory as ChainThread and
-// ChainPlan say. Precision T; sums in one order for one plan: deterministic. Losses are added in
-// double. Needs     the plan of these sizes. A label that is no class makes its network nan, no
-// more. Same as   blocked_chain_ref.
+// Computes  for each step t: pre = from_w(t) (p + b) + from_v(t) (q + b's momentum) + the sum over
+//           earlier rows n of from_g(t - step of n) gram[n] g[n]; h = relu(pre); the loss of
+//           logits = h w2^T + b2, and hits; g = the gradient of pre; a step of SGD on w2, b2.
+//           At the end to_w and to_v, from g, and b.
+// Shapes    ChainBlock's.
+// Grid      a block for each network; thread j owns hidden units j, j + blockDim.x, ..
+// Memory    to_w holds h, then g, until the end; shared memory: see ChainThread, ChainHistory.
+// Precision T; sums in one order for one plan: deterministic. Losses are added in double.
+// Needs     plan_chain_cuda's plan. A label that is no class makes its network nan, no more.
+// Same as   blocked_chain_ref.
 template <typename T, int kTile, int kUnits>
 __global__ void __launch_bounds__(kUnits == 1 ? 128 : 256, 1)
     blocked_chain_kernel(const ChainBlock block) {
