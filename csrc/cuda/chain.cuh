@@ -71,16 +71,27 @@ struct ChainThread {
 
   // ---- what a step takes from the steps before it ----
 
+  // Where unit u of the block's row lies; the next row's is net.stride further.
+  template <typename Element>
+  __device__ Element* cell(Element* all, int row, int u) const {
+    return all + row * net.stride + unit[u];
+  }
+
   // pre += what the gradients of the steps [begin, end) have done to these rows.
   __device__ void add_history(const ChainTile& tile, int begin, int end) {
     const int past = tile.step * block.batch;
     const Row* factors = reinterpret_cast<const Row*>(history.of(tile.step)) + tile.number * past;
-#pragma unroll 4
+    constexpr int kAhead = kUnits > 2 ? 4 : 8;  // rows in flight, in registers
+    const T* from[kUnits];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) from[u] = cell(net.to_w, begin * block.batch, u);
+#pragma unroll kAhead
     for (int n = begin * block.batch; n < end * block.batch; ++n) {
       const Row factor = factors[n];
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const T g = mine[u] ? net.to_w[n * net.stride + unit[u]] : T(0);
+        const T g = mine[u] ? *from[u] : T(0);
+        from[u] += net.stride;
 #pragma unroll
         for (int i = 0; i < kTile; ++i) pre[u][i] += factor.v[i] * g;
       }
@@ -107,9 +118,10 @@ struct ChainThread {
   __device__ void fetch_inputs(const ChainTile& tile) {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
+      const T* from = cell(net.p, tile.first, u);
 #pragma unroll
-      for (int i = 0; i < kTile; ++i) {
-        pre[u][i] = i < tile.count ? net.p[(tile.first + i) * net.stride + unit[u]] : T(0);
+      for (int i = 0; i < kTile; ++i, from += net.stride) {
+        pre[u][i] = i < tile.count ? *from : T(0);
       }
     }
   }
@@ -125,7 +137,7 @@ struct ChainThread {
       for (int i = 0; i < kTile; ++i) {
         pre[u][i] = from_w * (pre[u][i] + bias[u]);
         if (net.q && i < tile.count) {
-          pre[u][i] += from_v * (net.q[(tile.first + i) * net.stride + unit[u]] + v);
+          pre[u][i] += from_v * (*cell(net.q, tile.first + i, u) + v);
         }
       }
     }
@@ -139,12 +151,12 @@ struct ChainThread {
     const bool keep = tile.number > 0 || !tile.last;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
+      T* to = cell(net.to_w, tile.first, u);
 #pragma unroll
-      for (int i = 0; i < kTile; ++i) {
-        h[u][i] = mine[u] && i < tile.count ? relu(pre[u][i]) : T(0);
-        if (keep && mine[u] && i < tile.count) {
-          net.to_w[(tile.first + i) * net.stride + unit[u]] = h[u][i];
-        }
+      for (int i = 0; i < kTile; ++i, to += net.stride) {
+        const bool there = mine[u] && i < tile.count;
+        h[u][i] = there ? relu(pre[u][i]) : T(0);
+        if (keep && there) *to = h[u][i];
       }
     }
   }
@@ -183,7 +195,9 @@ struct ChainThread {
   __device__ void sum_logits(int turn) {
     T* to = partial_of(threadIdx.x / kWarp, turn);
     int c = 0;
-    for (; c + 4 <= block.classes; c += 4) sum_classes<4>(c, to);
+    if constexpr (kUnits <= 2) {  // more would not fit into registers
+      for (; c + 4 <= block.classes; c += 4) sum_classes<4>(c, to);
+    }
     for (; c + 2 <= block.classes; c += 2) sum_classes<2>(c, to);
     if (c < block.classes) sum_classes<1>(c, to);
   }
@@ -263,26 +277,26 @@ struct ChainThread {
     T dh[kUnits][kTile];
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
+      const T* from = cell(net.to_w, tile.first, u);
 #pragma unroll
-      for (int i = 0; i < kTile; ++i) {
+      for (int i = 0; i < kTile; ++i, from += net.stride) {
         dh[u][i] = 0;
-        if (kept) {
-          const bool there = mine[u] && i < tile.count;
-          h[u][i] = there ? net.to_w[(tile.first + i) * net.stride + unit[u]] : T(0);
-        }
+        if (kept) h[u][i] = mine[u] && i < tile.count ? *from : T(0);
       }
     }
     int c = 0;
-    for (; c + 4 <= block.classes; c += 4) backward_classes<4>(tile, c, dh);
+    if constexpr (kUnits <= 2) {
+      for (; c + 4 <= block.classes; c += 4) backward_classes<4>(tile, c, dh);
+    }
     for (; c + 2 <= block.classes; c += 2) backward_classes<2>(tile, c, dh);
     if (c < block.classes) backward_classes<1>(tile, c, dh);
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
+      T* to = cell(net.to_w, tile.first, u);
 #pragma unroll
-      for (int i = 0; i < kTile; ++i) {
+      for (int i = 0; i < kTile; ++i, to += net.stride) {
         h[u][i] = relu_backward(dh[u][i], h[u][i]);
-        if (!mine[u] || i >= tile.count) continue;
-        net.to_w[(tile.first + i) * net.stride + unit[u]] = h[u][i];
+        if (mine[u] && i < tile.count) *to = h[u][i];
       }
     }
   }
