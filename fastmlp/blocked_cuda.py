@@ -67,16 +67,19 @@ class BlockedCudaEngine(BlockedEngine):
         runs = [_Run(engine, epoch) for engine, epoch in zip(engines, epochs, strict=True)]
         watch = _Watch(runs, should_stop, on_progress)
         used: dict[Shape, Runner] = {}
-        before = engines[0]._runners
+        kept = engines[0]._runners
+        for engine in engines:
+            engine._runners = kept  # of all who have ever trained together
         with torch.no_grad():
             for groups in _stacks(runs):
                 shape = _shape_of(groups)
-                runner = used.get(shape) or before.get(shape) or _make_runner(groups, shape)
-                used[shape] = before[shape] = runner
+                runner = kept.get(shape) or _make_runner(groups, shape)
+                used[shape] = kept[shape] = runner
                 _Pass(runner, groups).run(watch)
                 if watch.stopped:
                     break
-        engines[0]._runners = used  # others would only take memory
+        kept.clear()  # the others would only take memory
+        kept.update(used)
         return [run.error or run.tally.read() for run in runs]
 
     def _set_up(self) -> None:

@@ -304,7 +304,9 @@ class EngineTests:
         assert groups == [(1, 1), (1, 1), (1, 1), (1, 2), (1, 3), (2, 1)]
         BlockedCudaEngine.train_together(engines[:2], epochs[:2])
         assert len(made) == 6  # it is the shape of the two that follow "second"
-        assert len(engines[0]._runners) == 1  # the others would only take memory
+        assert all(len(engine._runners) == 1 for engine in engines)  # the others are gone
+        BlockedCudaEngine.train_together(engines[1::-1], epochs[1::-1])
+        assert len(made) == 6  # nor does it matter which of them comes first
 
     def test_what_does_not_fit_is_refused(self, device):
         engine = make(BlockedCudaEngine, problem(), {"batch_size": 8}, device)
