@@ -15,7 +15,7 @@ from .blocked import BlockedEngine, check_alike, check_shared, recurrence
 from .blocked_runner import CHUNK_BLOCKS, CHUNK_BYTES, Runner, Schedule, Shape, block_bytes
 from .data import Part
 from .dispatch import register_fake
-from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally
+from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally, shared_copy
 from .errors import UserError
 from .step_engines import REPORT_SECONDS, EagerEngine
 
@@ -113,7 +113,7 @@ class BlockedCudaEngine(BlockedEngine):
         for known, copy in self._parts:
             if known is part:
                 return copy
-        copy = Part(part.images.to(self.device), part.labels.to(self.device))
+        copy = Part(shared_copy(part.images, self.device), shared_copy(part.labels, self.device))
         self._parts = [*self._parts[-1:], (part, copy)]
         return copy
 
