@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import emulation
@@ -14,12 +15,15 @@ from blocked_cuda_cases import CPU, NETWORKS, EngineTests, many
 from chain_cases import CHAINS, Block, ChainTests, draw
 from conftest import needs_native
 from test_blocked import OPTIMIZERS
+from tiny import stop_after, tiny_data
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmlp import blocked_runner
+from fastmlp import blocked_cuda, blocked_runner
 from fastmlp.blocked_cuda import BlockedCudaEngine
-from fastmlp.engines import BlockedEngine, choose_engine
+from fastmlp.cohort import Cohort
+from fastmlp.config import TrainConfig
+from fastmlp.engines import BlockedEngine, ReferenceEngine, choose_engine
 from fastmlp.errors import UserError
 from fastmlp.graphs import Beside
 
@@ -104,6 +108,30 @@ def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
     monkeypatch.setattr(blocked_runner, "Beside", Late)
     for ours, theirs in zip(train(), first, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_cohort_of_runs_is_what_plain_pytorch_makes_of_it(monkeypatch):
+    """Through all that stands above an engine: two epochs, a stop in the second, a divergence."""
+    base = TrainConfig(hidden=(16,), batch_size=8, epochs=2, lr=0.05, device="cpu", threads=1)
+    changes = [{}, {"lr": 0.01}, {"seed": 4, "momentum": 0.9}, {"loader": "sliding"}]
+    changes += [{"augment": "flip,shift:1"}, {"batch_size": 32}, {"lr": 1e30}]
+    monkeypatch.setattr(blocked_cuda, "CHUNK_BLOCKS", 1)
+    cohorts = []
+    for engine in (BlockedCudaEngine, ReferenceEngine):
+        choice = (engine, "a test wants it")
+        monkeypatch.setattr("fastmlp.training.choose_engine", lambda *args, c=choice: c)
+        cohort = Cohort([replace(base, **change) for change in changes], tiny_data())
+        cohort.train_epoch()
+        while cohort.running:
+            cohort.train_epoch(should_stop=stop_after(3))
+        cohorts.append(cohort)
+    ours, theirs = cohorts
+    assert list(ours.errors) == list(theirs.errors) == [6]
+    for mine, other in zip(ours.trainings[:6], theirs.trainings[:6], strict=True):
+        for record, twin in zip(mine.state.history, other.state.history, strict=True):
+            assert record.val_loss == pytest.approx(twin.val_loss, rel=1e-4)
+            assert record.train_loss == pytest.approx(twin.train_loss, rel=1e-4)
+            assert record.train_acc == pytest.approx(twin.train_acc, abs=0.02)
 
 
 def test_the_chain_on_fake_tensors():
