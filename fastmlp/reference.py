@@ -151,11 +151,6 @@ def blocked_chain_ref(
     def grouped(tensor: Tensor) -> Tensor:
         return tensor.view(groups, networks, *tensor.shape[1:])
 
-    def of_age(age: Tensor, column: int) -> Tensor:
-        """(G, N, n): the recurrence of gradients of ages (G, n)."""
-        column_of = grouped(recurrence)[..., column]
-        return column_of.gather(2, age[:, None].expand(-1, networks, -1))
-
     table, moved = grouped(recurrence), [grouped(t) for t in parameters]
     buffers = [grouped(t) for t in momentum]
     bias, weight2, bias2 = moved
@@ -168,7 +163,7 @@ def blocked_chain_ref(
         pre = from_w * (p[:, now].transpose(1, 2) + bias[:, :, None])
         if q is not None:
             pre = pre + from_v * (q[:, now].transpose(1, 2) + buffers[0][:, :, None])
-        factors = of_age((step - step_of[:past]).expand(groups, -1), 2)[:, :, None]
+        factors = _of_age(table, (step - step_of[:past]).expand(groups, -1), 2)[:, :, None]
         pre = pre + (gram[:, None, now, :past] * factors) @ g[:, :, :past]
         h = torch.where(there, F.relu(pre), 0)
         logits = h @ weight2.transpose(2, 3) + bias2[:, :, None]
@@ -189,19 +184,40 @@ def blocked_chain_ref(
         for i, gradient in enumerate(gradients, 1):
             buffer = buffers[i] if buffers else None
             _sgd_step(moved[i], gradient, buffer, grouped(options), counts > 0)
-    steps = (rows + batch - 1) // batch
-    end = table.gather(2, steps[:, None, None, None].expand(-1, networks, 1, 6))[:, :, 0]
-    there = (torch.arange(all_rows, device=p.device) < rows[:, None])[:, None]
+    out = grouped(ends)
+    _collect(table, rows, step_of, g, (bias, buffers[0] if buffers else None), (to_w, to_v), out)
+
+
+def _collect(
+    table: Tensor,
+    rows: Tensor,
+    step_of: Tensor,
+    g: Tensor,
+    biases: tuple[Tensor, Tensor | None],
+    outs: tuple[Tensor, Tensor | None],
+    ends: Tensor,
+) -> None:
+    """The end of a block: to_w and to_v from the gradients g (G, N, R, H), and the biases."""
+    there = torch.arange(len(step_of), device=g.device) < rows[:, None]
+    steps = torch.where(there, step_of + 1, 0).amax(1)
+    at = steps[:, None, None, None].expand(-1, table.shape[1], 1, 6)
+    end, there = table.gather(2, at)[:, :, 0], there[:, None]
     age = (steps[:, None] - step_of).clamp(min=0)
-    for column, out in ((2, to_w), (5, to_v)):
+    for column, out in zip((2, 5), outs, strict=True):
         if out is not None:
-            part = torch.where(there[..., None], of_age(age, column)[..., None] * g, 0)
+            part = torch.where(there[..., None], _of_age(table, age, column)[..., None] * g, 0)
             out.copy_(part.transpose(1, 2))
-    old, old_v = bias.clone(), buffers[0].clone() if buffers else torch.zeros_like(bias)
+    (bias, bias_v), (to_w, to_v) = biases, outs
+    old, old_v = bias.clone(), torch.zeros_like(bias) if bias_v is None else bias_v.clone()
     bias.copy_(end[..., 0:1] * old + end[..., 1:2] * old_v + to_w.sum(1))
-    if to_v is not None:
-        buffers[0].copy_(end[..., 3:4] * old + end[..., 4:5] * old_v + to_v.sum(1))
-    ends.copy_(torch.cat([end[..., 0:2], end[..., 3:5]], 2).view_as(ends))
+    if bias_v is not None and to_v is not None:
+        bias_v.copy_(end[..., 3:4] * old + end[..., 4:5] * old_v + to_v.sum(1))
+    ends.copy_(torch.cat([end[..., 0:2], end[..., 3:5]], 2))
+
+
+def _of_age(table: Tensor, age: Tensor, column: int) -> Tensor:
+    """(G, N, n): what the recurrence has of gradients of ages (G, n)."""
+    return table[..., column].gather(2, age[:, None].expand(-1, table.shape[1], -1))
 
 
 def _sgd_step(

@@ -202,6 +202,10 @@ class ChainTests:
         block.gram = block.gram[:, :, :-1].contiguous()
         with pytest.raises(RuntimeError, match="gram must have size 15 in dimension 2"):
             machine.walk(block)
+        block = draw(CHAINS[5]).to(torch.float32)
+        block.q = block.p.clone()
+        with pytest.raises(RuntimeError, match="q must come with momentum"):
+            machine.walk(block)
         with pytest.raises(RuntimeError, match="takes batches of 1 to 128 images"):
             machine.walk(draw(Chain(129, 1, 8, 3)).to(torch.float32))
         with pytest.raises(RuntimeError, match="does not fit into a GPU's shared memory"):

@@ -57,6 +57,73 @@ void check_chain_parameters(const char* name, const std::vector<Tensor>& tensors
   check_shape(name, tensors[kBias2], p, n.type, {n.all, n.classes});
 }
 
+// What blocked_chain_ is given, checked.
+struct ChainArguments {
+  const Tensor& p;
+  const std::optional<Tensor>& q;
+  const Tensor &gram, &labels, &rows, &recurrence, &options;
+  const std::vector<Tensor>&parameters, &momentum;
+  const Tensor& to_w;
+  const std::optional<Tensor>& to_v;
+  const Tensor &ends, &losses, &correct;
+
+  void check(const ChainSizes& n) const {
+    const std::vector<int64_t> hidden_sizes{n.groups, n.rows, n.networks, n.hidden};
+    check_shape("p", p, p, n.type, hidden_sizes);
+    FASTMLP_CHECK(!q || !momentum.empty(), "q must come with momentum");
+    if (q) check_shape("q", *q, p, n.type, hidden_sizes);
+    check_shape("to_w", to_w, p, n.type, hidden_sizes);
+    FASTMLP_CHECK(to_v.has_value() == !momentum.empty(), "to_v must come with momentum");
+    if (to_v) check_shape("to_v", *to_v, p, n.type, hidden_sizes);
+    check_shape("gram", gram, p, n.type, {n.groups, n.rows, n.steps > 1 ? n.rows : 0});
+    check_shape("labels", labels, p, ScalarType::Long, {n.groups, n.rows});
+    check_shape("rows", rows, p, ScalarType::Long, {n.groups});
+    check_shape("recurrence", recurrence, p, n.type, {n.all, n.steps + 1, kResponses});
+    check_shape("options", options, p, n.type, {n.all, kOptions});
+    check_chain_parameters("parameters", parameters, p, n);
+    check_chain_parameters("momentum", momentum, p, n);
+    check_shape("ends", ends, p, n.type, {n.all, 4});
+    check_shape("losses", losses, p, n.type, {n.all, n.steps});
+    check_shape("correct", correct, p, ScalarType::Long, {n.all, n.steps});
+  }
+
+  // All but the plan and the workspace.
+  ChainBlock block(const ChainSizes& n, int64_t batch) const {
+    const auto pointer = [](const std::optional<Tensor>& tensor) {
+      return tensor ? tensor->data_ptr() : nullptr;
+    };
+    const auto buffer = [&](ChainParameter which) {
+      return momentum.empty() ? nullptr : momentum[which].data_ptr();
+    };
+    ChainBlock block{};
+    block.p = p.data_ptr();
+    block.q = pointer(q);
+    block.gram = gram.data_ptr();
+    block.labels = static_cast<const int64_t*>(labels.data_ptr());
+    block.counts = static_cast<const int64_t*>(rows.data_ptr());
+    block.recurrence = recurrence.data_ptr();
+    block.options = options.data_ptr();
+    block.bias = parameters[kBias].data_ptr();
+    block.weight2 = parameters[kWeight2].data_ptr();
+    block.bias2 = parameters[kBias2].data_ptr();
+    block.bias_momentum = buffer(kBias);
+    block.weight2_momentum = buffer(kWeight2);
+    block.bias2_momentum = buffer(kBias2);
+    block.to_w = to_w.data_ptr();
+    block.to_v = pointer(to_v);
+    block.ends = ends.data_ptr();
+    block.losses = losses.data_ptr();
+    block.correct = static_cast<int64_t*>(correct.data_ptr());
+    block.groups = n.groups;
+    block.networks = n.networks;
+    block.steps = static_cast<int>(n.steps);
+    block.batch = static_cast<int>(batch);
+    block.hidden = static_cast<int>(n.hidden);
+    block.classes = static_cast<int>(n.classes);
+    return block;
+  }
+};
+
 void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const Tensor& gram,
                         const Tensor& labels, const Tensor& rows, const Tensor& recurrence,
                         const Tensor& options, int64_t batch, const std::vector<Tensor>& parameters,
@@ -64,61 +131,17 @@ void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const T
                         const std::optional<Tensor>& to_v, const Tensor& ends, const Tensor& losses,
                         const Tensor& correct) {
   const ChainSizes n = sizes_of_chain(p, recurrence, batch, parameters);
-  const std::vector<int64_t> hidden_sizes{n.groups, n.rows, n.networks, n.hidden};
-  check_shape("p", p, p, n.type, hidden_sizes);
-  if (q) check_shape("q", *q, p, n.type, hidden_sizes);
-  check_shape("to_w", to_w, p, n.type, hidden_sizes);
-  FASTMLP_CHECK(to_v.has_value() == !momentum.empty(), "to_v must come with momentum");
-  if (to_v) check_shape("to_v", *to_v, p, n.type, hidden_sizes);
-  check_shape("gram", gram, p, n.type, {n.groups, n.rows, n.steps > 1 ? n.rows : 0});
-  check_shape("labels", labels, p, ScalarType::Long, {n.groups, n.rows});
-  check_shape("rows", rows, p, ScalarType::Long, {n.groups});
-  check_shape("recurrence", recurrence, p, n.type, {n.all, n.steps + 1, kResponses});
-  check_shape("options", options, p, n.type, {n.all, kOptions});
-  check_chain_parameters("parameters", parameters, p, n);
-  check_chain_parameters("momentum", momentum, p, n);
-  check_shape("ends", ends, p, n.type, {n.all, 4});
-  check_shape("losses", losses, p, n.type, {n.all, n.steps});
-  check_shape("correct", correct, p, ScalarType::Long, {n.all, n.steps});
-
+  const ChainArguments arguments{p,          q,        gram, labels, rows, recurrence, options,
+                                 parameters, momentum, to_w, to_v,   ends, losses,     correct};
+  arguments.check(n);
   const ChainPlan plan =
       plan_chain_cuda(batch, n.hidden, n.classes, n.steps, n.type == ScalarType::Double);
   FASTMLP_CHECK(!plan.why_not, std::string("the chain cannot run: ") + plan.why_not);
   const Launch launch(p);
   std::optional<Tensor> workspace;
   if (batch > plan.tile) workspace = empty_beside(p, {n.all, n.classes, n.hidden}, n.type);
-  const auto pointer = [](const std::optional<Tensor>& tensor) {
-    return tensor ? tensor->data_ptr() : nullptr;
-  };
-  const auto buffer = [&](ChainParameter which) {
-    return momentum.empty() ? nullptr : momentum[which].data_ptr();
-  };
-  ChainBlock block{};
-  block.p = p.data_ptr();
-  block.q = pointer(q);
-  block.gram = gram.data_ptr();
-  block.labels = static_cast<const int64_t*>(labels.data_ptr());
-  block.counts = static_cast<const int64_t*>(rows.data_ptr());
-  block.recurrence = recurrence.data_ptr();
-  block.options = options.data_ptr();
-  block.bias = parameters[kBias].data_ptr();
-  block.weight2 = parameters[kWeight2].data_ptr();
-  block.bias2 = parameters[kBias2].data_ptr();
-  block.bias_momentum = buffer(kBias);
-  block.weight2_momentum = buffer(kWeight2);
-  block.bias2_momentum = buffer(kBias2);
-  block.workspace = pointer(workspace);
-  block.to_w = to_w.data_ptr();
-  block.to_v = pointer(to_v);
-  block.ends = ends.data_ptr();
-  block.losses = losses.data_ptr();
-  block.correct = static_cast<int64_t*>(correct.data_ptr());
-  block.groups = n.groups;
-  block.networks = n.networks;
-  block.steps = static_cast<int>(n.steps);
-  block.batch = static_cast<int>(batch);
-  block.hidden = static_cast<int>(n.hidden);
-  block.classes = static_cast<int>(n.classes);
+  ChainBlock block = arguments.block(n, batch);
+  block.workspace = workspace ? workspace->data_ptr() : nullptr;
   block.plan = plan;
   check_launch("blocked_chain_", launch_blocked_chain(block, type_of(n.type), launch.stream));
 }
