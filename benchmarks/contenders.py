@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastmlp.data import Part, make_normalization
 from fastmlp.engine_base import Engine, Epoch, SgdOptions
-from fastmlp.engines import ENGINES
+from fastmlp.engines import ENGINES, engine_for
 from fastmlp.epochs import initial_parameters
 
 IMAGES, INPUTS, CLASSES = 30_000, 3072, 10
@@ -113,7 +113,7 @@ def random_part(images: int) -> Part:
 def available(device: str = "cpu") -> list[str]:
     """The names of all that can run here."""
     where = torch.device(device)
-    engines = [n for n, e in ENGINES.items() if n != "reference" and not e.why_not(where)]
+    engines = [n for n in ENGINES if n != "reference" and not engine_for(n, where).why_not(where)]
     packages = (
         {name: package for name, (package, _) in PEERS.items()}
         if where.type == "cpu"
@@ -137,7 +137,7 @@ class Worker:
         part, name, device = random_part(task.images), self.name, self._device
         self._task, self._made = task, None
         if name.startswith(OURS):
-            kind = ENGINES[name.removeprefix(OURS)]
+            kind = engine_for(name.removeprefix(OURS), device)
             self._made = OurEngines(kind, task, part, device)
             return
         peer = PEERS[name][1] if name in PEERS else CUDA_PEERS[name].kind

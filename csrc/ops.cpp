@@ -51,6 +51,18 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "Tensor[] orders, Tensor[] moves, int[] batches, int[] block_steps, int[] group, "
       "int[] layers, Tensor(a!)[] parameters, Tensor(b!)[] momentum, Tensor[] recurrences, "
       "Tensor options) -> (Tensor, Tensor)");
+  // Steps in a block on a GPU (block_steps, or as many as seem best for 0), and why the kernel of
+  // blocked_chain_ cannot walk them, or "".
+  m.def(
+      "blocked_plan_cuda(int batch, int hidden, int classes, int block_steps, bool doubles) -> "
+      "(int, str)");
+  // The steps of one block of each of many networks with one hidden layer, on a GPU, between the
+  // products with the images; fastmlp/reference.py says what is what.
+  m.def(
+      "blocked_chain_(Tensor p, Tensor? q, Tensor gram, Tensor labels, Tensor rows, "
+      "Tensor recurrence, Tensor options, int batch, Tensor(a!)[] parameters, "
+      "Tensor(b!)[] momentum, Tensor(c!) to_w, Tensor(d!)? to_v, Tensor(e!) ends, "
+      "Tensor(f!) losses, Tensor(g!) correct) -> ()");
   // Sum of the losses, float64, and number of hits of each network.
   m.def(
       "evaluate(Tensor images, Tensor labels, Tensor scale, Tensor shift, int[] layers, "

@@ -65,6 +65,71 @@ inline int64_t plan_blocked_cpu(int64_t batch, int64_t hidden, bool momentum) {
   return batch < rows ? rows / batch : 1;
 }
 
+// The same on a GPU, where products of fewer rows take about as long.
+inline int64_t plan_blocked_cuda(int64_t batch) {
+  constexpr int64_t kRows = 128;
+  return batch < kRows ? kRows / batch : 1;
+}
+
+// How our CUDA kernel walks through the steps of a block (csrc/cuda/chain.cu).
+struct ChainPlan {
+  const char* why_not;  // it cannot, in words; null where it can
+  int tile;             // rows of a batch that a thread works on at once
+  int units;            // hidden units of a thread
+  int threads;
+  bool keeps_weight;  // the last layer's weight stays in shared memory throughout
+  // Where its arrays begin in shared memory, and all of it, in numbers; the recurrence begins it.
+  int bias, weight, partial, dlogits, history, history_size, losses, hits, size;
+};
+
+// Fills in where the arrays begin.
+inline void place_chain(ChainPlan& plan, int64_t batch, int64_t hidden, int64_t classes,
+                        int64_t steps) {
+  const int64_t rows = (batch + plan.tile - 1) / plan.tile * plan.tile, warps = plan.threads / 32;
+  int64_t end = 0;
+  const auto place = [&](int64_t count) {
+    const int64_t begin = end;
+    end += (count + 3) / 4 * 4;  // so that each begins at a multiple of 16 bytes
+    return static_cast<int>(begin);
+  };
+  place((steps + 1) * 6);
+  plan.bias = place(classes);
+  plan.weight = place(plan.keeps_weight ? classes * hidden : 0);
+  plan.partial = place(2 * warps * classes * plan.tile);
+  plan.dlogits = place(classes * rows);
+  plan.history_size = static_cast<int>(rows * (steps - 1) * batch);
+  plan.history = place(std::min<int64_t>(steps - 1, 2) * plan.history_size);
+  plan.losses = place(batch * steps);
+  plan.hits = place(batch * steps);
+  plan.size = static_cast<int>(end);
+}
+
+inline ChainPlan plan_chain_cuda(int64_t batch, int64_t hidden, int64_t classes, int64_t steps,
+                                 bool doubles) {
+  constexpr int64_t kSharedBytes = 99 << 10;  // that every GPU from sm_80 on gives a block
+  ChainPlan plan{};
+  const auto refused = [&](const char* why) {
+    plan.why_not = why;
+    return plan;
+  };
+  if (batch < 1 || batch > 128) return refused("its kernel takes batches of 1 to 128 images");
+  if (hidden < 1 || hidden > 1024) return refused("its kernel takes up to 1024 hidden units");
+  if (classes < 1 || classes > 128) return refused("its kernel takes up to 128 classes");
+  if (steps < 1 || steps * batch > 1024) return refused("its blocks have 1 to 1024 images");
+  // More units or wider tiles share more of what is read, as long as they fit into registers.
+  plan.units = hidden > 512 ? 4 : hidden > 128 || doubles ? 2 : 1;
+  plan.threads = static_cast<int>((hidden + 32 * plan.units - 1) / (32 * plan.units) * 32);
+  plan.tile = doubles || batch <= 2 ? 2 : batch <= 4 || plan.units == 4 ? 4 : 8;
+  for (; plan.tile >= 2; plan.tile /= 2) {
+    for (const bool keeps : {true, false}) {
+      plan.keeps_weight = keeps && steps > 1;  // in one step it is read once
+      place_chain(plan, batch, hidden, classes, steps);
+      if (plan.size * (doubles ? 8 : 4) <= kSharedBytes) return plan;
+    }
+  }
+  return refused("such a block does not fit into a GPU's shared memory");
+}
+
 // Whether a step of the chain, of so many multiply-adds, is worth several threads, which meet half
 // a dozen times in it.
 inline bool plan_wide_chain_cpu(int64_t work) { return work >= 4 << 20; }

@@ -89,7 +89,7 @@ class BlockedEngine(EagerEngine):
         if not backend.native_available(device.type):
             return EagerEngine.why_not(device)
         if device.type != "cpu":
-            return f"it has no kernels for {device.type} yet"
+            return f"this form of it is for the CPU, not for {device.type}"
         if sizes is not None and len(sizes) < 3:
             return "it wants at least one hidden layer"
         return None
@@ -106,8 +106,8 @@ class BlockedEngine(EagerEngine):
         and block length share their images and Gram matrices."""
         if not engines:
             return []
-        _check_alike(engines)
-        _check_shared(engines, epochs)
+        check_alike(engines)
+        check_shared(engines, epochs)
         runs = [_Run(engine, epoch) for engine, epoch in zip(engines, epochs, strict=True)]
         blocks = engines[0]._blocks_a_call
         report_at = time.perf_counter() + REPORT_SECONDS
@@ -131,7 +131,7 @@ class BlockedEngine(EagerEngine):
     def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
         if not engines:
             return []
-        _check_alike(engines)
+        check_alike(engines)
         norm = engines[0]._normalization
         losses, hits = _ops.evaluate.default(
             *(part.images.contiguous(), part.labels.contiguous(), norm.scale, norm.shift),
@@ -246,7 +246,7 @@ def _flat(lists: Iterable[Sequence[Any]]) -> list[Any]:
     return [item for items in lists for item in items]
 
 
-def _check_shared(engines: Sequence[BlockedEngine], epochs: Sequence[Epoch]) -> None:
+def check_shared(engines: Sequence[BlockedEngine], epochs: Sequence[Epoch]) -> None:
     """Raises ValueError unless the engines can train together."""
     first = engines[0]
     for engine in engines[1:]:
@@ -260,12 +260,17 @@ def _check_shared(engines: Sequence[BlockedEngine], epochs: Sequence[Epoch]) -> 
         raise ValueError(f"moves must be for images of one shape, got {shapes}")
 
 
-def _check_alike(engines: Sequence[BlockedEngine]) -> None:
+def check_alike(engines: Sequence[BlockedEngine]) -> None:
     """Raises ValueError unless the engines have the same inputs for an image."""
     norm, dtype = engines[0]._normalization, engines[0]._tensors[0].dtype
     for engine in engines[1:]:
-        other = engine._normalization
-        same = torch.equal(norm.scale, other.scale) and torch.equal(norm.shift, other.shift)
+        same = all(
+            ours is theirs or torch.equal(ours, theirs)  # which on a GPU waits for it
+            for ours, theirs in (
+                (norm.scale, engine._normalization.scale),
+                (norm.shift, engine._normalization.shift),
+            )
+        )
         if not same or engine._tensors[0].dtype != dtype:
             raise ValueError("engines that run together must have one normalisation and dtype")
 

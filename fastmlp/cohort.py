@@ -14,7 +14,7 @@ from .training import DivergedError, Training, train_epochs
 
 class Cohort:
     """Runs on the same data. Each comes to what it comes to alone: to the last bit with engines
-    that promise it, as ``blocked`` does.
+    that promise it, as ``blocked`` does on the CPU.
 
     ``states`` are where runs go on, None for one that begins. A run that diverges is left behind
     and its error kept. Raises :class:`UserError` as :class:`Training` does.

@@ -131,8 +131,8 @@ class Engine(ABC):
         self._labels = resident(train.labels, device)
         self._normalization = replace(
             normalization,
-            scale=normalization.scale.to(device),
-            shift=normalization.shift.to(device),
+            scale=resident(normalization.scale, device),
+            shift=resident(normalization.shift, device),
         )
         self._set_up()
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from .blocked import BlockedEngine
+from .blocked_cuda import BlockedCudaEngine
 from .engine_base import Engine
 from .errors import UserError
 from .graph_engine import GraphEngine
@@ -19,11 +20,13 @@ from .step_engines import EagerEngine, ReferenceEngine
 
 __all__ = [
     "ENGINES",
+    "BlockedCudaEngine",
     "BlockedEngine",
     "EagerEngine",
     "GraphEngine",
     "ReferenceEngine",
     "choose_engine",
+    "engine_for",
     "resolve_device",
 ]
 
@@ -31,6 +34,13 @@ ENGINES: dict[str, type[Engine]] = {
     engine.name: engine for engine in (BlockedEngine, GraphEngine, EagerEngine, ReferenceEngine)
 }
 """By name, fastest first: ``auto`` takes the first that runs on the device."""
+
+_ON_CUDA: dict[str, type[Engine]] = {"blocked": BlockedCudaEngine}
+
+
+def engine_for(name: str, device: torch.device) -> type[Engine]:
+    """What one of :data:`ENGINES` is on the device."""
+    return _ON_CUDA.get(name, ENGINES[name]) if device.type == "cuda" else ENGINES[name]
 
 
 def choose_engine(
@@ -42,12 +52,13 @@ def choose_engine(
     Raises :class:`UserError` where the engine that was asked for cannot run.
     """
     if name != "auto":
-        reason = ENGINES[name].why_not(device, sizes)
+        asked = engine_for(name, device)
+        reason = asked.why_not(device, sizes)
         if reason is not None:
             raise UserError(f"The engine {name} cannot run here: {reason}; try --engine auto")
-        return ENGINES[name], "asked for by name"
+        return asked, "asked for by name"
     passed_over: list[str] = []
-    for engine in ENGINES.values():
+    for engine in (engine_for(each, device) for each in ENGINES):
         reason = engine.why_not(device, sizes)
         if reason is None:
             return engine, "; ".join(["the fastest that runs here", *passed_over])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["Recording"]
+__all__ = ["Beside", "Recording"]
 
 
 class Recording:
@@ -24,7 +24,8 @@ class Recording:
             return
         with torch.cuda.device(device):
             # Libraries set themselves up at their first call, which must not be recorded.
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            # Ahead of what runs beside it: a chain of short steps before large products.
+            stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 work()
@@ -40,3 +41,28 @@ class Recording:
             return
         with torch.cuda.device(self._device):
             self._graph.replay()
+
+
+class Beside:
+    """A second stream, for work that may run while the present one does something else."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(self, work: Callable[[], None]) -> None:
+        """``work()``, after what the present stream has been given; elsewhere than on a GPU it is
+        done at once. Between here and :meth:`join` neither may need what the other makes."""
+        if self._stream is None:
+            work()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            work()
+
+    def join(self) -> None:
+        """What the present stream gets from here on waits for that work."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import __version__, backend
-from .engines import ENGINES, choose_engine, resolve_device
+from .engines import ENGINES, choose_engine, engine_for, resolve_device
 from .errors import EXIT_USAGE, ArgumentParser, UserError, run_command
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,7 +43,8 @@ def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
             "why_not": _why_no_cuda(),
         },
         "engines": {
-            name: ENGINES[name].why_not(device) or f"runs on {device.type}" for name in ENGINES
+            name: engine_for(name, device).why_not(device) or f"runs on {device.type}"
+            for name in ENGINES
         },
         "auto": {"device": str(device), "engine": engine.name, "reason": reason},
         "plans": _plans(shapes, device) if built else {},

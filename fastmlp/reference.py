@@ -7,6 +7,8 @@ device and in any floating-point dtype, and autograd goes through them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -109,3 +111,125 @@ def softmax_xent_backward_ref(
     dlogits = dlogits * (dloss[:, None] if reduction == "none" else dloss)
     # last, so that the 0 of an ignored row outlives a division by 0 where every row is ignored
     return torch.where(kept[:, None], dlogits, torch.zeros_like(dlogits))
+
+
+def blocked_chain_ref(
+    p: Tensor,
+    q: Tensor | None,
+    gram: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    recurrence: Tensor,
+    options: Tensor,
+    batch: int,
+    parameters: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    to_w: Tensor,
+    to_v: Tensor | None,
+    ends: Tensor,
+    losses: Tensor,
+    correct: Tensor,
+) -> None:
+    """The chain of a block of S steps (docs/blocked-sgd.md) of G groups of N networks with H hidden
+    units and C classes; a group's networks share their R = S * batch images, of which ``rows`` (G,)
+    are there: the rest is padding, with which nothing happens. Nothing waits for the device.
+
+    p (G, R, N, H) = x w^T as the block begins, q the same of momenta (None without momentum, or
+    where S = 1); gram (G, R, R) = x x^T + 1, (G, R, 0) where S = 1; labels (G, R); recurrence
+    (G * N, S + 1, 6), see :func:`fastmlp.blocked.recurrence`; options (G * N, 5): lr, momentum,
+    weight decay, nesterov, grad_average.
+
+    Moves ``parameters``, the first layer's bias (G * N, H) and the last layer's weight (G * N, C,
+    H) and bias (G * N, C), and their ``momentum`` (empty without), to the block's end, and fills
+    in, like p, to_w and to_v: w <- ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v +
+    to_v^T x are the first layer's weight and its momentum after the block; ends (G * N, 4). losses
+    (G * N, S) are means, correct (G * N, S) counts. A label that is no class makes its network nan.
+    """
+    groups, all_rows, networks, hidden = p.shape
+    step_of = torch.arange(all_rows, device=p.device) // batch
+
+    def grouped(tensor: Tensor) -> Tensor:
+        return tensor.view(groups, networks, *tensor.shape[1:])
+
+    table, moved = grouped(recurrence), [grouped(t) for t in parameters]
+    buffers = [grouped(t) for t in momentum]
+    bias, weight2, bias2 = moved
+    g = p.new_zeros(groups, networks, all_rows, hidden)
+    for step in range(all_rows // batch):
+        now, past = slice(step * batch, (step + 1) * batch), step * batch
+        counts = (rows - past).clamp(0, batch)
+        there = (torch.arange(batch, device=p.device) < counts[:, None])[:, None, :, None]
+        from_w, from_v = (table[:, :, step, i, None, None] for i in (0, 1))
+        pre = from_w * (p[:, now].transpose(1, 2) + bias[:, :, None])
+        if q is not None:
+            pre = pre + from_v * (q[:, now].transpose(1, 2) + buffers[0][:, :, None])
+        factors = _of_age(table, (step - step_of[:past]).expand(groups, -1), 2)[:, :, None]
+        pre = pre + (gram[:, None, now, :past] * factors) @ g[:, :, :past]
+        h = torch.where(there, F.relu(pre), 0)
+        logits = h @ weight2.transpose(2, 3) + bias2[:, :, None]
+        target = labels[:, None, now, None].expand(-1, networks, -1, -1)
+        known = (target >= 0) & (target < logits.shape[3])
+        log_p = torch.where(known, logits.log_softmax(3), torch.nan)
+        at = torch.where(known, target, 0)
+        count = counts.clamp(min=1)[:, None].to(p.dtype)
+        row_losses = torch.where(there, -log_p.gather(3, at), 0)
+        grouped(losses)[..., step] = row_losses.sum((2, 3)) / count
+        hits = (logits.argmax(3, keepdim=True) == target) & there
+        grouped(correct)[..., step] = hits.sum((2, 3))
+        scale = torch.where(grouped(options)[..., 4] != 0, 1 / count**2, 1 / count)
+        d = (log_p.exp() - torch.zeros_like(log_p).scatter(3, at, 1)) * scale[..., None, None]
+        d = torch.where(there, d, 0)
+        g[:, :, now] = torch.where(there, relu_backward_ref(d @ weight2, h), 0)
+        gradients = (d.transpose(2, 3) @ h, d.sum(2))
+        for i, gradient in enumerate(gradients, 1):
+            buffer = buffers[i] if buffers else None
+            _sgd_step(moved[i], gradient, buffer, grouped(options), counts > 0)
+    out = grouped(ends)
+    _collect(table, rows, step_of, g, (bias, buffers[0] if buffers else None), (to_w, to_v), out)
+
+
+def _collect(
+    table: Tensor,
+    rows: Tensor,
+    step_of: Tensor,
+    g: Tensor,
+    biases: tuple[Tensor, Tensor | None],
+    outs: tuple[Tensor, Tensor | None],
+    ends: Tensor,
+) -> None:
+    """The end of a block: to_w and to_v from the gradients g (G, N, R, H), and the biases."""
+    there = torch.arange(len(step_of), device=g.device) < rows[:, None]
+    steps = torch.where(there, step_of + 1, 0).amax(1)
+    at = steps[:, None, None, None].expand(-1, table.shape[1], 1, 6)
+    end, there = table.gather(2, at)[:, :, 0], there[:, None]
+    age = (steps[:, None] - step_of).clamp(min=0)
+    for column, out in zip((2, 5), outs, strict=True):
+        if out is not None:
+            part = torch.where(there[..., None], _of_age(table, age, column)[..., None] * g, 0)
+            out.copy_(part.transpose(1, 2))
+    (bias, bias_v), (to_w, to_v) = biases, outs
+    old, old_v = bias.clone(), torch.zeros_like(bias) if bias_v is None else bias_v.clone()
+    bias.copy_(end[..., 0:1] * old + end[..., 1:2] * old_v + to_w.sum(1))
+    if bias_v is not None and to_v is not None:
+        bias_v.copy_(end[..., 3:4] * old + end[..., 4:5] * old_v + to_v.sum(1))
+    ends.copy_(torch.cat([end[..., 0:2], end[..., 3:5]], 2))
+
+
+def _of_age(table: Tensor, age: Tensor, column: int) -> Tensor:
+    """(G, N, n): what the recurrence has of gradients of ages (G, n)."""
+    return table[..., column].gather(2, age[:, None].expand(-1, table.shape[1], -1))
+
+
+def _sgd_step(
+    w: Tensor, gradient: Tensor, buffer: Tensor | None, options: Tensor, real: Tensor
+) -> None:
+    """``torch.optim.SGD`` of w (G, N, ...) with options (G, N, 5), in the groups that are real."""
+    shape = (*options.shape[:2], *(w.dim() - 2) * [1])
+    lr, mu, decay, nesterov = (options[..., i].reshape(shape) for i in range(4))
+    real = real.reshape(-1, *(w.dim() - 1) * [1])
+    d = gradient + decay * w
+    if buffer is not None:
+        v = mu * buffer + d
+        buffer.copy_(torch.where(real, v, buffer))
+        d = torch.where(nesterov != 0, d + mu * v, v)
+    w.copy_(torch.where(real, w - lr * d, w))

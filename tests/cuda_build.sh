@@ -34,6 +34,7 @@ assert NATIVE_DEVICES == ("cpu", "cuda"), NATIVE_DEVICES
 for name in ("relu", "linear", "softmax_xent"):
     for operator in (name, f"{name}_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmlp::{operator}", "CUDA")
+assert torch._C._dispatch_has_kernel_for_dispatch_key("fastmlp::blocked_chain_", "CUDA")
 PYTHON
 cd tests
 "$python" -m pytest -q -p no:cacheprovider -k "not lesser and not compile" \

@@ -25,7 +25,10 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "tests" / "native" / "cuda_on_host"
-OPERATORS = ("relu", "linear", "softmax_xent")
+OPERATORS = (
+    *("relu", "relu_backward", "linear", "linear_backward"),
+    *("softmax_xent", "softmax_xent_backward", "linear_plan_cuda", "blocked_chain_"),
+)
 FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"),
     # a misaligned 16-byte access is an error on a GPU: here it traps
@@ -38,7 +41,10 @@ FLAGS = [
 
 def sources() -> list[Path]:
     cuda = ROOT / "csrc" / "cuda"
-    return [*sorted(cuda.glob("*.cu")), cuda / "bindings.cpp", *sorted(NATIVE.glob("*.cpp"))]
+    return [
+        *(f for end in ("cu", "cpp") for f in sorted(cuda.glob(f"*.{end}"))),
+        *NATIVE.glob("*.cpp"),
+    ]
 
 
 def _compile(source: Path, target: Path) -> None:
@@ -86,8 +92,8 @@ def build() -> Path:
 def operators() -> Any:
     """``torch.ops.fastmlp_on_host``, built and loaded."""
     definitions = torch.library.Library("fastmlp_on_host", "DEF")
-    for stem in (*OPERATORS, *(f"{name}_backward" for name in OPERATORS), "linear_plan_cuda"):
-        schema = str(getattr(torch.ops.fastmlp, stem).default._schema)
+    for name in OPERATORS:
+        schema = str(getattr(torch.ops.fastmlp, name).default._schema)
         definitions.define(schema.removeprefix("fastmlp::"))
     operators.keep = definitions
     torch.ops.load_library(str(build()))

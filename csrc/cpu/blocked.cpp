@@ -12,9 +12,6 @@
 namespace fastmlp {
 namespace {
 
-// The columns of the operator's `options`.
-enum Option { kLr, kMomentum, kWeightDecay, kNesterov, kGradAverage, kOptions };
-
 void check_order(const Tensor& order, const Tensor& moves, int64_t images,
                  const std::vector<int64_t>& shape) {
   check_plain("an order", order, 1, ScalarType::Long);
@@ -157,6 +154,15 @@ int64_t blocked_plan(int64_t batch, int64_t hidden, bool momentum) {
   return plan_blocked_cpu(batch, hidden, momentum);
 }
 
+std::tuple<int64_t, std::string> blocked_plan_cuda(int64_t batch, int64_t hidden, int64_t classes,
+                                                   int64_t block_steps, bool doubles) {
+  FASTMLP_CHECK(batch > 0 && hidden > 0 && classes > 0 && block_steps >= 0,
+                "batch, hidden and classes must be above 0, block_steps not below");
+  const int64_t steps = block_steps > 0 ? block_steps : plan_blocked_cuda(batch);
+  const ChainPlan plan = plan_chain_cuda(batch, hidden, classes, steps, doubles);
+  return {steps, plan.why_not ? plan.why_not : ""};
+}
+
 }  // namespace
 }  // namespace fastmlp
 
@@ -166,4 +172,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlp, CompositeExplicitAutograd, m) {
   m.impl("blocked_plan", TORCH_BOX(&fastmlp::blocked_plan));
+  m.impl("blocked_plan_cuda", TORCH_BOX(&fastmlp::blocked_plan_cuda));
 }

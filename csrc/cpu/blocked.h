@@ -1,5 +1,5 @@
-// Blocked look-ahead SGD on the CPU (docs/blocked-sgd.md): what its kernels and their schedule
-// speak of. Plain C++, no torch.
+// Blocked look-ahead SGD (docs/blocked-sgd.md): what its kernels and their schedule on the CPU
+// speak of, the numbers of a recurrence and of options on a GPU too. Plain C++, no torch.
 #pragma once
 #include <cstdint>
 
@@ -8,6 +8,9 @@ namespace fastmlp {
 // What w and v, weights and momentum after t steps of a block, take from w, v at its start and from
 // a gradient at step 0; a recurrence table holds these for t = 0.. (fastmlp/blocked.py).
 enum Response { kWFromW, kWFromV, kWFromG, kVFromW, kVFromV, kVFromG, kResponses };
+
+// The columns of the options that an operator takes of each network.
+enum Option { kLr, kMomentum, kWeightDecay, kNesterov, kGradAverage, kOptions };
 
 struct Sgd {
   double lr, momentum, weight_decay;

@@ -1,32 +1,14 @@
-// The CUDA operators: arguments checked, tensors allocated, kernels launched. No other CUDA file
-// sees torch.
+// The CUDA operators of the layers: arguments checked, tensors allocated, kernels launched. No CUDA
+// file but the bindings sees torch.
+#include "bindings.h"
+
 #include <Python.h>
 
-#include "../check_ops.h"
 #include "../linear_aten.h"
 #include "../plan.h"
-#include "device.h"
 
 namespace fastmlp {
 namespace {
-
-Type type_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Type::kFloat;
-    case ScalarType::Double:
-      return Type::kDouble;
-    case ScalarType::BFloat16:
-      return Type::kBFloat16;
-    default:
-      return Type::kHalf;
-  }
-}
-
-void check_launch(const char* name, cudaError_t error) {
-  FASTMLP_CHECK(error == cudaSuccess,
-                "fastmlp::" + name + " could not run: " + cudaGetErrorString(error));
-}
 
 // ---- relu ----
 

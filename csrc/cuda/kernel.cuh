@@ -9,9 +9,11 @@
 #include "launch.h"
 
 // The tests compile the kernels for the host with a cuda_runtime.h of their own, which brings its
-// FASTMLP_SHARED and launch_kernel.
+// FASTMLP_SHARED, FASTMLP_SHARED_BYTES, launch_kernel and launch_with_shared.
 #ifdef __CUDACC__
 #define FASTMLP_SHARED(type, name) __shared__ type name
+// As much memory as the launch asks for, aligned to 16 bytes.
+#define FASTMLP_SHARED_BYTES(name) extern __shared__ __align__(16) unsigned char name[]
 
 namespace fastmlp {
 
@@ -19,6 +21,20 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                           cudaStream_t stream, const Arguments&... arguments) {
   kernel<<<grid, threads, 0, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+// The same with so many bytes of shared memory for FASTMLP_SHARED_BYTES; above 48 KB a kernel has
+// to ask each device for them.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                               size_t bytes, cudaStream_t stream, const Arguments&... arguments) {
+  if (bytes > 48 << 10) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, threads, bytes, stream>>>(arguments...);
   return cudaGetLastError();
 }
 

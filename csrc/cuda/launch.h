@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../plan.h"
+
 namespace fastmlp {
 
 enum class Type { kFloat, kDouble, kBFloat16, kHalf };
@@ -69,5 +71,32 @@ struct LinearProduct {
 // linear, and both products of linear_backward. Any type but kDouble.
 [[nodiscard]] cudaError_t launch_linear(const LinearProduct& product, Type type,
                                         cudaStream_t stream);
+
+// One block of steps of each of many networks with one hidden layer; those of a group share their
+// images. What is what stands at blocked_chain_ref, in fastmlp/reference.py.
+struct ChainBlock {
+  const void *p, *q;             // (groups, rows, networks, hidden); q null where nothing needs it
+  const void* gram;              // (groups, rows, rows); nothing where there is one step
+  const int64_t* labels;         // (groups, rows)
+  const int64_t* counts;         // (groups): how many of the rows are there
+  const void* recurrence;        // (all, steps + 1, kResponses), where all = groups * networks
+  const void* options;           // (all, kOptions)
+  void *bias, *weight2, *bias2;  // (all, H), (all, C, H), (all, C)
+  void *bias_momentum, *weight2_momentum, *bias2_momentum;  // the same, or null
+  void* workspace;           // (all, C, H) where a batch takes several tiles
+  void *to_w, *to_v;         // as p; to_v null without momentum
+  void* ends;                // (all, 4)
+  void* losses;              // (all, steps)
+  int64_t* correct;          // (all, steps)
+  int64_t groups, networks;  // the latter of each group
+  int steps, batch, hidden, classes;
+  ChainPlan plan;
+
+  int rows() const { return steps * batch; }
+};
+
+// Either kFloat or kDouble.
+[[nodiscard]] cudaError_t launch_blocked_chain(const ChainBlock& block, Type type,
+                                               cudaStream_t stream);
 
 }  // namespace fastmlp

@@ -23,6 +23,9 @@ namespace {
 
 constexpr unsigned kWarp = 32, kMostThreads = 1024;
 constexpr size_t kStackBytes = 128 << 10, kSharedBytes = 48 << 10, kLargestExchange = 64;
+// What a launch may ask for on every GPU from sm_80 on, and what nobody may touch behind it.
+constexpr size_t kMostLaunchBytes = 99 << 10, kBandBytes = 4096;
+constexpr unsigned char kBand = 0xa5;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
@@ -45,6 +48,8 @@ jmp_buf scheduler_;
 const std::function<void()>* kernel_ = nullptr;
 alignas(64) char shared_[kSharedBytes];
 size_t shared_used_;
+alignas(64) unsigned char launch_bytes_[kMostLaunchBytes + kBandBytes];
+size_t launch_size_;
 std::map<const void*, void*> shared_keys_;
 alignas(16) char slots_[2][kMostThreads][kLargestExchange];
 
@@ -100,11 +105,20 @@ std::vector<unsigned> order_of(unsigned count) {
   return order;
 }
 
+bool band_is_whole() {
+  const unsigned char* band = launch_bytes_ + launch_size_;
+  if (std::all_of(band, band + kBandBytes, [](unsigned char c) { return c == kBand; })) return true;
+  failure_ = "something was written behind the shared memory that the launch asked for";
+  return false;
+}
+
 // Each warp in turn goes as far as it can: to a barrier of the block, and past it to the next as
 // soon as all have come, so that whoever lacks a barrier reads too early or overwrites too early.
 bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& lanes) {
   const unsigned threads = block_size.x;
   memset(shared_, 0xff, sizeof shared_);
+  memset(launch_bytes_, 0xff, launch_size_);
+  memset(launch_bytes_ + launch_size_, kBand, kBandBytes);
   shared_used_ = 0;
   shared_keys_.clear();
   for (unsigned i = 0; i < threads; ++i) {
@@ -124,7 +138,7 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
     if (release(0, threads, State::kAtBlockBarrier)) continue;
     if (std::all_of(fibers_.begin(), fibers_.begin() + threads,
                     [](const auto& fiber) { return fiber->state == State::kDone; })) {
-      return true;
+      return band_is_whole();
     }
     failure_ = "some threads wait at a barrier that the others never reach";
     return false;
@@ -135,13 +149,14 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
 
 void configure(const Settings& settings) { settings_ = settings; }
 
-cudaError_t run(dim3 grid, unsigned threads, const std::function<void()>& kernel) {
+cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel) {
   failure_.clear();
-  if (threads == 0 || threads > kMostThreads || threads % kWarp != 0 || grid.x == 0 ||
-      grid.x > 0x7fffffffu || grid.y == 0 || grid.y > 65535 || grid.z != 1) {
+  if (bytes > kMostLaunchBytes || threads == 0 || threads > kMostThreads || threads % kWarp != 0 ||
+      grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 || grid.y > 65535 || grid.z != 1) {
     return cudaErrorInvalidValue;
   }
   make_fibers(threads);
+  launch_size_ = bytes;
   kernel_ = &kernel;
   grid_size = grid;
   block_size = dim3(threads, 1, 1);
@@ -177,6 +192,8 @@ void* shared_memory(const void* key, size_t size, size_t alignment) {
   }
   return place;
 }
+
+unsigned char* launch_bytes() { return launch_bytes_; }
 
 // Two sets of slots in turn: whoever writes a set again has seen all lanes leave its last use.
 const void* exchange(const void* mine, size_t size, int lane) {

@@ -36,8 +36,8 @@ namespace cuda_on_host {
 
 extern dim3 thread, block, block_size, grid_size;
 
-// Runs kernel for every thread of every block.
-cudaError_t run(dim3 grid, unsigned threads, const std::function<void()>& kernel);
+// Runs kernel for every thread of every block, with so many bytes of launch_bytes().
+cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel);
 
 // Wait for the block, for the warp.
 void block_barrier();
@@ -45,6 +45,9 @@ void warp_barrier();
 
 // `size` bytes that the block's threads share under a key; filled with nan when a block starts.
 void* shared_memory(const void* key, size_t size, size_t alignment);
+
+// The bytes that the launch asked for, filled with nan when a block starts.
+unsigned char* launch_bytes();
 
 // Gives `size` bytes to the warp and returns lane's bytes.
 const void* exchange(const void* mine, size_t size, int lane);
@@ -65,6 +68,8 @@ void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bo
   type& name =                      \
       *static_cast<type*>(cuda_on_host::shared_memory(&name##_key, sizeof(type), alignof(type)))
 
+#define FASTMLP_SHARED_BYTES(name) unsigned char* name = cuda_on_host::launch_bytes()
+
 inline void __syncthreads() { cuda_on_host::block_barrier(); }
 
 template <typename T>
@@ -84,7 +89,13 @@ namespace fastmlp {
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, unsigned threads, cudaStream_t,
                           const Arguments&... arguments) {
-  return cuda_on_host::run(grid, threads, [&] { kernel(arguments...); });
+  return cuda_on_host::run(grid, threads, 0, [&] { kernel(arguments...); });
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                               size_t bytes, cudaStream_t, const Arguments&... arguments) {
+  return cuda_on_host::run(grid, threads, bytes, [&] { kernel(arguments...); });
 }
 
 struct bf16;

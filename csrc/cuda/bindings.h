@@ -1,0 +1,26 @@
+// What the files that bind CUDA operators share.
+#pragma once
+#include "../check_ops.h"
+#include "device.h"
+
+namespace fastmlp {
+
+inline Type type_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return Type::kFloat;
+    case ScalarType::Double:
+      return Type::kDouble;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    default:
+      return Type::kHalf;
+  }
+}
+
+inline void check_launch(const char* name, cudaError_t error) {
+  FASTMLP_CHECK(error == cudaSuccess,
+                "fastmlp::" + name + " could not run: " + cudaGetErrorString(error));
+}
+
+}  // namespace fastmlp

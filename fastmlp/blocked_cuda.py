@@ -1,0 +1,362 @@
+"""The engine ``blocked`` on a GPU: blocked look-ahead SGD for networks with one hidden layer."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import backend
+from .blocked import BlockedEngine, check_alike, check_shared, recurrence
+from .blocked_runner import CHUNK_BLOCKS, CHUNK_BYTES, Runner, Schedule, Shape, block_bytes
+from .data import Part
+from .dispatch import register_fake
+from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally
+from .errors import UserError
+from .resident import resident
+from .step_engines import REPORT_SECONDS, EagerEngine
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+EVALUATION_ROWS = 10_000
+"""Images per batch of an evaluation."""
+CHUNKS_AHEAD = 2
+"""How many chunks may wait for the device: it never idles, and Ctrl-C does not wait for long."""
+
+_ops: Any = torch.ops.fastmlp
+
+
+class BlockedCudaEngine(BlockedEngine):
+    """Blocked look-ahead SGD for networks with one hidden layer, on a GPU.
+
+    Its steps are those of the engine on the CPU up to rounding. Networks of one shape train in one
+    launch; what each gives differs from what it gives alone by no more than rounding, and reruns of
+    the same networks do not differ. An epoch can be stopped between two chunks of blocks; blocks
+    end at the same steps wherever it is taken up.
+    """
+
+    @staticmethod
+    def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
+        if not backend.native_available(device.type):
+            return EagerEngine.why_not(device)
+        if sizes is None:
+            return None
+        if len(sizes) != 3:
+            return "on a GPU it wants exactly one hidden layer"
+        _, why = _ops.blocked_plan_cuda(1, sizes[1], sizes[2], 1, False)
+        return f"on a GPU {why}" if why else None
+
+    @classmethod
+    def train_together(
+        cls,
+        engines: Sequence[Self],
+        epochs: Sequence[Epoch],
+        should_stop: Callable[[], bool] | None = None,
+        on_progress: Callable[[list[EpochStats]], None] | None = None,
+    ) -> list[EpochStats | NonFiniteLossError]:
+        """Those of one shape side by side, the shapes one after the other; networks whose epochs
+        have the very same ``order`` and ``moves`` share their images and Gram matrices."""
+        if not engines:
+            return []
+        check_alike(engines)
+        check_shared(engines, epochs)
+        runs = [_Run(engine, epoch) for engine, epoch in zip(engines, epochs, strict=True)]
+        watch = _Watch(runs, should_stop, on_progress)
+        used: dict[Shape, Runner] = {}
+        kept = engines[0]._runners
+        for engine in engines:
+            engine._runners = kept  # of all who have ever trained together
+        with torch.no_grad():
+            for groups in _stacks(runs):
+                shape = _shape_of(groups)
+                runner = kept.get(shape) or _make_runner(groups, shape)
+                used[shape] = kept[shape] = runner
+                _Pass(runner, groups).run(watch)
+                if watch.stopped:
+                    break
+        kept.clear()  # the others would only take memory
+        kept.update(used)
+        return [run.error or run.tally.read() for run in runs]
+
+    def _set_up(self) -> None:
+        super()._set_up()
+        self._runners: dict[Shape, Runner] = {}
+        self._parts: list[tuple[Part, Part]] = []
+
+    @classmethod
+    def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
+        if not engines:
+            return []
+        check_alike(engines)
+        count, there = len(part.labels), engines[0]._on_device(part)
+        sums = torch.zeros(2, len(engines), dtype=torch.float64, device=engines[0].device)
+        with torch.no_grad():
+            for start in range(0, count, EVALUATION_ROWS):
+                rows = slice(start, start + EVALUATION_ROWS)
+                x, labels = engines[0]._inputs(there.images[rows]), there.labels[rows]
+                for i, engine in enumerate(engines):
+                    loss, logits = engine._evaluate(x, labels)
+                    sums[0, i] += loss
+                    sums[1, i] += (logits.argmax(1) == labels).sum()
+        losses, hits = sums.tolist()
+        return [
+            EvalStats(loss / count, correct / count, count)
+            for loss, correct in zip(losses, hits, strict=True)
+        ]
+
+    def _on_device(self, part: Part) -> Part:
+        """A copy on the device, kept for the next time."""
+        for known, copy in self._parts:
+            if known is part:
+                return copy
+        copy = Part(resident(part.images, self.device), resident(part.labels, self.device))
+        self._parts = [*self._parts[-1:], (part, copy)]
+        return copy
+
+
+class _Run:
+    """One network's epoch under way."""
+
+    def __init__(self, engine: BlockedCudaEngine, epoch: Epoch) -> None:
+        options, images = engine.options, len(engine._labels)
+        self.engine, self.epoch = engine, epoch
+        # On the CPU: what it counts is read from the device for all networks at once.
+        self.tally = Tally(
+            len(epoch.order), options.batch_size, epoch.start_step, torch.device("cpu")
+        )
+        self.error: NonFiniteLossError | None = None
+        self.batch = min(options.batch_size, len(epoch.order))
+        self.hidden, self.classes = len(engine._tensors[1]), len(engine._tensors[3])
+        self.steps, self.compiled = self._plan()
+        if epoch.order.min() < 0 or epoch.order.max() >= images:
+            raise ValueError(f"an order must be in [0, {images})")
+
+    def _plan(self) -> tuple[int, bool]:
+        """Steps in a block, and whether the kernel takes them."""
+        forced = self.engine.block_steps
+        doubles = self.engine._tensors[0].dtype == torch.float64
+        for wanted in (forced,) if forced else (0, 1):
+            steps, why = _ops.blocked_plan_cuda(
+                self.batch, self.hidden, self.classes, wanted, doubles
+            )
+            if not why:
+                return steps, True
+        if forced and forced > 1:
+            raise UserError(f"block_steps {forced} is too long for this network on a GPU: {why}")
+        return 1, False
+
+    @property
+    def shape_key(self) -> tuple[Any, ...]:
+        """The same for runs that one recording can serve."""
+        moves = self.epoch.moves
+        return (
+            *(self.hidden, self.classes, self.batch, self.steps, self.compiled),
+            *(self.engine.options.momentum > 0, None if moves is None else moves.shape),
+        )
+
+    @property
+    def images_key(self) -> tuple[int, ...]:
+        """The same for runs that go through the same images together."""
+        return id(self.epoch.order), id(self.epoch.moves), self.epoch.start_step
+
+    def take(self, losses: Tensor, correct: Tensor) -> None:
+        """Notes the steps that were done."""
+        if self.error is not None:
+            return
+        self.tally.add(losses, correct)
+        if not losses.float().isfinite().all():  # as the tally keeps them
+            try:
+                self.tally.read()
+            except NonFiniteLossError as error:
+                self.error = error
+
+
+class _Watch:
+    """What the caller wants to know, and to say, while networks train."""
+
+    def __init__(
+        self,
+        runs: Sequence[_Run],
+        should_stop: Callable[[], bool] | None,
+        on_progress: Callable[[list[EpochStats]], None] | None,
+    ) -> None:
+        self._runs, self._should_stop, self._on_progress = runs, should_stop, on_progress
+        self._report_at = time.perf_counter() + REPORT_SECONDS
+        self.stopped = False
+
+    def ask(self) -> bool:
+        """Whether to stop here."""
+        self.stopped = self._should_stop is not None and self._should_stop()
+        return self.stopped
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look at the losses."""
+        return time.perf_counter() >= self._report_at
+
+    def report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(
+                [r.tally.read() if r.error is None else EpochStats() for r in self._runs]
+            )
+        self._report_at = time.perf_counter() + REPORT_SECONDS
+
+
+class _Pass:
+    """Networks of one shape, in groups that share their images, on their way through an epoch."""
+
+    def __init__(self, runner: Runner, groups: Sequence[Sequence[_Run]]) -> None:
+        self._runner, self._groups = runner, groups
+        self._runs = [run for group in groups for run in group]
+        self._unread: list[tuple[int, Tensor, Tensor]] = []  # first block, losses, hits
+        self._ahead: deque[torch.cuda.Event] = deque()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """The images of all blocks, on the device, in whole chunks."""
+        shape, device = self._runner.shape, self._runner.parameters[0].device
+        epochs = [group[0].epoch for group in self._groups]
+        schedules = [Schedule.of(len(e.order), e.start_step, shape) for e in epochs]
+        longest = max(len(schedule.rows) for schedule in schedules)
+        self._chunks = -(-longest // shape.blocks)
+        schedules = [schedule.padded(self._chunks * shape.blocks) for schedule in schedules]
+        self._host_rows = torch.stack([schedule.rows for schedule in schedules], 1)
+        index, moves = [], []
+        for epoch, schedule in zip(epochs, schedules, strict=True):
+            index.append(epoch.order[schedule.index])
+            if epoch.moves is not None:
+                moves.append(epoch.moves.values[schedule.index])
+        self._index = torch.stack(index, 1).to(device)
+        self._rows = self._host_rows.to(device)
+        self._moves = torch.stack(moves, 1).to(device) if moves else None
+
+    def run(self, watch: _Watch) -> None:
+        """Goes through the epoch, or as much of it as ``watch`` and the losses allow."""
+        self._load()
+        for chunk in range(self._chunks):
+            self._run_chunk(chunk * self._runner.shape.blocks)
+            if watch.ask():
+                break
+            if watch.due:
+                self._read()
+                watch.report()
+                if all(run.error for run in self._runs):
+                    break
+        self._read()
+        self._unload()
+
+    def _run_chunk(self, first: int) -> None:
+        runner = self._runner
+        blocks = slice(first, first + runner.shape.blocks)
+        moves = None if self._moves is None else self._moves[blocks]
+        runner.replay(self._index[blocks], self._rows[blocks], moves)
+        self._unread.append((first, runner.losses.clone(), runner.correct.clone()))
+        if runner.losses.device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(runner.losses.device))
+            self._ahead.append(event)
+            if len(self._ahead) > CHUNKS_AHEAD:
+                self._ahead.popleft().synchronize()
+
+    def _read(self) -> None:
+        """Gives every network the losses of the steps that were done; waits for the device."""
+        if not self._unread:
+            return
+        shape = self._runner.shape
+        first = self._unread[0][0]
+        losses = torch.cat([losses for _, losses, _ in self._unread]).cpu()
+        correct = torch.cat([correct for _, _, correct in self._unread]).cpu()
+        rows = self._host_rows[first : first + len(losses)]
+        self._unread.clear()
+        there = torch.arange(shape.steps) * shape.batch < rows[..., None]  # (blocks, G, S)
+        for m, run in enumerate(self._runs):
+            steps = there[:, m // shape.networks]
+            if steps.any():
+                run.take(losses[:, m][steps], correct[:, m][steps])
+
+    def _load(self) -> None:
+        """Parameters, momenta and options of all networks, into the runner's buffers."""
+        runner, engines = self._runner, [run.engine for run in self._runs]
+        for i, stacked in enumerate(runner.parameters):
+            torch.stack([engine._tensors[i] for engine in engines], out=stacked)
+        for i, stacked in enumerate(runner.momentum):
+            buffers = [_momentum_of(engine)[i] for engine in engines]
+            torch.stack(buffers, out=stacked)
+        tables, options = [], []
+        for run in self._runs:
+            o, lr = run.engine.options, run.epoch.lr
+            tables.append(recurrence(run.steps, lr, o.momentum, o.weight_decay, o.nesterov))
+            options.append((lr, o.momentum, o.weight_decay, o.nesterov, o.grad_average))
+        runner.recurrence.copy_(torch.stack(tables))
+        runner.options.copy_(torch.tensor(options, dtype=torch.float64))
+
+    def _unload(self) -> None:
+        for i, stacked in enumerate(self._runner.parameters):
+            torch._foreach_copy_([run.engine._tensors[i] for run in self._runs], list(stacked))
+        for i, stacked in enumerate(self._runner.momentum):
+            buffers = [_momentum_of(run.engine)[i] for run in self._runs]
+            torch._foreach_copy_(buffers, list(stacked))
+
+
+def _momentum_of(engine: BlockedCudaEngine) -> list[Tensor]:
+    """Its buffers; zeros are the same as none yet."""
+    if engine._momentum[0] is None:
+        engine._momentum = [torch.zeros_like(tensor) for tensor in engine._tensors]
+    return [buffer for buffer in engine._momentum if buffer is not None]
+
+
+def _stacks(runs: Sequence[_Run]) -> Iterator[list[list[_Run]]]:
+    """The runs as one recording each serves them: groups of equal size that share their images."""
+    shapes: defaultdict[tuple[Any, ...], dict[tuple[int, ...], list[_Run]]] = defaultdict(dict)
+    for run in runs:
+        shapes[run.shape_key].setdefault(run.images_key, []).append(run)
+    for sharing in shapes.values():
+        sizes: defaultdict[int, list[list[_Run]]] = defaultdict(list)
+        for group in sharing.values():
+            sizes[len(group)].append(group)
+        for groups in sizes.values():
+            first = groups[0][0]
+            most = max(1, CHUNK_BYTES // _block_bytes(first))
+            for i in range(0, len(groups), most):
+                yield groups[i : i + most]
+
+
+def _block_bytes(run: _Run) -> int:
+    weight = run.engine._tensors[0]
+    return block_bytes(run.batch * run.steps, weight.shape[1], run.steps, weight.dtype)
+
+
+def _shape_of(groups: Sequence[Sequence[_Run]]) -> Shape:
+    first = groups[0][0]
+    weight, moves = first.engine._tensors[0], first.epoch.moves
+    # Chunks of equal length, as few as there may be; the same wherever an epoch is taken up.
+    most = max(1, min(CHUNK_BLOCKS, CHUNK_BYTES // (len(groups) * _block_bytes(first))))
+    blocks = max(-(-len(group[0].epoch.order) // (first.batch * first.steps)) for group in groups)
+    chunks = -(-blocks // most)
+    return Shape(
+        *(len(groups), len(groups[0]), weight.shape[1], first.hidden, first.classes),
+        *(first.batch, first.steps, -(-blocks // chunks)),
+        momentum=first.engine.options.momentum > 0,
+        decay=any(run.engine.options.weight_decay for group in groups for run in group),
+        dtype=weight.dtype,
+        moved=None if moves is None else moves.shape,
+        compiled=first.compiled,
+    )
+
+
+def _make_runner(groups: Sequence[Sequence[_Run]], shape: Shape) -> Runner:
+    engine = groups[0][0].engine
+    return Runner(shape, engine._images, engine._labels, engine._normalization)
+
+
+def _nothing(*args: Any) -> None:
+    """The chain's results are arguments of it."""
+
+
+if backend.native_available():
+    register_fake("blocked_chain_", _nothing)
