@@ -292,7 +292,9 @@ class _Pass:
             o, lr = run.engine.options, run.epoch.lr
             tables.append(recurrence(run.steps, lr, o.momentum, o.weight_decay, o.nesterov))
             options.append((lr, o.momentum, o.weight_decay, o.nesterov, o.grad_average))
-        runner.recurrence.copy_(torch.stack(tables))
+        recurrences = torch.stack(tables)
+        recurrences[..., 0] -= 1  # in float64: see blocked_chain_ref
+        runner.recurrence.copy_(recurrences)
         runner.options.copy_(torch.tensor(options, dtype=torch.float64))
 
     def _unload(self) -> None:

@@ -242,13 +242,13 @@ class Runner:
         )
 
     def _update(self, block: int) -> None:
-        """w <- ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v + to_v^T x."""
+        """w <- w + ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v + to_v^T x."""
         w, x = self.parameters[0], self._x[block]
         w_w, w_v, v_w, v_v = self._ends[:, :, None, None].unbind(1)
         if self._spare is not None:
             torch.mul(w, v_w, out=self._spare)
         if self.shape.decay:
-            w.mul_(w_w)
+            w.addcmul_(w, w_w)
         if self._to_v is not None:
             v = self.momentum[0]
             w.addcmul_(v, w_v)

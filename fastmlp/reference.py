@@ -136,14 +136,16 @@ def blocked_chain_ref(
 
     p (G, R, N, H) = x w^T as the block begins, q the same of momenta (None without momentum, or
     where S = 1); gram (G, R, R) = x x^T + 1, (G, R, 0) where S = 1; labels (G, R); recurrence
-    (G * N, S + 1, 6), see :func:`fastmlp.blocked.recurrence`; options (G * N, 5): lr, momentum,
-    weight decay, nesterov, grad_average.
+    (G * N, S + 1, 6), see :func:`fastmlp.blocked.recurrence`, with 1 taken from its first column,
+    which float32 would round; options (G * N, 5): lr, momentum, weight decay, nesterov,
+    grad_average.
 
     Moves ``parameters``, the first layer's bias (G * N, H) and the last layer's weight (G * N, C,
     H) and bias (G * N, C), and their ``momentum`` (empty without), to the block's end, and fills
-    in, like p, to_w and to_v: w <- ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v +
-    to_v^T x are the first layer's weight and its momentum after the block; ends (G * N, 4). losses
-    (G * N, S) are means, correct (G * N, S) counts. A label that is no class makes its network nan.
+    in, like p, to_w and to_v: w <- w + ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v
+    + to_v^T x are the first layer's weight and its momentum after the block; ends (G * N, 4).
+    losses (G * N, S) are means, correct (G * N, S) counts. A label that is no class makes its
+    network nan.
     """
     groups, all_rows, networks, hidden = p.shape
     step_of = torch.arange(all_rows, device=p.device) // batch
@@ -160,7 +162,8 @@ def blocked_chain_ref(
         counts = (rows - past).clamp(0, batch)
         there = (torch.arange(batch, device=p.device) < counts[:, None])[:, None, :, None]
         from_w, from_v = (table[:, :, step, i, None, None] for i in (0, 1))
-        pre = from_w * (p[:, now].transpose(1, 2) + bias[:, :, None])
+        pre = p[:, now].transpose(1, 2) + bias[:, :, None]
+        pre = pre + from_w * pre
         if q is not None:
             pre = pre + from_v * (q[:, now].transpose(1, 2) + buffers[0][:, :, None])
         factors = _of_age(table, (step - step_of[:past]).expand(groups, -1), 2)[:, :, None]
@@ -209,7 +212,7 @@ def _collect(
             out.copy_(part.transpose(1, 2))
     (bias, bias_v), (to_w, to_v) = biases, outs
     old, old_v = bias.clone(), torch.zeros_like(bias) if bias_v is None else bias_v.clone()
-    bias.copy_(end[..., 0:1] * old + end[..., 1:2] * old_v + to_w.sum(1))
+    bias.copy_(old + end[..., 0:1] * old + end[..., 1:2] * old_v + to_w.sum(1))
     if bias_v is not None and to_v is not None:
         bias_v.copy_(end[..., 3:4] * old + end[..., 4:5] * old_v + to_v.sum(1))
     ends.copy_(torch.cat([end[..., 0:2], end[..., 3:5]], 2))

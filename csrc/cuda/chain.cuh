@@ -8,7 +8,7 @@ namespace fastmlp {
 namespace {
 
 // A thread on its way through the chain. The arrays of shared memory:
-//   table (steps + 1, kResponses)   the recurrence
+//   table (steps + 1, kResponses)   the recurrence, its first column less 1
 //   bias2 (C), weight2 (C, H)       the last layer, the weight only where the plan keeps it there
 //   partial (2, warps, C, kTile)    each warp's sums of logits over its units, two tiles in turn
 //   dlogits (tiles, C, kTile)       gradients of a step's logits
@@ -125,7 +125,7 @@ struct ChainThread {
       }
     }
   }
-  // pre = from_w (p + b) + from_v (q + its momentum)
+  // pre = (1 + from_w) (p + b) + from_v (q + its momentum)
   __device__ void begin_inputs(const ChainTile& tile) {
     if (tile.count <= 0) return;
     const T from_w = table[tile.step * kResponses + kWFromW];
@@ -135,7 +135,8 @@ struct ChainThread {
       const T v = net.q ? net.bias_momentum[unit[u]] : T(0);
 #pragma unroll
       for (int i = 0; i < kTile; ++i) {
-        pre[u][i] = from_w * (pre[u][i] + bias[u]);
+        pre[u][i] += bias[u];
+        pre[u][i] += from_w * pre[u][i];
         if (net.q && i < tile.count) {
           pre[u][i] += from_v * (*cell(net.q, tile.first + i, u) + v);
         }
@@ -324,7 +325,7 @@ struct ChainThread {
       if (!mine[u]) continue;
       const int j = unit[u];
       const T old_v = net.bias_momentum ? net.bias_momentum[j] : T(0);
-      T bias_w = end[kWFromW] * bias[u] + end[kWFromV] * old_v;
+      T bias_w = bias[u] + end[kWFromW] * bias[u] + end[kWFromV] * old_v;
       T bias_v = end[kVFromW] * bias[u] + end[kVFromV] * old_v;
       for (int first = 0; first < block.steps * block.batch; first += kRows) {
         T g[kRows];

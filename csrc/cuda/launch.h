@@ -75,13 +75,14 @@ struct LinearProduct {
 // One block of steps of each of many networks with one hidden layer; those of a group share their
 // images. What is what stands at blocked_chain_ref, in fastmlp/reference.py.
 struct ChainBlock {
-  const void *p, *q;             // (groups, rows, networks, hidden); q null where nothing needs it
-  const void* gram;              // (groups, rows, rows); nothing where there is one step
-  const int64_t* labels;         // (groups, rows)
-  const int64_t* counts;         // (groups): how many of the rows are there
-  const void* recurrence;        // (all, steps + 1, kResponses), where all = groups * networks
-  const void* options;           // (all, kOptions)
-  void *bias, *weight2, *bias2;  // (all, H), (all, C, H), (all, C)
+  const void *p, *q;      // (groups, rows, networks, hidden); q null where nothing needs it
+  const void* gram;       // (groups, rows, rows); nothing where there is one step
+  const int64_t* labels;  // (groups, rows)
+  const int64_t* counts;  // (groups): how many of the rows are there
+  // (all, steps + 1, kResponses), kWFromW less 1, which float would round; all = groups * networks
+  const void* recurrence;
+  const void* options;                                      // (all, kOptions)
+  void *bias, *weight2, *bias2;                             // (all, H), (all, C, H), (all, C)
   void *bias_momentum, *weight2_momentum, *bias2_momentum;  // the same, or null
   void* workspace;           // (all, C, H) where a batch takes several tiles
   void *to_w, *to_v;         // as p; to_v null without momentum
