@@ -157,6 +157,17 @@ class EngineTests:
         for mine, twin in zip(together, again, strict=True):
             assert_same_state(mine, twin)
 
+    def test_weight_decay_does_not_round_all_weights_alike(self, device):
+        data, order = problem(images=397, inputs=200), torch.randperm(397)
+        options = {"batch_size": 8, **OPTIMIZERS["all"]}
+        truth = make(ReferenceEngine, data, options, device, dtype=torch.float64)
+        theirs = make(ReferenceEngine, data, options, device)
+        ours = make(BlockedCudaEngine, data, options, device, steps=1)
+        for engine in (truth, theirs, ours):
+            engine.train_epoch(order, 0.05)
+        true, his, mine = (e.parameters_state()["0.weight"].double() for e in (truth, theirs, ours))
+        assert (mine - true).norm() < 2 * (his - true).norm()
+
     @ENDS
     @pytest.mark.parametrize("stops", [1, 3])
     def test_an_epoch_in_parts_is_the_same_epoch(self, device, options, stops, monkeypatch):
