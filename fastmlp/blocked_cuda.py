@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .data import Part
 from .dispatch import register_fake
 from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally
 from .errors import UserError
+from .graphs import Pace
 from .resident import resident
 from .step_engines import REPORT_SECONDS, EagerEngine
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 EVALUATION_ROWS = 10_000
 """Images per batch of an evaluation."""
-CHUNKS_AHEAD = 2
-"""How many chunks may wait for the device: it never idles, and Ctrl-C does not wait for long."""
 
 _ops: Any = torch.ops.fastmlp
 
@@ -214,7 +213,7 @@ class _Pass:
         self._runner, self._groups = runner, groups
         self._runs = [run for group in groups for run in group]
         self._unread: list[tuple[int, Tensor, Tensor]] = []  # first block, losses, hits
-        self._ahead: deque[torch.cuda.Event] = deque()
+        self._pace = Pace(runner.losses.device)
         self._schedule()
 
     def _schedule(self) -> None:
@@ -256,12 +255,7 @@ class _Pass:
         moves = None if self._moves is None else self._moves[blocks]
         runner.replay(self._index[blocks], self._rows[blocks], moves)
         self._unread.append((first, runner.losses.clone(), runner.correct.clone()))
-        if runner.losses.device.type == "cuda":
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(runner.losses.device))
-            self._ahead.append(event)
-            if len(self._ahead) > CHUNKS_AHEAD:
-                self._ahead.popleft().synchronize()
+        self._pace.keep()
 
     def _read(self) -> None:
         """Gives every network the losses of the steps that were done; waits for the device."""

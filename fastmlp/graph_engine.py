@@ -10,7 +10,6 @@ keep their addresses.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from .augment import Moves
 from .data import Part
 from .engine_base import Epoch, EpochStats, EvalStats, Tally
-from .graphs import Recording
+from .graphs import Pace, Recording
 from .resident import resident
 from .step_engines import REPORT_SECONDS, EagerEngine
 
@@ -29,8 +28,6 @@ CHUNK_STEPS = 64
 CHUNK_ROWS = 2048
 """Images in a chunk at most, where there are several batches of them: as floats of CIFAR-10's size
 they fit into a GPU's level-2 cache."""
-CHUNKS_AHEAD = 2
-"""Chunks that the GPU may still have to do when the next one is launched."""
 EVALUATION_ROWS = 10_000
 """Images per batch of an evaluation."""
 ALIGNMENT = 256
@@ -88,7 +85,7 @@ class GraphEngine(EagerEngine):
         self._lr.fill_(epoch.lr)
         self._begun = self.options.momentum > 0
         whole = len(order) // batch
-        length, pace = chunk_steps(whole, batch), _Pace(self.device)
+        length, pace = chunk_steps(whole, batch), Pace(self.device)
         report_at = time.perf_counter() + REPORT_SECONDS
         while tally.next_step < tally.total:
             first = tally.next_step
@@ -213,21 +210,3 @@ class _Chunk:
             self.correct.copy_((torch.cat(logits).argmax(1) == labels).sum())
 
         self.recording = Recording(work, device)
-
-
-class _Pace:
-    """Keeps Python at most CHUNKS_AHEAD chunks ahead of a GPU, so that one can stop soon."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._ends: deque[torch.cuda.Event] = deque()
-
-    def keep(self) -> None:
-        """To be called after every chunk."""
-        if self._device.type != "cuda":
-            return
-        end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        end.record(torch.cuda.current_stream(self._device))  # type: ignore[no-untyped-call]
-        self._ends.append(end)
-        if len(self._ends) > CHUNKS_AHEAD:
-            self._ends.popleft().synchronize()  # type: ignore[no-untyped-call]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
 
-__all__ = ["Beside", "Recording"]
+__all__ = ["Beside", "Pace", "Recording"]
+
+REPLAYS_AHEAD = 2
+"""Replays that a GPU may still have to do when Python gives it the next: it never idles, and who
+wants to stop does not wait for long."""
 
 
 class Recording:
@@ -66,3 +71,21 @@ class Beside:
         """What the present stream gets from here on waits for that work."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+
+class Pace:
+    """Keeps Python at most REPLAYS_AHEAD replays ahead of a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def keep(self) -> None:
+        """To be called after every replay."""
+        if self._device.type != "cuda":
+            return
+        end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        end.record(torch.cuda.current_stream(self._device))  # type: ignore[no-untyped-call]
+        self._ends.append(end)
+        if len(self._ends) > REPLAYS_AHEAD:
+            self._ends.popleft().synchronize()  # type: ignore[no-untyped-call]
