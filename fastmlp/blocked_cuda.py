@@ -18,7 +18,6 @@ from .dispatch import register_fake
 from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally
 from .errors import UserError
 from .graphs import Pace
-from .resident import resident
 from .step_engines import REPORT_SECONDS, EagerEngine
 
 if TYPE_CHECKING:
@@ -85,7 +84,6 @@ class BlockedCudaEngine(BlockedEngine):
     def _set_up(self) -> None:
         super()._set_up()
         self._runners: dict[Shape, Runner] = {}
-        self._parts: list[tuple[Part, Part]] = []
 
     @classmethod
     def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
@@ -107,15 +105,6 @@ class BlockedCudaEngine(BlockedEngine):
             EvalStats(loss / count, correct / count, count)
             for loss, correct in zip(losses, hits, strict=True)
         ]
-
-    def _on_device(self, part: Part) -> Part:
-        """A copy on the device, kept for the next time."""
-        for known, copy in self._parts:
-            if known is part:
-                return copy
-        copy = Part(resident(part.images, self.device), resident(part.labels, self.device))
-        self._parts = [*self._parts[-1:], (part, copy)]
-        return copy
 
 
 class _Run:

@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .augment import Moves
-from .data import Part
-from .engine_base import Epoch, EpochStats, EvalStats, Tally
+from .engine_base import Epoch, EpochStats, Tally
 from .graphs import Pace, Recording
-from .resident import resident
 from .step_engines import REPORT_SECONDS, EagerEngine
 
 CHUNK_STEPS = 64
@@ -63,7 +61,6 @@ class GraphEngine(EagerEngine):
             self._momentum = [torch.zeros_like(tensor) for tensor in self._tensors]
         self._lr = torch.zeros((), dtype=self._tensors[0].dtype, device=self.device)
         self._chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
-        self._evaluated: Part | None = None
 
     @staticmethod
     def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
@@ -160,12 +157,6 @@ class GraphEngine(EagerEngine):
         if options.nesterov:
             steps = list(torch._foreach_add(gradients, momentum, alpha=options.momentum))
         torch._foreach_sub_(tensors, torch._foreach_mul(steps, self._lr))
-
-    def evaluate(self, part: Part) -> EvalStats:
-        self._evaluated = Part(
-            resident(part.images, self.device), resident(part.labels, self.device)
-        )  # stays here: an epoch ends with the same part as the one before
-        return super().evaluate(self._evaluated)
 
     def _evaluation_rows(self) -> int:
         return EVALUATION_ROWS

@@ -26,6 +26,7 @@ from .engine_base import (
     copies_on_cpu,
 )
 from .reference_trainer import mlp_ref, train_step_ref
+from .resident import resident
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -135,10 +136,10 @@ class StepEngine(Engine):
             loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
             correct = torch.zeros((), dtype=torch.int64, device=self.device)
             size = self._evaluation_rows()
+            there = self._on_device(part)
             for start in range(0, len(part.labels), size):
                 rows = slice(start, start + size)
-                labels = part.labels[rows].to(self.device)
-                x = self._inputs(part.images[rows].to(self.device))
+                x, labels = self._inputs(there.images[rows]), there.labels[rows]
                 loss, logits = self._evaluate(x, labels)
                 loss_sum += loss
                 correct += (logits.argmax(1) == labels).sum()
@@ -147,6 +148,14 @@ class StepEngine(Engine):
 
     def _evaluation_rows(self) -> int:
         return EVALUATION_ROWS
+
+    def _on_device(self, part: Part) -> Part:
+        """``part`` where the engine is; it stays there until another is asked for, as every epoch
+        ends with the same one."""
+        self._evaluated = Part(
+            resident(part.images, self.device), resident(part.labels, self.device)
+        )
+        return self._evaluated
 
     def _moved(self, images: Tensor, moves: Moves) -> Tensor:
         return moves.apply(images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 from chain_cases import DTYPE
 from compare import assert_within_2x
 from test_blocked import ENDS, OPTIMIZER, OPTIMIZERS, assert_same_state, flat, problem
+from test_blocked_many import Network
 from tiny import stop_after
 
 from fastmlp import blocked_cuda
@@ -55,17 +56,6 @@ def assert_close_states(one: Engine, other: Engine, rtol: float = 1e-10) -> None
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=rtol, atol=rtol / 100)
-
-
-@dataclass(frozen=True)
-class Network:
-    """One of several networks, and which order it follows."""
-
-    order: str = "first"
-    lr: float = 0.05
-    start_step: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    shape: dict[str, Any] = field(default_factory=dict)
 
 
 def many(

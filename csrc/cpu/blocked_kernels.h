@@ -72,13 +72,8 @@ void panel_product(const T* panels, int64_t rows, int64_t features, const T* w, 
     const int64_t width = panel_width(rows, first);
     axpy_linear<T>(w, features, 1, outputs, panels + first * features, width, width, features,
                    nullptr, false, scratch, width);
-    for (int64_t m = 0; m < width && first + m < rows; ++m) {
-      T* row = y + (first + m) * y_stride;
-      for (int64_t n = 0; n < outputs; ++n) {
-        const T v = scratch[n * width + m] + b[n];
-        row[n] = use_relu && v < 0 ? T(0) : v;
-      }
-    }
+    store_columns<T>(scratch, width, rows - first < width ? rows - first : width, outputs, b,
+                     use_relu, y + first * y_stride, y_stride);
   }
 }
 

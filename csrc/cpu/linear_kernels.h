@@ -10,6 +10,21 @@ FASTMLP_INLINE void store_linear(T* y, vec<acc_t<T>> v, const T* bias, bool use_
   store_lanes(y, v, lanes);
 }
 
+// y[m][n] = act(sums[n][m] + bias[n]); sums (columns, ld).
+template <typename T>
+void store_columns(const acc_t<T>* sums, int64_t ld, int64_t rows, int64_t columns, const T* bias,
+                   bool use_relu, T* y, int64_t y_stride) {
+  using Acc = acc_t<T>;
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < columns; n += kLanes<Acc>) {
+      const int64_t left = columns - n < kLanes<Acc> ? columns - n : kLanes<Acc>;
+      vec<Acc> v = {};
+      for (int64_t j = 0; j < left; ++j) v[j] = sums[(n + j) * ld + m];
+      store_linear(y + m * y_stride + n, v, bias ? bias + n : nullptr, use_relu, left);
+    }
+  }
+}
+
 // y[m][n] = act(sum of a[m] . b[n] + bias[n]) for columns [0, columns) of the output, whose whole
 // width is y_stride; scratch holds columns * rows sums.
 template <typename T>
@@ -21,14 +36,7 @@ void linear_columns(const acc_t<T>* a, int64_t a_stride, int64_t rows, const T* 
     const int64_t length = k - i < kDotBlock<Acc> ? k - i : kDotBlock<Acc>;
     dot_rows(a + i, a_stride, rows, b + i, b_stride, columns, length, scratch, rows, i == 0);
   }
-  for (int64_t m = 0; m < rows; ++m) {
-    for (int64_t n = 0; n < columns; n += kLanes<Acc>) {
-      const int64_t left = columns - n < kLanes<Acc> ? columns - n : kLanes<Acc>;
-      vec<Acc> v = {};
-      for (int64_t j = 0; j < left; ++j) v[j] = scratch[(n + j) * rows + m];
-      store_linear(y + m * y_stride + n, v, bias ? bias + n : nullptr, use_relu, left);
-    }
-  }
+  store_columns(scratch, rows, rows, columns, bias, use_relu, y, y_stride);
 }
 
 // Takes a tile's sums as linear's output.
