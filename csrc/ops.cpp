@@ -43,7 +43,7 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   // shape is (planes, height, width).
   m.def("flip_shift(Tensor images, Tensor moves, int[] shape) -> Tensor");
   // Steps in a block of blocked look-ahead SGD (docs/blocked-sgd.md).
-  m.def("blocked_plan(int batch, int hidden, bool momentum) -> int");
+  m.def("blocked_plan(int batch, int hidden, bool momentum, int fresh) -> int");
   // SGD steps on images in the given orders (n), in batches; fastmlp/blocked.py says what is what.
   // Returns the mean losses and the hits of all steps of the first network, then the second, ...
   m.def(
@@ -63,10 +63,11 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "Tensor recurrence, Tensor options, int batch, Tensor(a!)[] parameters, "
       "Tensor(b!)[] momentum, Tensor(c!) to_w, Tensor(d!)? to_v, Tensor(e!) ends, "
       "Tensor(f!) losses, Tensor(g!) correct) -> ()");
-  // Sum of the losses, float64, and number of hits of each network.
+  // Sum of the losses, float64, and number of hits of each network; an image counts as often as
+  // counts say.
   m.def(
-      "evaluate(Tensor images, Tensor labels, Tensor scale, Tensor shift, int[] layers, "
-      "Tensor[] parameters) -> (Tensor, Tensor)");
+      "evaluate(Tensor images, Tensor labels, Tensor scale, Tensor shift, Tensor? counts, "
+      "int[] layers, Tensor[] parameters) -> (Tensor, Tensor)");
 }
 
 // Importing fastmlp._C loads this library, whose static initialisers register the operators.

@@ -55,13 +55,17 @@ inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool b
   return {false, "large: the BLAS packs its operands"};
 }
 
-// Steps in a block of blocked SGD, of about one, two or three panels of 48 rows. Longer blocks read
+// Steps in a block of blocked SGD, of about one, two, three or six panels of 48 rows. Longer blocks read
 // and write the weights less often, which pays where these are too large for the caches; their Gram
 // matrix takes more arithmetic, which counts where there are few hidden units. With momentum a
 // block of several steps needs both products twice, so it has to save more, or is not worth it.
-inline int64_t plan_blocked_cpu(int64_t batch, int64_t hidden, bool momentum) {
+// Where images come again and again, `fresh` is how many a step adds to those before it, fewer than
+// a batch: products are of different images alone, and steps nearly free.
+inline int64_t plan_blocked_cpu(int64_t batch, int64_t hidden, bool momentum, int64_t fresh) {
+  const int64_t widest = momentum ? 96 : hidden > 1024 ? 288 : hidden > 512 ? 144 : 96;
+  const int64_t rows = hidden <= 32 ? 48 : widest;
+  if (fresh < batch) return 1 + (std::max(rows, 2 * batch) - batch) / std::max<int64_t>(fresh, 1);
   if (momentum && batch >= 32) return 1;
-  const int64_t rows = hidden <= 32 ? 48 : !momentum && hidden > 512 ? 144 : 96;
   return batch < rows ? rows / batch : 1;
 }
 

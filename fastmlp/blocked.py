@@ -31,11 +31,28 @@ CALL_SECONDS = 0.05
 _ops: Any = torch.ops.fastmlp
 
 
-def block_steps(batch_size: int, hidden: int, momentum: bool = False) -> int:
+def block_steps(
+    batch_size: int, hidden: int, momentum: bool = False, fresh: int | None = None
+) -> int:
     """Steps in a block: the S of blocked SGD, as ``csrc/plan.h`` chooses it for a first hidden
-    layer of this width. One where batches are large enough by themselves."""
-    steps: int = _ops.blocked_plan(batch_size, hidden, momentum)
+    layer of this width. One where batches are large enough by themselves.
+
+    ``fresh`` is how many images a step has that the steps just before it had not, a whole batch if
+    not given.
+    """
+    fresh = batch_size if fresh is None else fresh
+    steps: int = _ops.blocked_plan(batch_size, hidden, momentum, fresh)
     return steps
+
+
+def fresh_images(epoch: Epoch, batch_size: int) -> int:
+    """How many images a step of this epoch adds to those of the steps just before it, rounded up,
+    as its first steps show it: a whole batch where no image comes again soon in the same way."""
+    rows = epoch.order[: 16 * batch_size]
+    distinct = len(torch.unique(rows))
+    if epoch.moves is not None or distinct == len(rows) or len(rows) <= batch_size:
+        return batch_size
+    return -(-max(distinct - batch_size, 0) // (-(-len(rows) // batch_size) - 1))
 
 
 def recurrence(
@@ -136,11 +153,12 @@ class BlockedEngine(EagerEngine):
         losses, hits = _ops.evaluate.default(
             *(part.images.contiguous(), part.labels.contiguous(), norm.scale, norm.shift),
             *(
+                part.counts,
                 [len(engine._tensors) // 2 for engine in engines],
                 _flat(e._tensors for e in engines),
             ),
         )
-        count = len(part.labels)
+        count = part.total
         return [
             EvalStats(loss / count, correct / count, count)
             for loss, correct in zip(losses.tolist(), hits.tolist(), strict=True)
@@ -159,7 +177,10 @@ class _Run:
         self.tally = Tally(len(epoch.order), options.batch_size, epoch.start_step, engine.device)
         self.error: NonFiniteLossError | None = None
         self.steps = engine.block_steps or block_steps(
-            options.batch_size, len(engine._tensors[1]), options.momentum > 0
+            options.batch_size,
+            len(engine._tensors[1]),
+            options.momentum > 0,
+            fresh_images(epoch, options.batch_size),
         )
         self.table = recurrence(
             self.steps, epoch.lr, options.momentum, options.weight_decay, options.nesterov
@@ -282,7 +303,7 @@ def _steps_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _evaluate_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    count = len(args[3])
+    count = len(args[4])
     return (
         images.new_empty(count, dtype=torch.float64),
         images.new_empty(count, dtype=torch.int64),

@@ -90,7 +90,7 @@ class BlockedCudaEngine(BlockedEngine):
         if not engines:
             return []
         check_alike(engines)
-        count, there = len(part.labels), engines[0]._on_device(part)
+        count, there = part.total, engines[0]._on_device(part)
         sums = torch.zeros(2, len(engines), dtype=torch.float64, device=engines[0].device)
         with torch.no_grad():
             for start in range(0, count, EVALUATION_ROWS):

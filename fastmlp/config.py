@@ -142,8 +142,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 large, its loader shows the same few images again and again, and its gradients, already means over
 the batch, are divided by the batch size once more. ``course-fixed``: the same with the usual
 initial weights and a loader that shows every image. ``sweep``: plain SGD, where sweeps begin.
-``augmented`` and ``wide``: images flipped and shifted afresh in every epoch, which lets the default
-network, and one of four times its width, train for longer."""
+``augmented``, ``wide`` and ``widest``: images flipped and shifted afresh in every epoch, which lets
+the default network, and those of four and eight times its width, train for longer."""
 PRESETS["course-fixed"] = {**PRESETS["course"], "init": "kaiming", "loader": "shuffle"}
 PRESETS["sweep"] = {
     "hidden": (64,),
@@ -163,6 +163,14 @@ PRESETS["augmented"] = {
     "epochs": 240,
 }
 PRESETS["wide"] = {**PRESETS["augmented"], "hidden": (1024,), "weight_decay": 5e-4, "epochs": 160}
+PRESETS["widest"] = {
+    **PRESETS["augmented"],
+    "hidden": (2048,),
+    "batch_size": 16,
+    "momentum": 0.0,
+    "nesterov": False,
+    "epochs": 300,
+}
 
 
 def resolve_config(

@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +50,26 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a split: views of the data set, nothing is copied."""
+    """Images to train on or to measure on; the parts of a split are views of the data set."""
 
     images: torch.Tensor  # (n, 3072) uint8, contiguous
     labels: torch.Tensor  # (n,) int64
+    counts: torch.Tensor | None = None  # (n,) int64: how often each is measured; None: once
+
+    @property
+    def total(self) -> int:
+        """How many images are measured."""
+        return len(self.labels) if self.counts is None else int(self.counts.sum())
+
+    @cached_property
+    def spread(self) -> Part:
+        """The same without counts: each image as many times in a row as it is measured."""
+        if self.counts is None:
+            return self
+        return Part(
+            self.images.repeat_interleave(self.counts, 0),
+            self.labels.repeat_interleave(self.counts),
+        )
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,10 @@ def sliding_rows(rows: Tensor, batch: int) -> Tensor:
 
 
 def sliding_part(part: Part, batch: int) -> Part:
-    """What is measured of ``part`` through such a loader."""
-    rows = sliding_rows(torch.arange(len(part.labels)), batch)
-    return Part(part.images[rows], part.labels[rows])
+    """What is measured of ``part`` through such a loader: its first images, most of them ``batch``
+    times."""
+    counts = torch.bincount(sliding_rows(torch.arange(len(part.labels)), batch))
+    return Part(part.images[: len(counts)], part.labels[: len(counts)], counts)
 
 
 @lru_cache(maxsize=64)

@@ -137,13 +137,13 @@ class StepEngine(Engine):
             correct = torch.zeros((), dtype=torch.int64, device=self.device)
             size = self._evaluation_rows()
             there = self._on_device(part)
-            for start in range(0, len(part.labels), size):
+            for start in range(0, part.total, size):
                 rows = slice(start, start + size)
                 x, labels = self._inputs(there.images[rows]), there.labels[rows]
                 loss, logits = self._evaluate(x, labels)
                 loss_sum += loss
                 correct += (logits.argmax(1) == labels).sum()
-        count = len(part.labels)
+        count = part.total
         return EvalStats(loss_sum.item() / count, int(correct) / count, count)
 
     def _evaluation_rows(self) -> int:
@@ -153,7 +153,7 @@ class StepEngine(Engine):
         """``part`` where the engine is; it stays there until another is asked for, as every epoch
         ends with the same one."""
         self._evaluated = Part(
-            resident(part.images, self.device), resident(part.labels, self.device)
+            resident(part.spread.images, self.device), resident(part.spread.labels, self.device)
         )
         return self._evaluated
 

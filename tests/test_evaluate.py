@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -38,14 +39,14 @@ def networks(inputs=37, classes=5, dtype=torch.float64):
 def evaluate(data, parameters):
     part, norm = data
     return torch.ops.fastmlp.evaluate(
-        *(part.images, part.labels, norm.scale, norm.shift),
+        *(part.images, part.labels, norm.scale, norm.shift, part.counts),
         *([len(p) // 2 for p in parameters], [tensor for p in parameters for tensor in p]),
     )
 
 
 def truth(data, parameters, dtype=torch.float64):
     """Losses and hits, as plain PyTorch has them."""
-    part, norm = data
+    part, norm = data[0].spread, data[1]
     x = norm.apply(part.images).to(dtype)
     logits = [mlp_ref([tensor.to(dtype) for tensor in p], x) for p in parameters]
     losses = [F.cross_entropy(row, part.labels, reduction="sum") for row in logits]
@@ -74,6 +75,19 @@ def test_float32_is_as_close_to_the_truth_as_pytorch(count):
     assert losses.dtype == torch.float64  # the sum; each image's loss is float32
     assert_within_2x(losses.float(), theirs, want)
     assert (hits - their_hits).abs().max() <= 1
+
+
+@COUNTS
+def test_images_that_count_more_than_once(count):
+    (part, norm), parameters = problem(count), networks()
+    data = replace(part, counts=torch.arange(count) % 4 + 1), norm
+    losses, hits = evaluate(data, parameters)
+    want, true_hits = truth(data, parameters)
+    torch.testing.assert_close(losses, want, rtol=1e-12, atol=0)
+    assert torch.equal(hits, true_hits)
+    for counts in (torch.ones(count + 1).long(), torch.ones(count)):
+        with pytest.raises(RuntimeError, match="counts"):
+            evaluate((replace(part, counts=counts), norm), parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -162,7 +176,7 @@ def test_engines_with_another_normalisation_are_refused():
 def test_what_does_not_fit_is_refused():
     part, norm = data = problem()
     parameters = networks()
-    inputs = (part.images, part.labels, norm.scale, norm.shift)
+    inputs = (part.images, part.labels, norm.scale, norm.shift, None)
     tensors = [tensor for p in parameters for tensor in p]
     ops = torch.ops.fastmlp
     for labels, bad in ((part.labels + 1, 5), (part.labels - 1, -1)):
@@ -192,7 +206,7 @@ def cut(norm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(dtype):
     (part, norm), parameters = problem(), networks(dtype=dtype)
-    inputs = (part.images, part.labels, norm.scale, norm.shift)
+    inputs = (part.images, part.labels, norm.scale, norm.shift, None)
     tensors = [tensor for p in parameters for tensor in p]
     layers = [len(p) // 2 for p in parameters]
     torch.library.opcheck(torch.ops.fastmlp.evaluate.default, (*inputs, layers, tensors))

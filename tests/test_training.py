@@ -84,7 +84,7 @@ def test_validation_under_the_sliding_loader() -> None:
     assert Training(CONFIG, DATA).validation is DATA.split.val
     training = Training(replace(CONFIG, loader="sliding"), DATA)
     expected = sliding_part(DATA.split.val, 8)
-    assert len(expected.labels) == 40
+    assert expected.total == 40
     assert torch.equal(training.validation.images, expected.images)
     assert (training.images, training.steps) == (88, 11)
     run = fit(replace(CONFIG, loader="sliding", epochs=1), DATA)

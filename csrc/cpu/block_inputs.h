@@ -26,17 +26,16 @@ struct Images {
 template <typename T>
 class Block {
  public:
-  // For up to so many rows, in batches. Where `spans` has any, the Gram matrix is made from bytes.
-  Block(int64_t rows, int64_t batch, int64_t features, const std::vector<PixelSpan>& spans)
+  // Of batches of so many rows. Where `spans` has any, the Gram matrix is made from bytes.
+  Block(int64_t batch, int64_t features, const std::vector<PixelSpan>& spans)
       : batch_(batch),
         features_(features),
         stride_(ceil_of(features, 64) * 64),
         spans_(spans),
-        terms_(rows),
-        pixels_(rows * stride_),
-        x_(rows * features),
-        panels_(ceil_of(rows, kPanelUnit) * kPanelUnit * features),
-        gram_(rows > batch ? rows * rows : 0) {}
+        pixels_(0),
+        x_(0),
+        panels_(0),
+        gram_(0) {}
 
   // What its Gram matrix is best made from: spans, or none.
   static std::vector<PixelSpan> spans_of(const Images& images) {
@@ -48,8 +47,15 @@ class Block {
   const int64_t* labels() const { return labels_.data(); }  // of each row
   const T* x() const { return x_.get(); }                   // (distinct, features)
   const T* panels() const { return panels_.get(); }         // x again, in panels
-  // (distinct, distinct) x x^T + 1, at and below the diagonal, as far as needed.
+  // (distinct, distinct) x x^T + 1, as far as needed: below the diagonal, or all of it where images
+  // come more than once.
   const T* gram() const { return gram_.get(); }
+  // How many of its inputs the steps up to this one have.
+  int64_t seen_after(const Step& step) const {
+    if (slots_.empty()) return step.first + step.count;
+    const auto first = slots_.begin() + step.first;
+    return std::max(step.seen, *std::max_element(first, first + step.count) + 1);
+  }
 
   // Makes it the block of these rows; moves are as flip_shift takes them, or null.
   void open(const Images& images, const int64_t* order, const int8_t* moves, int64_t rows) {
@@ -61,6 +67,7 @@ class Block {
     if (!moves) find_repeats();
     shape_ = {rows, batch_, static_cast<int64_t>(numbers_.size()),
               slots_.empty() ? nullptr : slots_.data()};
+    reserve(shape_.distinct);
   }
 
   // Its inputs are made by gather(i) for i in [0, gathers()), in any order, on any threads; then
@@ -100,20 +107,42 @@ class Block {
     const int64_t distinct = shape_.distinct;
     const int64_t first = (grams() - 1 - item) * kGramRows;  // those with most columns first
     const int64_t count = std::min(kGramRows, distinct - first);
+    make_gram(first, count);
+    if (!shape_.slot) return;
+    for (int64_t m = first; m < first + count; ++m) {
+      for (int64_t n = 0; n < first; ++n) {
+        gram_.get()[n * distinct + m] = gram_.get()[m * distinct + n];
+      }
+    }
+  }
+
+ private:
+  // Makes room for so many inputs.
+  void reserve(int64_t inputs) {
+    if (inputs <= capacity_) return;
+    capacity_ = inputs;
+    terms_.resize(inputs);
+    pixels_ = Buffer<uint8_t>(inputs * stride_);
+    x_ = Buffer<T>(inputs * features_);
+    panels_ = Buffer<T>(ceil_of(inputs, kPanelUnit) * kPanelUnit * features_);
+    gram_ = Buffer<T>(shape_.rows > batch_ ? inputs * inputs : 0);
+  }
+
+  // `count` rows of it from `first` on, to the diagonal.
+  void make_gram(int64_t first, int64_t count) const {
     const int64_t columns = shape_.slot ? first + count : (first + count - 1) / batch_ * batch_;
 #ifdef FASTMLP_X86
     if (!spans_.empty()) {
       pixel_gram(pixels_.get(), stride_, spans_, terms_.data(), first, count, columns, gram_.get(),
-                 distinct);
+                 shape_.distinct);
       return;
     }
 #endif
     std::vector<T> scratch(count * columns);
-    FASTMLP_BEST_ISA(gram_tile<T>)(x(), features_, first, count, columns, gram_.get(), distinct,
-                                   scratch.data());
+    FASTMLP_BEST_ISA(gram_tile<T>)(x(), features_, first, count, columns, gram_.get(),
+                                   shape_.distinct, scratch.data());
   }
 
- private:
   static constexpr int64_t kGatherRows = kPanelUnit;
   static constexpr int64_t kGramRows = 8;  // a multiple of every instruction set's tile
 
@@ -146,7 +175,7 @@ class Block {
     numbers_.resize(distinct);
   }
 
-  int64_t batch_, features_, stride_;
+  int64_t batch_, features_, stride_, capacity_ = 0;
   const std::vector<PixelSpan>& spans_;
   std::vector<PixelTerms> terms_;  // of each distinct image, as are the next two
   Buffer<uint8_t> pixels_;         // (distinct, stride)

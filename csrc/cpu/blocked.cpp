@@ -149,9 +149,10 @@ std::tuple<Tensor, Tensor> blocked_train_cpu(
   return {losses, correct};
 }
 
-int64_t blocked_plan(int64_t batch, int64_t hidden, bool momentum) {
-  FASTMLP_CHECK(batch > 0 && hidden > 0, "batch and hidden must be above 0");
-  return plan_blocked_cpu(batch, hidden, momentum);
+int64_t blocked_plan(int64_t batch, int64_t hidden, bool momentum, int64_t fresh) {
+  FASTMLP_CHECK(batch > 0 && hidden > 0 && fresh >= 0,
+                "batch and hidden must be above 0, fresh not below");
+  return plan_blocked_cpu(batch, hidden, momentum, fresh);
 }
 
 std::tuple<int64_t, std::string> blocked_plan_cuda(int64_t batch, int64_t hidden, int64_t classes,

@@ -49,9 +49,9 @@ inline int64_t panel_width(int64_t rows, int64_t first) {
   return left < kPanelRows ? left : kPanelRows;
 }
 
-// Step t of a block: rows [first, first + count).
+// Step t of a block: rows [first, first + count), after rows that have the first `seen` inputs.
 struct Step {
-  int64_t t, first, count;
+  int64_t t, first, count, seen;
 };
 
 }  // namespace fastmlp

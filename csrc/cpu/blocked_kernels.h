@@ -94,11 +94,9 @@ void gram_tile(const T* x, int64_t features, int64_t first, int64_t count, int64
 }
 
 // Computes: what a block's gradients g (rows, hidden) do to w and v (momentum) of the first layer
-// by
-//   the block's end: to_w[s] = sum over the rows m with inputs s of from_g(age of m) g[m], to_v
-//   alike; and all of it for the bias, b and bias_v.
-// Shapes: to_w, to_v (distinct, hidden); slot (rows), or null where every row has its own inputs.
-//   to_v and bias_v are null without momentum.
+//   by the block's end: to_w[m] = from_g(age of m) g[m], to_v alike, unless chain_inputs has it
+//   there already; and all of it for the bias, b and bias_v.
+// Shapes: to_w, to_v (distinct, hidden); to_v and bias_v are null without momentum.
 template <typename T>
 void collect_gradients(const BlockShape& block, const double* recurrence, const T* g,
                        int64_t hidden, T* to_w, T* to_v, T* bias, T* bias_v) {
@@ -108,23 +106,18 @@ void collect_gradients(const BlockShape& block, const double* recurrence, const 
     bias[n] = old + T(end[kWFromW] - 1) * old + (bias_v ? T(end[kWFromV]) * bias_v[n] : T(0));
     if (bias_v) bias_v[n] = T(end[kVFromW]) * old + T(end[kVFromV]) * bias_v[n];
   }
-  memset(to_w, 0, block.distinct * hidden * sizeof(T));
-  if (to_v) memset(to_v, 0, block.distinct * hidden * sizeof(T));
-  for (int64_t m = 0; m < block.rows; ++m) {
-    const double* response = recurrence + (block.steps() - m / block.batch) * kResponses;
-    const T from_g = response[kWFromG], v_from_g = response[kVFromG];
-    const T* row = g + m * hidden;
-    const int64_t at = (block.slot ? block.slot[m] : m) * hidden;
-    for (int64_t n = 0; n < hidden; ++n) {
-      const T part = from_g * row[n];
-      to_w[at + n] += part;
-      bias[n] += part;
+  for (int64_t m = 0; m < block.distinct; ++m) {
+    T* w = to_w + m * hidden;
+    T* v = to_v ? to_v + m * hidden : nullptr;
+    if (!block.slot) {
+      const double* response = recurrence + (block.steps() - m / block.batch) * kResponses;
+      const T from_g = response[kWFromG], v_from_g = response[kVFromG];
+      const T* row = g + m * hidden;
+      for (int64_t n = 0; n < hidden; ++n) w[n] = from_g * row[n];
+      for (int64_t n = 0; v && n < hidden; ++n) v[n] = v_from_g * row[n];
     }
-    for (int64_t n = 0; to_v && n < hidden; ++n) {
-      const T part = v_from_g * row[n];
-      to_v[at + n] += part;
-      bias_v[n] += part;
-    }
+    for (int64_t n = 0; n < hidden; ++n) bias[n] += w[n];
+    for (int64_t n = 0; v && n < hidden; ++n) bias_v[n] += v[n];
   }
 }
 

@@ -67,12 +67,14 @@ class GroupRun {
  public:
   GroupRun(const Images& images, const Group<T>& group, const Team& team)
       : images_(images), group_(group), team_(team), spans_(Block<T>::spans_of(images)) {
-    const int64_t rows = std::min(group.batch * group.block_steps, group.rows);
-    const int64_t bytes = rows * (images.features + rows) * sizeof(T);
+    const int64_t rows = std::min(block_rows(), group.rows);
+    const auto add_block = [&] { blocks_.emplace_back(group.batch, images.features, spans_); };
+    add_block();
+    open(blocks_[0], 0);  // which tells how many different images there are in a block
+    const int64_t inputs = blocks_[0].shape().distinct;
+    const int64_t bytes = inputs * (images.features + inputs) * sizeof(T);
     const int64_t stretch = std::clamp<int64_t>(kStretchBytes / std::max<int64_t>(bytes, 1), 1, 16);
-    for (int64_t i = 0; i < (networks_side_by_side() ? stretch : 2); ++i) {
-      blocks_.emplace_back(rows, group.batch, images.features, spans_);
-    }
+    for (int64_t i = 1; i < (networks_side_by_side() ? stretch : 2); ++i) add_block();
     for (const Network<T>& network : group.networks) {
       works_.emplace_back(network, rows, std::min(group.batch, rows),
                           network.layers[0].w_momentum != nullptr);
@@ -221,17 +223,27 @@ class GroupRun {
     const Network<T>& network = group_.networks[m];
     const Work<T>& work = works_[m];
     const int64_t rows = block.shape().rows;
-    for (int64_t t = 0, first = 0; first < rows; ++t, first += group_.batch) {
-      const Step step{t, first, std::min(group_.batch, rows - first)};
-      const int64_t at = b * group_.block_steps + t;
+    const Layer<T>& layer = network.layers[0];
+    T* to_v = layer.w_momentum ? work.to_v.get() : nullptr;
+    Step step{};
+    for (; step.first < rows; ++step.t, step.first += group_.batch) {
+      step.count = std::min(group_.batch, rows - step.first);
+      const int64_t at = b * group_.block_steps + step.t;
       forward(block, step, network, work, team);
       loss(block, step, network, work, network.losses + at, network.correct + at);
       backward(step, network, work, team);
+      if (block.shape().slot) {
+        in_ranges(team, layer.outputs, [&](int64_t begin, int64_t end) {
+          FASTMLP_BEST_ISA(chain_inputs<T>)(block.shape(), step, network.recurrence,
+                                            work.g.get() + step.first * layer.outputs,
+                                            layer.outputs, begin, end, work.to_w.get(), to_v);
+        });
+      }
+      step.seen = block.seen_after(step);
     }
-    const Layer<T>& layer = network.layers[0];
-    FASTMLP_BEST_ISA(collect_gradients<T>)(
-        block.shape(), network.recurrence, work.g.get(), layer.outputs, work.to_w.get(),
-        layer.w_momentum ? work.to_v.get() : nullptr, layer.b, layer.b_momentum);
+    FASTMLP_BEST_ISA(collect_gradients<T>)(block.shape(), network.recurrence, work.g.get(),
+                                           layer.outputs, work.to_w.get(), to_v, layer.b,
+                                           layer.b_momentum);
   }
 
   // body(begin, end) over [0, columns), in a range for each thread of the team.
@@ -246,13 +258,14 @@ class GroupRun {
   void forward(const Block<T>& block, const Step& step, const Network<T>& network,
                const Work<T>& work, const Team& team) const {
     const Layer<T>& layer = network.layers[0];
+    const T* past = block.shape().slot ? work.to_w.get() : work.g.get();
     FASTMLP_BEST_ISA(chain_history<T>)(block.shape(), step, network.recurrence, block.gram(),
                                        work.weighted.get());
     in_ranges(team, layer.outputs, [&](int64_t begin, int64_t end) {
       FASTMLP_BEST_ISA(chain_hidden<T>)(block.shape(), step, network.recurrence, work.p.get(),
                                         has_q(layer, block) ? work.q.get() : nullptr,
-                                        work.weighted.get(), work.g.get(), layer.outputs, begin,
-                                        end, work.outputs[0].get());
+                                        work.weighted.get(), past, layer.outputs, begin, end,
+                                        work.outputs[0].get());
     });
     for (size_t l = 1; l < network.layers.size(); ++l) {
       in_ranges(team, network.layers[l].outputs, [&](int64_t begin, int64_t end) {

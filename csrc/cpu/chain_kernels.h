@@ -1,21 +1,23 @@
 // The stages of a step in the chain of a block (docs/blocked-sgd.md), each on a range of columns.
 // Included by blocked_kernels.h.
 
-// weighted[m][n] = what row m of the step takes from the gradient of row n of an earlier one:
-// from_g(age of n) (x[m] . x[n] + 1).
+// weighted[m][n] = what row m of the step takes from the gradient of row n of an earlier one,
+// from_g(age of n) (x[m] . x[n] + 1); where inputs come more than once, what it takes from what
+// input n has done to w so far, x[m] . x[n] + 1.
 template <typename T>
 void chain_history(const BlockShape& block, const Step& step, const double* recurrence,
                    const T* gram, T* weighted) {
   for (int64_t m = 0; m < step.count; ++m) {
-    const int64_t row = block.slot ? block.slot[step.first + m] : step.first + m;
+    const int64_t input = block.slot ? block.slot[step.first + m] : step.first + m;
+    const T* row = gram + input * block.distinct;
     T* out = weighted + m * block.rows;
+    if (block.slot) {
+      memcpy(out, row, step.seen * sizeof(T));
+      continue;
+    }
     for (int64_t u = 0; u < step.t; ++u) {
       const T from_g = recurrence[(step.t - u) * kResponses + kWFromG];
-      for (int64_t n = u * block.batch; n < (u + 1) * block.batch; ++n) {
-        const int64_t column = block.slot ? block.slot[n] : n;
-        out[n] = from_g * (column <= row ? gram[row * block.distinct + column]
-                                         : gram[column * block.distinct + row]);
-      }
+      for (int64_t n = u * block.batch; n < (u + 1) * block.batch; ++n) out[n] = from_g * row[n];
     }
   }
 }
@@ -39,17 +41,53 @@ struct HiddenOut {
 };
 
 // Columns [begin, end) of h (count, hidden) = relu(pre(t)): the block's product p (distinct,
-// hidden) plus what the earlier steps, by their gradients g (rows, hidden), have changed of it.
+// hidden) plus what the earlier steps have changed of it, by their gradients or, where inputs come
+// more than once, by what these have done to w: past (seen, hidden).
 template <typename T>
 void chain_hidden(const BlockShape& block, const Step& step, const double* recurrence, const T* p,
-                  const T* q, const T* weighted, const T* g, int64_t hidden, int64_t begin,
+                  const T* q, const T* weighted, const T* past, int64_t hidden, int64_t begin,
                   int64_t end, T* h) {
   const double* now = recurrence + step.t * kResponses;
   const int64_t* slot = block.slot ? block.slot + step.first : nullptr;
   const int64_t at = begin + (slot ? 0 : step.first * hidden);
-  axpy_columns(weighted, block.rows, 1, step.count, g + begin, hidden, end - begin, step.first,
+  axpy_columns(weighted, block.rows, 1, step.count, past + begin, hidden, end - begin, step.seen,
                HiddenOut<T>{p + at, q ? q + at : nullptr, slot, T(now[kWFromW]), T(now[kWFromV]),
                             h + begin, hidden});
+}
+
+// Where inputs come more than once: columns [begin, end) of to_w, to_v (distinct, hidden), what the
+// gradients of the steps before this one have done to w and v, for each input, become what they and
+// this step's g (count, hidden) have done by its end. to_v is null without momentum.
+template <typename T>
+void chain_inputs(const BlockShape& block, const Step& step, const double* recurrence, const T* g,
+                  int64_t hidden, int64_t begin, int64_t end, T* to_w, T* to_v) {
+  const double* response = recurrence + kResponses;
+  const T w_w = response[kWFromW] - 1, w_v = response[kWFromV];
+  const T v_w = response[kVFromW], v_v = response[kVFromV];
+  const bool fades = to_v || w_w != 0;
+  for (int64_t s = 0; fades && s < step.seen; ++s) {
+    T* w = to_w + s * hidden;
+    T* v = to_v ? to_v + s * hidden : nullptr;
+    for (int64_t n = begin; n < end; ++n) {
+      const T old = w[n];
+      w[n] = old + (w_w * old + (v ? w_v * v[n] : T(0)));
+      if (v) v[n] = v_w * old + v_v * v[n];
+    }
+  }
+  const T from_g = response[kWFromG], v_from_g = response[kVFromG];
+  int64_t seen = step.seen;
+  for (int64_t m = 0; m < step.count; ++m) {
+    const int64_t s = block.slot[step.first + m];
+    const T* row = g + m * hidden;
+    const bool fresh = s >= seen;
+    if (fresh) seen = s + 1;
+    T* w = to_w + s * hidden;
+    for (int64_t n = begin; n < end; ++n) w[n] = (fresh ? T(0) : w[n]) + from_g * row[n];
+    T* v = to_v ? to_v + s * hidden : w;
+    for (int64_t n = begin; to_v && n < end; ++n) {
+      v[n] = (fresh ? T(0) : v[n]) + v_from_g * row[n];
+    }
+  }
 }
 
 // Columns [begin, end) of y (count, outputs) = layer of x (count, inputs); scratch holds count *
@@ -77,14 +115,16 @@ FASTMLP_INLINE T row_loss(const T* logits, int64_t classes, int64_t label, const
   return stats[1] - (logits[label] - stats[0]);
 }
 
-// Losses of `count` rows of logits, in double, and how many rows were classified correctly.
+// Losses of `count` rows of logits, in double, and 1 for each that was classified correctly, else
+// 0.
 template <typename T>
 void losses_of(const T* logits, const int64_t* labels, int64_t count, int64_t classes,
-               double* losses, int64_t* correct) {
+               double* losses, int64_t* hits) {
   for (int64_t m = 0; m < count; ++m) {
     T stats[2];
     row_stats(logits + m * classes, classes, stats);
-    losses[m] = row_loss(logits + m * classes, classes, labels[m], stats, correct);
+    hits[m] = 0;
+    losses[m] = row_loss(logits + m * classes, classes, labels[m], stats, hits + m);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "foreach_isa.h"
 //
 #include <numeric>
+#include <optional>
 
 #include "networks.h"
 #include "torch_team.h"
@@ -14,11 +15,11 @@ namespace {
 
 constexpr int64_t kRows = kPanelRows;  // inputs that stay in a level-2 cache for all networks
 
-// One network on a panel of `rows` inputs: losses (rows) and the number of hits.
+// One network on a panel of `rows` inputs: losses (rows) and hits (rows).
 template <typename T>
-int64_t run_network(const std::vector<Layer<T>>& layers, std::vector<T> (&activations)[2],
-                    std::vector<T>& sums, const T* panel, const int64_t* labels, int64_t rows,
-                    double* losses) {
+void run_network(const std::vector<Layer<T>>& layers, std::vector<T> (&activations)[2],
+                 std::vector<T>& sums, const T* panel, const int64_t* labels, int64_t rows,
+                 double* losses, int64_t* hits) {
   const T* x = nullptr;
   for (size_t l = 0; l < layers.size(); ++l) {
     const Layer<T>& layer = layers[l];
@@ -35,17 +36,27 @@ int64_t run_network(const std::vector<Layer<T>>& layers, std::vector<T> (&activa
     }
     x = y.data();
   }
-  int64_t correct = 0;
-  FASTMLP_BEST_ISA(losses_of<T>)(x, labels, rows, layers.back().outputs, losses, &correct);
-  return correct;
+  FASTMLP_BEST_ISA(losses_of<T>)(x, labels, rows, layers.back().outputs, losses, hits);
+}
+
+// The sum of `values`, each as often as counts say, or once where that is null.
+template <typename V>
+V sum_of(const V* values, const int64_t* counts, int64_t count) {
+  return counts ? std::inner_product(values, values + count, counts, V{0})
+                : std::accumulate(values, values + count, V{0});
 }
 
 std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labels,
                                         const Tensor& scale, const Tensor& shift,
+                                        const std::optional<Tensor>& counts,
                                         const std::vector<int64_t>& layers,
                                         const std::vector<Tensor>& parameters) {
   const ScalarType type = type_of(parameters);
   check_images(images, labels, scale, shift);
+  if (counts) {
+    check_plain("counts", *counts, 1, ScalarType::Long);
+    check_size("counts", *counts, 0, images.size(0));
+  }
   const int64_t count = images.size(0), features = images.size(1), networks = layers.size();
   const int64_t chunks = (count + kRows - 1) / kRows;
   Tensor loss = empty_cpu({networks}, ScalarType::Double);
@@ -59,7 +70,7 @@ std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labe
       }
     }
     std::vector<double> losses(networks * count);
-    std::vector<int64_t> hits(networks * chunks);
+    std::vector<int64_t> hits(networks * count);
     const auto run_chunk = [&](int64_t chunk) {
       const int64_t first = chunk * kRows, rows = std::min(kRows, count - first);
       const Buffer<T> panel(kPanelRows * features);
@@ -71,17 +82,16 @@ std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labe
                                             nullptr, panel.get() + m, panel_width(rows, 0));
       }
       for (int64_t n = 0; n < networks; ++n) {
-        hits[n * chunks + chunk] =
-            run_network(each[n], activations, sums, panel.get(), data<int64_t>(labels) + first,
-                        rows, losses.data() + n * count + first);
+        const int64_t at = n * count + first;
+        run_network(each[n], activations, sums, panel.get(), data<int64_t>(labels) + first, rows,
+                    losses.data() + at, hits.data() + at);
       }
     };
     with_torch_team([&](const Team& team) { team.run(chunks, run_chunk); });
+    const int64_t* times = counts ? data<int64_t>(*counts) : nullptr;
     for (int64_t n = 0; n < networks; ++n) {
-      data<double>(loss)[n] =
-          std::accumulate(losses.begin() + n * count, losses.begin() + (n + 1) * count, 0.0);
-      data<int64_t>(correct)[n] =
-          std::accumulate(hits.begin() + n * chunks, hits.begin() + (n + 1) * chunks, int64_t{0});
+      data<double>(loss)[n] = sum_of(losses.data() + n * count, times, count);
+      data<int64_t>(correct)[n] = sum_of(hits.data() + n * count, times, count);
     }
   });
   return {loss, correct};
