@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_FAILURE = 1
@@ -55,20 +54,20 @@ def describe_os_error(error: OSError) -> str:
     return hints.get(error.errno or 0, f"{error.strerror or error}{where}.")
 
 
-@contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turns errors for lack of memory into the user's kind; PyTorch raises RuntimeErrors, on a GPU
-    ``torch.OutOfMemoryError``, a subclass."""
+def describe_device_error(error: Exception) -> str | None:
+    """One sentence for lack of memory and for a GPU that has failed, which PyTorch raises as
+    RuntimeErrors of several kinds; None for any other error."""
     import torch  # after the command line has been read
 
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        words = ("can't allocate memory", "Storage size calculation overflowed")
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and not any(word in str(error) for word in words):
-            raise
-        raise UserError("Not enough memory; try a smaller --hidden or --batch-size") from error
+    if isinstance(error, torch.OutOfMemoryError):
+        return "Not enough memory on the GPU; try a smaller --hidden or --batch-size"
+    words = ("can't allocate memory", "Storage size calculation overflowed")
+    if isinstance(error, MemoryError) or any(word in str(error) for word in words):
+        return "Not enough memory; try a smaller --hidden or --batch-size"
+    if isinstance(error, torch.AcceleratorError):
+        what = str(error).partition("\n")[0]
+        return f"The GPU has failed ({what}); what was saved before is whole, go on from there"
+    return None
 
 
 def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None) -> NoReturn:
@@ -86,6 +85,12 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None)
         sys.stderr.close()
     except OSError as error:
         print(f"fastmlp: error: {describe_os_error(error)}", file=sys.stderr)
+        code = EXIT_FAILURE
+    except (MemoryError, RuntimeError) as error:
+        told = describe_device_error(error)
+        if told is None:
+            raise
+        print(f"fastmlp: error: {told}", file=sys.stderr)
         code = EXIT_FAILURE
     except KeyboardInterrupt:
         print("\nfastmlp: interrupted", file=sys.stderr)

@@ -26,7 +26,6 @@ from .errors import (
     EXIT_USAGE,
     ArgumentParser,
     UserError,
-    memory_errors,
     run_command,
 )
 from .flags import add_machine_arguments, add_training_arguments, given_flags
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> int:
     base, values = _base_and_values(flags)
     plan(base, values, options.get("vary", "one"))  # refused before anything is loaded
     view = _View(quiet, base.epochs)
-    with memory_errors(), view:
+    with view:
         result = sweep(
             base,
             values,

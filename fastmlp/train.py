@@ -25,7 +25,6 @@ from .errors import (
     EXIT_USAGE,
     ArgumentParser,
     UserError,
-    memory_errors,
     run_command,
 )
 from .fitting import Run, fit, resume
@@ -53,8 +52,7 @@ def main(argv: list[str]) -> int:
         start = _resume
     else:
         start = _start
-    with memory_errors():
-        run = start(flags, progress)
+    run = start(flags, progress)
     assert run.folder is not None  # the command always has one
     if run.interrupted:
         command = f"python -m fastmlp.train --resume {shlex.quote(str(run.folder))}"

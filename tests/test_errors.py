@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastmlp
 from fastmlp.errors import ArgumentParser, UserError, describe_os_error, run_command
@@ -38,6 +39,14 @@ def fail_with(error):
         (OSError(errno.ENOSPC, "No space", "/out/a"), 1, "The disk is full while writing /out/a"),
         (OSError(errno.EACCES, "Denied", "/out"), 1, "No permission to use /out"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "Not enough memory; try a smaller --hidden"),
+        (RuntimeError("[enforce] can't allocate memory: 9 bytes"), 1, "Not enough memory; try"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 1, "Not enough memory on the GPU; try"),
+        (
+            torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors"),
+            1,
+            "The GPU has failed (CUDA error: unspecified launch failure); what was saved before",
+        ),
     ],
 )
 def test_mistakes(error, code, text, capsys):
@@ -45,12 +54,15 @@ def test_mistakes(error, code, text, capsys):
     assert got == code
     assert text in err
     assert "Traceback" not in err
+    assert err.startswith("fastmlp: error: ") or code == 130
+    assert err.strip().count("\n") == 0
 
 
 def test_success_and_a_bug(capsys):
     assert run(lambda argv: 0, capsys) == (0, "")
-    with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
-        run_command(fail_with(ZeroDivisionError()), [])
+    for bug in (ZeroDivisionError(), RuntimeError("shapes differ")):  # they keep their traceback
+        with pytest.raises(type(bug)):
+            run_command(fail_with(bug), [])
 
 
 def test_what_a_stream_cannot_write_is_escaped(monkeypatch):
