@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # compute-sanitizer's four tools over a reduced case table, on a GPU. Wants the environment that the
-# tests run in, with fastmlp._cuda built. SANITIZE_TOOLS names fewer of them.
+# tests run in, with fastmlp._cuda built. SANITIZE_TOOLS names fewer of them. Python starts helper
+# programs that use no GPU, which would be errors otherwise.
 set -euo pipefail
 cd "$(dirname "$0")"
 sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
@@ -15,6 +16,6 @@ chosen='(every_layout and (9x15x4 or 100x65x131 or 24x640x130) and (offset or tr
   or (TestChain and every_shape and (8x3 or 4x7 or 20x5 or 16x2 or 3x4) and (plain or all))'
 for tool in ${SANITIZE_TOOLS:-memcheck racecheck initcheck synccheck}; do
   printf '\n== %s\n' "$tool"
-  "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all \
+  "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all --require-cuda-init no \
     "${PYTHON:-python}" -m pytest -q -x -p no:cacheprovider test_cuda.py test_cuda_blocked.py -k "${chosen//$'\n'/ }"
 done
