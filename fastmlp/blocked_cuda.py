@@ -32,8 +32,9 @@ _ops: Any = torch.ops.fastmlp
 class BlockedCudaEngine(BlockedEngine):
     """Blocked look-ahead SGD for networks with one hidden layer, on a GPU.
 
-    Its steps are those of the engine on the CPU up to rounding. Networks of one shape train in one
-    launch; what each gives differs from what it gives alone by no more than rounding, and reruns of
+    Its steps are those of the engine on the CPU up to rounding. Networks of one batch size and
+    about one width train in one launch, the narrower ones with hidden units of zeros, which no step
+    moves; what each gives differs from what it gives alone by no more than rounding, and reruns of
     the same networks do not differ. An epoch can be stopped between two chunks of blocks; blocks
     end at the same steps wherever it is taken up.
     """
@@ -121,6 +122,7 @@ class _Run:
         self.batch = min(options.batch_size, len(epoch.order))
         self.hidden, self.classes = len(engine._tensors[1]), len(engine._tensors[3])
         self.steps, self.compiled = self._plan()
+        self.width = self._width()
         if epoch.order.min() < 0 or epoch.order.max() >= images:
             raise ValueError(f"an order must be in [0, {images})")
 
@@ -138,12 +140,20 @@ class _Run:
             raise UserError(f"block_steps {forced} is too long for this network on a GPU: {why}")
         return 1, False
 
+    def _width(self) -> int:
+        """Up to so many hidden units it can be made wider, to train beside wider networks: to the
+        next power of two, from 64 on, where the kernel takes that in blocks of the same length."""
+        widest = max(64, 1 << (self.hidden - 1).bit_length())
+        doubles = self.engine._tensors[0].dtype == torch.float64
+        fits = not _ops.blocked_plan_cuda(self.batch, widest, self.classes, self.steps, doubles)[1]
+        return widest if self.compiled and fits else self.hidden
+
     @property
     def shape_key(self) -> tuple[Any, ...]:
         """The same for runs that one recording can serve."""
         moves = self.epoch.moves
         return (
-            *(self.hidden, self.classes, self.batch, self.steps, self.compiled),
+            *(self.width, self.classes, self.batch, self.steps, self.compiled),
             *(self.engine.options.momentum > 0, None if moves is None else moves.shape),
         )
 
@@ -264,12 +274,11 @@ class _Pass:
 
     def _load(self) -> None:
         """Parameters, momenta and options of all networks, into the runner's buffers."""
-        runner, engines = self._runner, [run.engine for run in self._runs]
-        for i, stacked in enumerate(runner.parameters):
-            torch.stack([engine._tensors[i] for engine in engines], out=stacked)
-        for i, stacked in enumerate(runner.momentum):
-            buffers = [_momentum_of(engine)[i] for engine in engines]
-            torch.stack(buffers, out=stacked)
+        runner = self._runner
+        if any(run.hidden < runner.shape.hidden for run in self._runs):
+            torch._foreach_zero_([*runner.parameters, *runner.momentum])
+        for stacked, mine in self._places():
+            torch._foreach_copy_(stacked, mine)
         tables, options = [], []
         for run in self._runs:
             o, lr = run.engine.options, run.epoch.lr
@@ -281,11 +290,24 @@ class _Pass:
         runner.options.copy_(torch.tensor(options, dtype=torch.float64))
 
     def _unload(self) -> None:
-        for i, stacked in enumerate(self._runner.parameters):
-            torch._foreach_copy_([run.engine._tensors[i] for run in self._runs], list(stacked))
-        for i, stacked in enumerate(self._runner.momentum):
-            buffers = [_momentum_of(run.engine)[i] for run in self._runs]
-            torch._foreach_copy_(buffers, list(stacked))
+        for stacked, mine in self._places():
+            torch._foreach_copy_(mine, stacked)
+
+    def _places(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Where each parameter of the networks lies in the runner, and where in the engines; then
+        the same of each momentum."""
+        runs, runner = self._runs, self._runner
+        for i, stacked in enumerate(runner.parameters):
+            mine = [run.engine._tensors[i] for run in runs]
+            yield [_corner(one, of) for one, of in zip(stacked, mine, strict=True)], mine
+        for i, stacked in enumerate(runner.momentum):
+            mine = [_momentum_of(run.engine)[i] for run in runs]
+            yield [_corner(one, of) for one, of in zip(stacked, mine, strict=True)], mine
+
+
+def _corner(wide: Tensor, tensor: Tensor) -> Tensor:
+    """The part of ``wide`` that is as large as ``tensor``."""
+    return wide[tuple(slice(size) for size in tensor.shape)]
 
 
 def _momentum_of(engine: BlockedCudaEngine) -> list[Tensor]:
@@ -321,10 +343,11 @@ def _shape_of(groups: Sequence[Sequence[_Run]]) -> Shape:
     weight, moves = first.engine._tensors[0], first.epoch.moves
     # Chunks of equal length, as few as there may be; the same wherever an epoch is taken up.
     most = max(1, min(CHUNK_BLOCKS, CHUNK_BYTES // (len(groups) * _block_bytes(first))))
+    hidden = max(run.hidden for group in groups for run in group)
     blocks = max(-(-len(group[0].epoch.order) // (first.batch * first.steps)) for group in groups)
     chunks = -(-blocks // most)
     return Shape(
-        *(len(groups), len(groups[0]), weight.shape[1], first.hidden, first.classes),
+        *(len(groups), len(groups[0]), weight.shape[1], hidden, first.classes),
         *(first.batch, first.steps, -(-blocks // chunks)),
         momentum=first.engine.options.momentum > 0,
         decay=any(run.engine.options.weight_decay for group in groups for run in group),

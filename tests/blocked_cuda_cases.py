@@ -298,16 +298,35 @@ class EngineTests:
                 super().__init__(shape, *args)
 
         monkeypatch.setattr(blocked_cuda, "Runner", Counted)
-        engines, epochs = many(device, torch.float32)
+        engines, epochs = many(device, torch.float32, NETWORKS[:-1])
         for _ in range(3):
             BlockedCudaEngine.train_together(engines, epochs)
         groups = sorted((shape.groups, shape.networks) for shape in made)
-        assert groups == [(1, 1), (1, 1), (1, 1), (1, 2), (1, 3), (2, 1)]
+        assert groups == [(1, 1), (1, 1), (1, 2), (1, 3), (2, 1)]
         BlockedCudaEngine.train_together(engines[:2], epochs[:2])
-        assert len(made) == 6  # it is the shape of the two that follow "second"
+        assert len(made) == 5  # it is the shape of the two that follow "second"
         assert all(len(engine._runners) == 1 for engine in engines)  # the others are gone
         BlockedCudaEngine.train_together(engines[1::-1], epochs[1::-1])
-        assert len(made) == 6  # nor does it matter which of them comes first
+        assert len(made) == 5  # nor does it matter which of them comes first
+
+    @OPTIMIZER
+    def test_networks_of_about_one_width_share_a_launch(self, device, options, monkeypatch):
+        made: list[Shape] = []
+        monkeypatch.setattr(blocked_cuda, "Runner", lambda *a: made.append(a[0]) or Runner(*a))
+        widths = (19, 70, 33, 60, 1)
+        networks = [Network(options=options, shape={"hidden": hidden}) for hidden in widths]
+        engines, epochs = many(device, torch.float64, networks)
+        BlockedCudaEngine.train_together(engines, epochs)
+        BlockedCudaEngine.train_together(engines[::-1], epochs[::-1])  # in each other's places
+        assert [(shape.hidden, shape.networks) for shape in made] == [(60, 4), (70, 1)]
+        for engine, epoch, hidden in zip(engines, epochs, widths, strict=True):
+            part, norm = Part(engine._images.cpu(), engine._labels.cpu()), engine._normalization
+            data = part, replace(norm, scale=norm.scale.cpu(), shift=norm.shift.cpu())
+            how = {"hidden": hidden, "dtype": torch.float64}
+            twin = make(ReferenceEngine, data, {"batch_size": 8, **options}, **how)
+            for _ in range(2):
+                twin.train_epoch(epoch.order, epoch.lr)
+            assert_close_states(engine, twin)
 
     def test_what_does_not_fit_is_refused(self, device):
         engine = make(BlockedCudaEngine, problem(), {"batch_size": 8}, device)
