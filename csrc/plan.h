@@ -55,16 +55,20 @@ inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool b
   return {false, "large: the BLAS packs its operands"};
 }
 
-// Steps in a block of blocked SGD, of about one, two, three or six panels of 48 rows. Longer blocks read
-// and write the weights less often, which pays where these are too large for the caches; their Gram
-// matrix takes more arithmetic, which counts where there are few hidden units. With momentum a
+// Steps in a block of blocked SGD, of about one, two, three or six panels of 48 rows. Longer blocks
+// read and write the weights less often, which pays where these are too large for the caches; their
+// Gram matrix takes more arithmetic, which counts where there are few hidden units. With momentum a
 // block of several steps needs both products twice, so it has to save more, or is not worth it.
 // Where images come again and again, `fresh` is how many a step adds to those before it, fewer than
-// a batch: products are of different images alone, and steps nearly free.
+// a batch: products are of different images alone, and steps nearly free; but the Gram matrix grows
+// with the square of a batch, which has few steps in an epoch to make up for it if it is large.
 inline int64_t plan_blocked_cpu(int64_t batch, int64_t hidden, bool momentum, int64_t fresh) {
+  constexpr int64_t kLargestRepeated = 2048;
   const int64_t widest = momentum ? 96 : hidden > 1024 ? 288 : hidden > 512 ? 144 : 96;
   const int64_t rows = hidden <= 32 ? 48 : widest;
-  if (fresh < batch) return 1 + (std::max(rows, 2 * batch) - batch) / std::max<int64_t>(fresh, 1);
+  if (fresh < batch && batch <= kLargestRepeated) {
+    return 1 + (std::max(rows, 2 * batch) - batch) / std::max<int64_t>(fresh, 1);
+  }
   if (momentum && batch >= 32) return 1;
   return batch < rows ? rows / batch : 1;
 }

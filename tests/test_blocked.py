@@ -133,6 +133,7 @@ def test_block_lengths():
     assert [block_steps(b, 512, fresh=1) for b in batches[1:]] == [89, 66, 65, 65, 66, 101, 1025]
     assert [block_steps(8, 512, momentum, 2) for momentum in (False, True)] == [45, 45]
     assert block_steps(8, 512, fresh=0) == 89
+    assert [block_steps(b, 512, fresh=1) for b in (2048, 2049, 15000)] == [2049, 1, 1]
     for sizes in ((0, 256), (8, 0), (8, 256, False, -1)):
         with pytest.raises(RuntimeError, match="batch and hidden must be above 0, fresh not below"):
             block_steps(*sizes)
