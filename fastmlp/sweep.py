@@ -97,6 +97,8 @@ def _tell(result: SweepResult, out: Path, view: _View) -> int:
     settings = ", ".join(f"{name} {shown(getattr(best.config, name))}" for name in result.values)
     mean, sd = best.best_val
     file = shlex.quote(str(out / "best.toml"))
+    if best.config.data_dir is not None:  # which belongs to the machine, so the file lacks it
+        file += f" --data-dir {shlex.quote(best.config.data_dir)}"
     view.final(
         f"Best in validation: {mean:.2%}{_plus_minus(sd, best)}{' with ' if settings else ''}"
         f"{settings}. Train it with: python -m fastmlp.train --config {file}"

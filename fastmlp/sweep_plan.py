@@ -19,6 +19,8 @@ SWEPT = (
 )
 """Fields of :class:`TrainConfig` that a sweep can vary."""
 VARY = "one, grid or random:N"
+MAX_RUNS = 100_000
+"""In a sweep: more than any machine has memory for."""
 
 
 def plan(
@@ -54,6 +56,7 @@ def plan(
     if vary == "one":
         changes = [{}, *({name: value} for name in names for value in lists[name])]
     elif vary == "grid":
+        check_count(math.prod(map(len, lists.values())))
         changes = [
             dict(zip(names, point, strict=True)) for point in itertools.product(*lists.values())
         ]
@@ -61,6 +64,16 @@ def plan(
         changes = _random_changes(lists, vary, base.seed)
     configs = [_changed(base, {**start, **change}) for change in changes]
     return _changed(base, start), list(dict.fromkeys(configs))
+
+
+def check_count(configs: int, seeds: int = 1) -> None:
+    """Raises :class:`UserError` where these are too many runs to make at all."""
+    if configs * seeds > MAX_RUNS:
+        raise UserError(
+            f"A sweep has at most {MAX_RUNS:,} runs, and this one would have {configs * seeds:,}; "
+            "try fewer values or seeds, or --vary random:N",
+            EXIT_USAGE,
+        )
 
 
 def _changed(base: TrainConfig, change: Mapping[str, Any]) -> TrainConfig:
@@ -73,8 +86,8 @@ def _random_changes(
     lists: Mapping[str, Sequence[Any]], vary: str, seed: int
 ) -> list[dict[str, Any]]:
     kind, _, number = vary.partition(":")
-    if kind != "random" or not number.isdecimal() or not 0 < int(number) <= 100_000:
-        raise UserError(f"vary must be {VARY}, N from 1 to 100000, got {vary!r}", EXIT_USAGE)
+    if kind != "random" or not number.isdecimal() or not 0 < int(number) <= MAX_RUNS:
+        raise UserError(f"vary must be {VARY}, N from 1 to {MAX_RUNS}, got {vary!r}", EXIT_USAGE)
     random = np.random.default_rng(seed)
     return [
         {name: _draw(values, random) for name, values in lists.items()} for _ in range(int(number))

@@ -23,7 +23,7 @@ from .run_data import RunData, load_run_data
 from .run_folder import RunState
 from .stopping import stop_on_signals
 from .sweep_folder import SweepFolder, config_key
-from .sweep_plan import plan, shown
+from .sweep_plan import check_count, plan, shown
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def sweep(
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, got {seeds}", EXIT_USAGE)
     base, configs = plan(base, values, vary)
+    check_count(len(configs), seeds)
     lists = {
         name: list(dict.fromkeys(getattr(config, name) for config in configs)) for name in values
     }

@@ -75,6 +75,12 @@ def test_what_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 10
 
 
+def test_the_command_it_names_finds_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUICK, "--epochs=1", "--data-dir", "my data", "--out", "out", "--quiet"]) == 0
+    said = "python -m fastmlp.train --config out/best.toml --data-dir 'my data'\n"
+    assert capsys.readouterr().out.endswith(said)
+
+
 def test_quiet_says_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK, "--lr", "0.05,0.01", "--quiet"]) == 0
     out, err = capsys.readouterr()
@@ -209,6 +215,11 @@ MISTAKES: list[Any] = [
     (["--vary", "grd"], 2, "vary must be one, grid or random:N, N from 1 to 100000, got 'grd'"),
     (["--vary", "random:x", "--lr", "1,2"], 2, "vary must be one, grid or random:N"),
     (["--seeds", "0"], 2, "seeds must be at least 1, got 0"),
+    (
+        ["--lr", "1,2", "--seeds", "50001"],
+        2,
+        "A sweep has at most 100,000 runs, and this one would",
+    ),
     (["--seeds", "two"], 2, "argument --seeds: invalid int value: 'two'"),
     (["--epochs", "1,2"], 2, "argument --epochs: invalid int value: '1,2'"),
     (["--augment", "spin"], 2, "augment must be none, flip, shift:N or flip,shift:N"),

@@ -159,3 +159,12 @@ def test_values_as_a_person_writes_them() -> None:
     assert [shown(v) for v in ((64,), (512, 256), 0.1, 8, "kaiming")] == [
         *(64, "512-256", 0.1, 8, "kaiming"),
     ]
+
+
+def test_a_grid_beyond_all_memory_is_refused_before_it_is_made() -> None:
+    values = {
+        name: [(i + 1) / 1000 for i in range(500)] for name in ("lr", "lr_decay", "weight_decay")
+    }
+    with pytest.raises(UserError, match=r"at most 100,000 runs, .* would have 125,000,000; try"):
+        plan(BASE, values, "grid")
+    assert len(plan(BASE, values)[1]) == 1 + 3 * 499
