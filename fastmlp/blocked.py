@@ -19,7 +19,7 @@ from torch import Tensor
 from . import backend
 from .data import Part
 from .dispatch import register_fake
-from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally
+from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, SgdOptions, Tally
 from .step_engines import REPORT_SECONDS, EagerEngine
 
 if TYPE_CHECKING:
@@ -89,6 +89,13 @@ def recurrence(
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def not_linear(options: SgdOptions) -> str | None:
+    """Why there is no such recurrence, or None where there is."""
+    if options.optimizer == "sgd":
+        return None
+    return f"its sums hold for sgd, and {options.optimizer} is not linear in the gradients"
+
+
 class BlockedEngine(EagerEngine):
     """Blocked look-ahead SGD for networks with hidden layers, on the CPU.
 
@@ -101,12 +108,23 @@ class BlockedEngine(EagerEngine):
     """Forces the length of a block; None leaves it to :func:`block_steps`."""
     _blocks_a_call = 1
 
+    def _set_up(self) -> None:
+        if why := not_linear(self.options):
+            raise ValueError(f"the engine blocked cannot make these steps: {why}")
+        super()._set_up()
+
     @staticmethod
-    def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
+    def why_not(
+        device: torch.device,
+        sizes: Sequence[int] | None = None,
+        options: SgdOptions | None = None,
+    ) -> str | None:
         if not backend.native_available(device.type):
             return EagerEngine.why_not(device)
         if device.type != "cpu":
             return f"this form of it is for the CPU, not for {device.type}"
+        if options is not None and (why := not_linear(options)):
+            return why
         if sizes is not None and len(sizes) < 3:
             return "it wants at least one hidden layer"
         return None
@@ -185,8 +203,7 @@ class _Run:
         self.table = recurrence(
             self.steps, epoch.lr, options.momentum, options.weight_decay, options.nesterov
         )
-        if options.momentum and engine._momentum[0] is None:
-            engine._momentum = [torch.zeros_like(tensor) for tensor in engine._tensors]
+        engine._begin()
 
     @property
     def running(self) -> bool:
@@ -244,7 +261,7 @@ def _run_blocks(runs: Sequence[_Run], blocks: int) -> None:
         [group for group, members in enumerate(groups.values()) for _ in members],
         [len(run.engine._tensors) // 2 for run in runs],
         _flat(run.engine._tensors for run in runs),
-        _flat(run.engine._momentum for run in runs if run.engine.options.momentum),
+        _flat(run.engine._kept.get("momentum", []) for run in runs),
         [run.table for run in runs],
         torch.tensor(
             [

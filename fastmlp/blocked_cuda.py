@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .blocked import BlockedEngine, check_alike, check_shared, recurrence
+from .blocked import BlockedEngine, check_alike, check_shared, not_linear, recurrence
 from .blocked_runner import CHUNK_BLOCKS, CHUNK_BYTES, Runner, Schedule, Shape, block_bytes
 from .data import Part
 from .dispatch import register_fake
-from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, Tally
+from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, SgdOptions, Tally
 from .errors import UserError
 from .graphs import Pace
 from .step_engines import REPORT_SECONDS, EagerEngine
@@ -40,9 +40,15 @@ class BlockedCudaEngine(BlockedEngine):
     """
 
     @staticmethod
-    def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
+    def why_not(
+        device: torch.device,
+        sizes: Sequence[int] | None = None,
+        options: SgdOptions | None = None,
+    ) -> str | None:
         if not backend.native_available(device.type):
             return EagerEngine.why_not(device)
+        if options is not None and (why := not_linear(options)):
+            return why
         if sizes is None:
             return None
         if len(sizes) != 3:
@@ -312,9 +318,8 @@ def _corner(wide: Tensor, tensor: Tensor) -> Tensor:
 
 def _momentum_of(engine: BlockedCudaEngine) -> list[Tensor]:
     """Its buffers; zeros are the same as none yet."""
-    if engine._momentum[0] is None:
-        engine._momentum = [torch.zeros_like(tensor) for tensor in engine._tensors]
-    return [buffer for buffer in engine._momentum if buffer is not None]
+    engine._begin()
+    return engine._kept["momentum"]
 
 
 def _stacks(runs: Sequence[_Run]) -> Iterator[list[list[_Run]]]:

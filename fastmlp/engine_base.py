@@ -19,11 +19,24 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+OPTIMIZERS = {
+    "sgd": ("momentum",),
+    "adam": ("exp_avg", "exp_avg_sq", "step"),
+    "adamw": ("exp_avg", "exp_avg_sq", "step"),
+}
+"""By name, and what each keeps of every parameter: tensors of its shape; ``step``, how many there
+have been, is a float32 scalar, as in ``torch.optim``."""
+
+
 @dataclass(frozen=True)
 class SgdOptions:
-    """Stochastic gradient descent as ``torch.optim.SGD`` has it, on mini-batches.
+    """Steps on mini-batches as ``torch.optim.SGD``, ``Adam`` or ``AdamW`` makes them, the latter
+    two with betas of 0.9 and 0.999 and an eps of 1e-8.
 
-    ``grad_average`` divides the gradients, already means over a batch, by its size once more.
+    ``momentum`` and ``nesterov`` are SGD's. ``weight_decay`` times the parameter is added to the
+    gradient; AdamW takes it from the parameter itself. ``grad_average`` divides the gradients,
+    already means over a batch, by its size once more. Raises ValueError for an ``optimizer`` that
+    is none of :data:`OPTIMIZERS` and for a momentum that it does not have.
     """
 
     batch_size: int
@@ -31,6 +44,15 @@ class SgdOptions:
     nesterov: bool = False
     weight_decay: float = 0.0
     grad_average: bool = False
+    optimizer: str = "sgd"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
+            )
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum and nesterov are for sgd, not for {self.optimizer}")
 
 
 @dataclass(frozen=True)
@@ -142,9 +164,13 @@ class Engine(ABC):
 
     @staticmethod
     @abstractmethod
-    def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
-        """Why this engine cannot run on the device, or not for a network of these layer sizes, or
-        None where it can."""
+    def why_not(
+        device: torch.device,
+        sizes: Sequence[int] | None = None,
+        options: SgdOptions | None = None,
+    ) -> str | None:
+        """Why this engine cannot run on the device, or not for a network of these layer sizes or
+        with these options, or None where it can."""
 
     def train_epoch(
         self,
@@ -194,13 +220,13 @@ class Engine(ABC):
         """Loss and accuracy on ``part`` with the parameters as they are."""
 
     @abstractmethod
-    def momentum_state(self) -> dict[str, Tensor]:
-        """Copies, on the CPU, of the momentum buffers by parameter name; empty where there are
-        none yet."""
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """Copies, on the CPU, of what the optimiser keeps: for each name in :data:`OPTIMIZERS` the
+        tensors by parameter name, empty where there are none yet."""
 
     @abstractmethod
-    def _load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
-        """Takes copies of the momentum buffers; an empty mapping is a fresh start."""
+    def _load_optimizer(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes copies of an :meth:`optimizer_state`; one that is empty is a fresh start."""
 
     def parameters_state(self) -> dict[str, Tensor]:
         """Copies of the parameters, on the CPU, as a plain ``state_dict``."""
@@ -208,27 +234,37 @@ class Engine(ABC):
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """Copies ``parameters`` into the network; raises ValueError where they do not fit it."""
-        self._check_fits(parameters)
+        self._check_fits("parameters", parameters)
         for name, tensor in self._parameters.items():
             tensor.detach().copy_(parameters[name])
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Everything that training goes on from, bit by bit, even in the middle of an epoch: the
         same for every engine, so that one may take over from another."""
-        return {"parameters": self.parameters_state(), "momentum": self.momentum_state()}
+        return {"parameters": self.parameters_state(), **self.optimizer_state()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Goes on from a :meth:`state_dict`; raises ValueError where it does not fit."""
-        if state["momentum"]:
-            self._check_fits(state["momentum"])
+        kept = OPTIMIZERS[self.options.optimizer]
+        if set(state) != {"parameters", *kept}:
+            raise ValueError(
+                f"a state of {self.options.optimizer} must hold parameters, {', '.join(kept)}, "
+                f"got {', '.join(state)}"
+            )
+        begun = any(state[kind] for kind in kept)
+        for kind in ("parameters", *(kept if begun else ())):
+            self._check_fits(kind, state[kind])
         self.load_parameters(state["parameters"])
-        self._load_momentum(state["momentum"])
+        self._load_optimizer({kind: state[kind] for kind in kept})
 
-    def _check_fits(self, tensors: Mapping[str, Tensor]) -> None:
-        ours = {name: tuple(tensor.shape) for name, tensor in self._parameters.items()}
+    def _check_fits(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        ours = {
+            name: () if kind == "step" else tuple(tensor.shape)
+            for name, tensor in self._parameters.items()
+        }
         theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if ours != theirs:
-            raise ValueError(f"parameters must be {ours}, got {theirs}")
+            raise ValueError(f"{kind} must be {ours}, got {theirs}")
 
 
 class Tally:

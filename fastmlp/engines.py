@@ -13,7 +13,7 @@ import torch
 
 from .blocked import BlockedEngine
 from .blocked_cuda import BlockedCudaEngine
-from .engine_base import Engine
+from .engine_base import Engine, SgdOptions
 from .errors import UserError
 from .graph_engine import GraphEngine
 from .step_engines import EagerEngine, ReferenceEngine
@@ -44,22 +44,25 @@ def engine_for(name: str, device: torch.device) -> type[Engine]:
 
 
 def choose_engine(
-    name: str, device: torch.device, sizes: Sequence[int] | None = None
+    name: str,
+    device: torch.device,
+    sizes: Sequence[int] | None = None,
+    options: SgdOptions | None = None,
 ) -> tuple[type[Engine], str]:
     """The engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of these
-    layer sizes, and why.
+    layer sizes with these options, and why.
 
     Raises :class:`UserError` where the engine that was asked for cannot run.
     """
     if name != "auto":
         asked = engine_for(name, device)
-        reason = asked.why_not(device, sizes)
+        reason = asked.why_not(device, sizes, options)
         if reason is not None:
             raise UserError(f"The engine {name} cannot run here: {reason}; try --engine auto")
         return asked, "asked for by name"
     passed_over: list[str] = []
     for engine in (engine_for(each, device) for each in ENGINES):
-        reason = engine.why_not(device, sizes)
+        reason = engine.why_not(device, sizes, options)
         if reason is None:
             return engine, "; ".join(["the fastest that runs here", *passed_over])
         passed_over.append(f"not {engine.name}, because {reason}")

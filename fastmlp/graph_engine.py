@@ -1,4 +1,4 @@
-"""Whole SGD steps recorded as one CUDA graph: what a GPU runs without waiting for Python.
+"""Whole training steps recorded as one CUDA graph: what a GPU runs without waiting for Python.
 
 A step of a small network is a dozen kernels of a few microseconds, which Python launches more
 slowly than the GPU runs them. So a *chunk* of steps is recorded once - images gathered, moved and
@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .augment import Moves
-from .engine_base import Epoch, EpochStats, Tally
+from .engine_base import OPTIMIZERS, Epoch, EpochStats, SgdOptions, Tally
 from .graphs import Pace, Recording
 from .step_engines import REPORT_SECONDS, EagerEngine
+from .updates import update_, update_by_parts_
 
 CHUNK_STEPS = 64
 """Steps in a chunk at most: a chunk is also what a person who wants to stop waits for."""
@@ -56,17 +58,20 @@ class GraphEngine(EagerEngine):
 
     def _set_up(self) -> None:
         super()._set_up()
+        self._begin()  # recordings hold the addresses
         self._begun = False
-        if self.options.momentum:
-            self._momentum = [torch.zeros_like(tensor) for tensor in self._tensors]
         self._lr = torch.zeros((), dtype=self._tensors[0].dtype, device=self.device)
         self._chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
 
     @staticmethod
-    def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
+    def why_not(
+        device: torch.device,
+        sizes: Sequence[int] | None = None,
+        options: SgdOptions | None = None,
+    ) -> str | None:
         if device.type != "cuda":
             return f"it is made of CUDA graphs, which {device.type} does not have"
-        return EagerEngine.why_not(device)
+        return EagerEngine.why_not(device, sizes, options)
 
     def _train_epoch(
         self,
@@ -80,7 +85,7 @@ class GraphEngine(EagerEngine):
         if moves is not None:
             moves = Moves(moves.values.to(self.device), moves.shape)
         self._lr.fill_(epoch.lr)
-        self._begun = self.options.momentum > 0
+        self._begun = True
         whole = len(order) // batch
         length, pace = chunk_steps(whole, batch), Pace(self.device)
         report_at = time.perf_counter() + REPORT_SECONDS
@@ -104,7 +109,7 @@ class GraphEngine(EagerEngine):
         shape = moves.shape if moves is not None else None
         key = steps, len(rows), shape
         if key not in self._chunks:
-            changing = [*self._tensors, *(b for b in self._momentum if b is not None)]
+            changing = [*self._tensors, *chain(*self._kept.values())]
             before = [tensor.clone() for tensor in changing]
             self._chunks[key] = _Chunk(self, *key)
             for tensor, value in zip(changing, before, strict=True):
@@ -129,46 +134,27 @@ class GraphEngine(EagerEngine):
         return [batch[:size].view(-1, images.shape[1]) for batch in x]
 
     def _update(self, gradients: list[Tensor]) -> None:
-        """One step of ``torch.optim.SGD`` with the learning rate that is in ``self._lr``."""
-        options, tensors = self.options, self._tensors
-        momentum = [buffer for buffer in self._momentum if buffer is not None]
-        if tensors[0].dtype == torch.float32:
-            torch._fused_sgd_(
-                tensors,
-                gradients,
-                momentum,
-                weight_decay=options.weight_decay,
-                momentum=options.momentum,
-                lr=self._lr,
-                dampening=0.0,
-                nesterov=options.nesterov,
-                maximize=False,
-                is_first_step=False,
-            )
-            return
-        # On CUDA the fused kernel reads a learning rate in float32 alone, too coarse for float64.
-        if options.weight_decay:
-            torch._foreach_add_(gradients, tensors, alpha=options.weight_decay)
-        steps = gradients
-        if momentum:
-            torch._foreach_mul_(momentum, options.momentum)
-            torch._foreach_add_(momentum, gradients)
-            steps = momentum
-        if options.nesterov:
-            steps = list(torch._foreach_add(gradients, momentum, alpha=options.momentum))
-        torch._foreach_sub_(tensors, torch._foreach_mul(steps, self._lr))
+        """One step of the optimiser with the learning rate that is in ``self._lr``."""
+        # On CUDA the fused kernels read a learning rate in float32 alone, too coarse for float64.
+        fused = self._lr.dtype == torch.float32
+        update = update_ if fused else update_by_parts_
+        update(self._tensors, gradients, self._kept, self._lr, self.options)
 
     def _evaluation_rows(self) -> int:
         return EVALUATION_ROWS
 
-    def momentum_state(self) -> dict[str, Tensor]:
-        return super().momentum_state() if self._begun else {}
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        if self._begun:
+            return super().optimizer_state()
+        return {kind: {} for kind in OPTIMIZERS[self.options.optimizer]}
 
-    def _load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
-        self._begun = bool(momentum) and self.options.momentum > 0
-        for name, buffer in zip(self._parameters, self._momentum, strict=True):
-            if buffer is not None:  # recordings hold its address
-                buffer.copy_(momentum[name]) if momentum else buffer.zero_()
+    def _load_optimizer(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._begun = any(state.values())
+        if self._begun:
+            self._fill(state)
+        else:
+            for tensor in chain(*self._kept.values()):
+                tensor.zero_()
 
 
 class _Chunk:

@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.sgd import sgd
 
 from . import backend, ops
 from .augment import Moves
 from .data import Part
 from .engine_base import (
+    OPTIMIZERS,
     Engine,
     Epoch,
     EpochStats,
     EvalStats,
     NonFiniteLossError,
+    SgdOptions,
     Tally,
     copies_on_cpu,
 )
 from .reference_trainer import mlp_ref, train_step_ref
 from .resident import resident
+from .updates import update_
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -170,11 +172,15 @@ class EagerEngine(StepEngine):
     name = "eager"
 
     def _set_up(self) -> None:
-        self._momentum: list[Tensor | None] = [None] * len(self._tensors)
+        self._kept: dict[str, list[Tensor]] = {}
         self._dlosses: dict[int, Tensor] = {}
 
     @staticmethod
-    def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
+    def why_not(
+        device: torch.device,
+        sizes: Sequence[int] | None = None,
+        options: SgdOptions | None = None,
+    ) -> str | None:
         if backend.native_available(device.type):
             return None
         why = f" ({backend.NATIVE_ERROR})" if backend.NATIVE_ERROR else ""
@@ -182,19 +188,8 @@ class EagerEngine(StepEngine):
 
     def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         loss, logits, gradients = self._gradients(x, labels)
-        options = self.options
-        sgd(  # what torch.optim.SGD calls, without what that does around it, 10 us a step
-            self._tensors,
-            gradients,
-            self._momentum,
-            fused=True,
-            weight_decay=options.weight_decay,
-            momentum=options.momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=options.nesterov,
-            maximize=False,
-        )
+        self._begin()
+        update_(self._tensors, gradients, self._kept, lr, self.options)
         return loss, logits
 
     def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,15 +233,39 @@ class EagerEngine(StepEngine):
             y = x
         return cast("list[Tensor]", gradients[::-1])
 
-    def momentum_state(self) -> dict[str, Tensor]:
-        buffers = zip(self._parameters, self._momentum, strict=True)
-        return copies_on_cpu({name: buffer for name, buffer in buffers if buffer is not None})
+    def _begin(self) -> None:
+        """Makes what the optimiser keeps, where there is nothing yet: zeros are where it begins."""
+        options = self.options
+        if self._kept or (options.optimizer == "sgd" and not options.momentum):
+            return
+        self._kept = {
+            kind: [
+                torch.zeros((), dtype=torch.float32, device=self.device)
+                if kind == "step"
+                else torch.zeros_like(tensor)
+                for tensor in self._tensors
+            ]
+            for kind in OPTIMIZERS[options.optimizer]
+        }
 
-    def _load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
-        self._momentum = [
-            torch.empty_like(tensor).copy_(momentum[name]) if momentum else None
-            for name, tensor in self._parameters.items()
-        ]
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            kind: copies_on_cpu(dict(zip(self._parameters, self._kept[kind], strict=True)))
+            if kind in self._kept
+            else {}
+            for kind in OPTIMIZERS[self.options.optimizer]
+        }
+
+    def _load_optimizer(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._kept = {}
+        if any(state.values()):
+            self._begin()
+            self._fill(state)
+
+    def _fill(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for kind, tensors in self._kept.items():
+            for name, tensor in zip(self._parameters, tensors, strict=True):
+                tensor.copy_(state[kind][name])
 
 
 class ReferenceEngine(StepEngine):
@@ -255,16 +274,27 @@ class ReferenceEngine(StepEngine):
     name = "reference"
 
     def _set_up(self) -> None:
-        options = self.options
-        self._optimizer = torch.optim.SGD(
-            [tensor.requires_grad_() for tensor in self._tensors],
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-        )
+        options, tensors = self.options, [tensor.requires_grad_() for tensor in self._tensors]
+        decay = options.weight_decay
+        self._optimizer: torch.optim.Optimizer
+        if options.optimizer == "sgd":
+            self._optimizer = torch.optim.SGD(
+                tensors,
+                momentum=options.momentum,
+                nesterov=options.nesterov,
+                weight_decay=decay,
+            )
+        elif options.optimizer == "adam":
+            self._optimizer = torch.optim.Adam(tensors, weight_decay=decay)
+        else:
+            self._optimizer = torch.optim.AdamW(tensors, weight_decay=decay)
 
     @staticmethod
-    def why_not(device: torch.device, sizes: Sequence[int] | None = None) -> str | None:
+    def why_not(
+        device: torch.device,
+        sizes: Sequence[int] | None = None,
+        options: SgdOptions | None = None,
+    ) -> str | None:
         return None
 
     def _moved(self, images: Tensor, moves: Moves) -> Tensor:
@@ -278,15 +308,25 @@ class ReferenceEngine(StepEngine):
         logits = mlp_ref(self._tensors, x)
         return F.cross_entropy(logits, labels, reduction="sum"), logits
 
-    def momentum_state(self) -> dict[str, Tensor]:
-        buffers = {
-            name: self._optimizer.state[tensor].get("momentum_buffer")
-            for name, tensor in self._parameters.items()
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        states = {name: self._optimizer.state[p] for name, p in self._parameters.items()}
+        return {
+            kind: copies_on_cpu(
+                {name: s[key] for name, s in states.items() if s.get(key) is not None}
+            )
+            for kind, key in self._keys().items()
         }
-        return copies_on_cpu({name: b for name, b in buffers.items() if b is not None})
 
-    def _load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
+    def _load_optimizer(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         self._optimizer.state.clear()
-        for name, buffer in momentum.items():
-            copy = torch.empty_like(self._parameters[name]).copy_(buffer)
-            self._optimizer.state[self._parameters[name]]["momentum_buffer"] = copy.detach()
+        for kind, key in self._keys().items():
+            for name, tensor in state[kind].items():
+                parameter = self._parameters[name].detach()
+                # torch.optim keeps the step on the CPU
+                copy = tensor.clone() if kind == "step" else tensor.to(parameter, copy=True)
+                self._optimizer.state[self._parameters[name]][key] = copy
+
+    def _keys(self) -> dict[str, str]:
+        """What ``torch.optim`` calls what it keeps."""
+        kinds = OPTIMIZERS[self.options.optimizer]
+        return {kind: {"momentum": "momentum_buffer"}.get(kind, kind) for kind in kinds}

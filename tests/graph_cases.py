@@ -25,9 +25,13 @@ OPTIONS = {
     "decay": {"weight_decay": 0.05},
     "averaged": {"grad_average": True},
     "all": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02, "grad_average": True},
+    "adam": {"optimizer": "adam", "weight_decay": 0.02},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.5, "grad_average": True},
 }
 EACH_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-ENDS = pytest.mark.parametrize("options", [{}, OPTIONS["all"]], ids=["plain", "all"])
+ENDS = pytest.mark.parametrize(
+    "options", [{}, OPTIONS["all"], OPTIONS["adamw"]], ids=["plain", "all", "adamw"]
+)
 DEPTHS = pytest.mark.parametrize("hidden", [(), (19,), (12, 7), (31, 8, 17)], ids=str)
 
 
@@ -87,7 +91,7 @@ class GraphTests:
 
     @EACH_OPTION
     @DEPTHS
-    def test_three_epochs_of_sgd(self, device, options, hidden):
+    def test_three_epochs(self, device, options, hidden):
         ours, truth = (
             make(kind, where, options, hidden, torch.float64)
             for kind, where in ((GraphEngine, device), (ReferenceEngine, torch.device("cpu")))
@@ -201,7 +205,7 @@ class GraphTests:
                 engine.train_epoch(order_of(seed=epoch), 0.02, moves=moves)
         assert_close(*engines)
 
-    @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}], ids=["plain", "momentum"])
+    @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, OPTIONS["adam"]], ids=str)
     @pytest.mark.parametrize("kind", [EagerEngine, ReferenceEngine])
     def test_it_takes_over_and_hands_over(self, device, options, kind):
         order = order_of()
@@ -215,16 +219,19 @@ class GraphTests:
             second.train_epoch(order, 0.05, start_step=12)
             assert_close(second, truth)
 
-    def test_back_to_the_start(self, device):
+    @pytest.mark.parametrize("options", [{"momentum": 0.9}, {"optimizer": "adam"}], ids=str)
+    def test_back_to_the_start(self, device, options):
         """A fresh start has no momentum, also where the engine had some."""
-        engine = make(GraphEngine, device, {"momentum": 0.9})
+        engine = make(GraphEngine, device, options)
         fresh = engine.state_dict()
-        assert fresh["momentum"] == {}
+        kept = [kind for kind in fresh if kind != "parameters"]
+        assert kept
+        assert not any(fresh[kind] for kind in kept)
         engine.train_epoch(order_of(), 0.05)
         once, chunks = engine.state_dict(), dict(engine._chunks)
-        assert list(once["momentum"]) == list(once["parameters"])
+        assert all(list(once[kind]) == list(once["parameters"]) for kind in kept)
         engine.load_state_dict(fresh)
-        assert engine.momentum_state() == {}
+        assert not any(engine.state_dict()[kind] for kind in kept)
         engine.train_epoch(order_of(), 0.05)
         for kind, tensors in once.items():
             for name, tensor in tensors.items():
@@ -265,11 +272,11 @@ class GraphTests:
             assert (stats.accuracy, stats.count) == (want.accuracy, IMAGES)
 
     def test_several_engines(self, device):
-        options = [{}, {"momentum": 0.9}, {"batch_size": 16}]
+        options = [{}, {"momentum": 0.9}, {"batch_size": 16}, {"optimizer": "adam"}]
         alone = [make(GraphEngine, device, each) for each in options]
         together = [make(GraphEngine, device, each) for each in options]
         for epoch in range(2):
-            orders = [order_of(seed=10 * epoch + i) for i in range(3)]
+            orders = [order_of(seed=10 * epoch + i) for i in range(4)]
             stats = [e.train_epoch(o, 0.05) for e, o in zip(alone, orders, strict=True)]
             epochs = [Epoch(order, 0.05) for order in orders]
             assert GraphEngine.train_together(together, epochs) == stats

@@ -143,7 +143,7 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
     second.load_state_dict(first.state_dict())
     after = second.train_epoch(order, 0.05, start_step=before.steps)
     assert torch.equal(flat(second.parameters_state()), flat(whole.parameters_state()))
-    assert torch.equal(flat(second.momentum_state()), flat(whole.momentum_state()))
+    assert torch.equal(flat(second.state_dict()["momentum"]), flat(whole.state_dict()["momentum"]))
     both = before + after
     assert replace(both, loss_sum=0) == replace(stats, loss_sum=0)
     assert both.loss_sum == pytest.approx(stats.loss_sum, rel=1e-12)
@@ -272,9 +272,13 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
         engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, start_step=12)
     other = make_engine(name, SgdOptions(8, momentum=0.9), (17,))
     other.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
-    for state in (other.state_dict(), {**engine.state_dict(), "momentum": other.momentum_state()}):
+    theirs = other.state_dict()
+    for kind, state in (
+        ("parameters", theirs),
+        ("momentum", {**engine.state_dict(), "momentum": theirs["momentum"]}),
+    ):
         before = flat(engine.parameters_state())
-        with pytest.raises(ValueError, match=r"parameters must be .*\(16, 12\).*got.*\(17, 12\)"):
+        with pytest.raises(ValueError, match=rf"{kind} must be .*\(16, 12\).*got.*\(17, 12\)"):
             engine.load_state_dict(state)
         assert torch.equal(flat(engine.parameters_state()), before)
 
