@@ -11,11 +11,12 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .augment import parse_augmentation
+from .engine_base import OPTIMIZERS
 from .engines import ENGINES
 from .errors import EXIT_USAGE, UserError
 from .layers import parse_init
@@ -36,6 +37,8 @@ MAX_BLOCK_STEPS = 1024
 """A block holds all its images and their Gram matrix in memory."""
 MAX_THREADS = 4096
 """More than any machine has; OpenMP aborts the process over far larger numbers."""
+_DEPENDS: Any = None
+"""The default of a field that follows from other fields."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,16 @@ class TrainConfig:
     """Everything that decides what a run computes; written to ``config.json`` in its folder.
 
     The defaults are those of the preset ``default``: chosen on validation accuracy among
-    configurations that finish in about a minute on two cores. Raises :class:`UserError` (exit
-    code 2) where a value cannot be used.
+    configurations that finish in about a minute on two cores.
+
+    ``optimizer`` is one of ``torch.optim.SGD``, ``Adam`` and ``AdamW``, the latter two with betas
+    of 0.9 and 0.999 and an eps of 1e-8, which are not fields; they want a smaller ``lr`` than SGD,
+    1e-3 or so. ``momentum``, 0.9 where none is given, and ``nesterov``, on where there is momentum,
+    are SGD's: with another optimizer they are 0 and off, and nothing else is taken.
+    ``weight_decay`` times the parameter is added to the gradient; ``adamw`` takes it from the
+    parameter itself.
+
+    Raises :class:`UserError` (exit code 2) where a value cannot be used.
     """
 
     dataset: str = "auto"
@@ -58,11 +69,12 @@ class TrainConfig:
     augment: str = "none"
     loader: str = "shuffle"
     batch_size: int = 128
+    optimizer: str = "sgd"
     lr: float = 0.02
     lr_decay: float = 1.0
     lr_schedule: str = "cosine"
-    momentum: float = 0.9
-    nesterov: bool = True
+    momentum: float = _DEPENDS
+    nesterov: bool = _DEPENDS
     weight_decay: float = 0.01
     grad_average: bool = False
     epochs: int = 40
@@ -75,6 +87,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", _parse_hidden(self.hidden))
+        if self.momentum is _DEPENDS:
+            object.__setattr__(self, "momentum", 0.9 if self.optimizer == "sgd" else 0.0)
+        if self.nesterov is _DEPENDS:
+            object.__setattr__(self, "nesterov", self.momentum != 0)
         for name, (accepts, wanted) in _RULES.items():
             value = getattr(self, name)
             if not accepts(value):
@@ -84,6 +100,12 @@ class TrainConfig:
             parse_augmentation(self.augment)
         except ValueError as error:
             raise UserError(str(error), EXIT_USAGE) from error
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise UserError(
+                f"momentum and nesterov are for the optimizer sgd, not {self.optimizer}; leave "
+                "them out, or set them to 0 and false",
+                EXIT_USAGE,
+            )
         if self.nesterov and self.momentum == 0:
             raise UserError(
                 "nesterov needs a momentum above 0, got momentum 0; turn nesterov off", EXIT_USAGE
@@ -176,18 +198,11 @@ PRESETS["widest"] = {
 def resolve_config(
     flags: Mapping[str, Any], file: Mapping[str, Any] | None = None, preset: str = "default"
 ) -> TrainConfig:
-    """A configuration from the values given: flags beat the file, the file beats the preset.
-
-    ``momentum = 0`` turns Nesterov off unless it is asked for. Raises :class:`UserError` for an
-    unknown preset or key and for values that cannot be used.
-    """
+    """A configuration from the values given: flags beat the file, the file beats the preset. Raises
+    :class:`UserError` for an unknown preset or key and for values that cannot be used."""
     if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}", EXIT_USAGE)
-    given = {**(file or {}), **flags}
-    values = {**PRESETS[preset], **given}
-    if values.get("momentum") == 0 and "nesterov" not in given:
-        values["nesterov"] = False
-    return config_from_dict(values)
+    return config_from_dict({**PRESETS[preset], **(file or {}), **flags})
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "the configuration") -> TrainConfig:
@@ -199,7 +214,7 @@ def config_from_dict(values: Mapping[str, Any], source: str = "the configuration
     for key in values:
         if key not in known:
             raise UserError(f"{source} has an unknown key {key!r}; {_suggestion(key, known)}", 2)
-    return replace(TrainConfig(), **values)
+    return TrainConfig(**values)
 
 
 def load_config_file(path: str | Path) -> dict[str, Any]:
@@ -302,6 +317,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "augment": (_is_text, "the name of an augmentation"),
     "loader": (_is_one_of(LOADERS), f"one of {', '.join(LOADERS)}"),
     "batch_size": (_is_whole(1), "a whole number of at least 1"),
+    "optimizer": (_is_one_of(tuple(OPTIMIZERS)), f"one of {', '.join(OPTIMIZERS)}"),
     "lr": (_is_number(lambda v: v > 0), "a number above 0"),
     "lr_decay": (_is_number(lambda v: v > 0), "a number above 0"),
     "lr_schedule": (_is_one_of(LR_SCHEDULES), f"one of {', '.join(LR_SCHEDULES)}"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .config import LOADERS, LR_SCHEDULES, NORMALIZATIONS, TrainConfig
+from .engine_base import OPTIMIZERS
 from .engines import ENGINES
 from .errors import ArgumentParser
 from .layers import INITS
@@ -48,6 +49,12 @@ def add_training_arguments(
     )
     add("--batch-size", type=whole, metavar=n, default=defaults.batch_size, help="images a step")
     add("--epochs", type=int, metavar="N", default=defaults.epochs, help="passes over the data")
+    add(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default=defaults.optimizer,
+        help="adam and adamw as in torch.optim; try --lr 1e-3 with them",
+    )
     add("--lr", type=number, metavar=x, default=defaults.lr, help="learning rate")
     add(
         "--lr-decay",
@@ -62,19 +69,25 @@ def add_training_arguments(
         default=defaults.lr_schedule,
         help="cosine goes down to nearly 0 at the last epoch",
     )
-    add("--momentum", type=number, metavar=x, default=defaults.momentum, help="of SGD; 0: none")
+    add(
+        "--momentum",
+        type=number,
+        metavar=x,
+        default=defaults.momentum,
+        help="of sgd alone; 0: none",
+    )
     add(
         "--nesterov",
         action=argparse.BooleanOptionalAction,
         default=defaults.nesterov,
-        help="Nesterov's momentum",
+        help="Nesterov's momentum, of sgd alone",
     )
     add(
         "--weight-decay",
         type=number,
         metavar=x,
         default=defaults.weight_decay,
-        help="added to the gradient, times the parameter",
+        help="times the parameter, added to the gradient; adamw takes it from the parameter",
     )
     add(
         "--grad-average",

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .config import TrainConfig
+from .config import TrainConfig, config_from_dict
 from .errors import UserError, describe_os_error
 from .files import write_text
 from .run_folder import (
@@ -52,6 +52,12 @@ SAVE_SECONDS = 30.0
 def config_key(config: TrainConfig) -> str:
     """The same for configurations that come to the same."""
     return json.dumps(config.essentials(), sort_keys=True)
+
+
+def _present(key: str) -> str:
+    """A :func:`config_key` that may have been made before there were all the fields of today: what
+    it does not name had its default."""
+    return config_key(config_from_dict(json.loads(key)))
 
 
 class SweepFolder:
@@ -101,7 +107,7 @@ class SweepFolder:
                 raise UserError(describe_os_error(error)) from error
             try:
                 values = torch.load(data, map_location="cpu", weights_only=True)
-                found = {key: state_from_dict(run) for key, run in values.items()}
+                found = {_present(key): state_from_dict(run) for key, run in values.items()}
             except Exception as error:  # torch's unpickler raises any, by the byte that is wrong
                 raise UserError(
                     f"{path} is damaged, so the sweep cannot go on; remove it to start anew"

@@ -42,7 +42,15 @@ class Training:
     def __init__(self, config: TrainConfig, data: RunData, state: RunState | None = None) -> None:
         device = resolve_device(config.device)
         self.sizes = [data.split.train.images.shape[1], *config.hidden, data.classes]
-        kind, reason = choose_engine(config.engine, device, self.sizes)
+        options = SgdOptions(
+            config.batch_size,
+            config.momentum,
+            config.nesterov,
+            config.weight_decay,
+            config.grad_average,
+            config.optimizer,
+        )
+        kind, reason = choose_engine(config.engine, device, self.sizes, options)
         self.config = replace(config, device=str(device), engine=kind.name)
         self.data = data
         self.images = self._count_images()
@@ -50,13 +58,7 @@ class Training:
             initial_parameters(self.sizes, config.init, config.seed),
             data.split.train,
             data.normalization(config.normalize),
-            SgdOptions(
-                config.batch_size,
-                config.momentum,
-                config.nesterov,
-                config.weight_decay,
-                config.grad_average,
-            ),
+            options,
             device,
         )
         if config.block_steps:

@@ -58,6 +58,29 @@ def test_no_momentum_means_no_nesterov_unless_it_is_asked_for() -> None:
         resolve_config({"nesterov": True}, preset="course")
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_momentum_is_for_sgd_alone(optimizer: str) -> None:
+    words = f"momentum and nesterov are for the optimizer sgd, not {optimizer}; leave them out"
+    config = TrainConfig(optimizer=optimizer, lr=1e-3)
+    assert (config.momentum, config.nesterov) == (0.0, False)
+    assert (TrainConfig().momentum, TrainConfig().nesterov) == (0.9, True)
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert resolve_config({"optimizer": optimizer, "lr": 1e-3}) == config
+    assert resolve_config({}, {"optimizer": optimizer, "lr": 1e-3}) == config
+    off = {"optimizer": optimizer, "lr": 1e-3, "momentum": 0, "nesterov": False}
+    assert resolve_config(off) == config
+    for preset in PRESETS:
+        assert resolve_config({"optimizer": optimizer}, preset=preset).momentum == 0
+    for given in ({"momentum": 0.9}, {"nesterov": True}):
+        with pytest.raises(UserError, match=words) as info:
+            TrainConfig(**{"optimizer": optimizer, **given})
+        assert info.value.exit_code == EXIT_USAGE
+        with pytest.raises(UserError, match=words):
+            resolve_config({"optimizer": optimizer}, given)
+        with pytest.raises(UserError, match=words):
+            resolve_config(given, {"optimizer": optimizer})
+
+
 def test_learning_rates() -> None:
     constant = TrainConfig(lr=0.1, lr_decay=0.5, lr_schedule="constant", epochs=4)
     assert [constant.lr_at(epoch) for epoch in range(3)] == [0.1, 0.05, 0.025]
@@ -104,6 +127,9 @@ def test_widths(hidden: Any, widths: tuple[int, ...]) -> None:
         ("lr", "fast", "lr must be a number above 0, got 'fast'"),
         ("lr_decay", 0.0, "lr_decay must be a number above 0, got 0.0"),
         ("lr_schedule", "step", "lr_schedule must be one of constant, cosine, got 'step'"),
+        ("optimizer", "lion", "optimizer must be one of sgd, adam, adamw, got 'lion'"),
+        ("optimizer", None, "optimizer must be one of sgd, adam, adamw, got None"),
+        ("optimizer", ["adam"], "optimizer must be one of sgd, adam, adamw, got ['adam']"),
         ("momentum", 1.0, "momentum must be a number from 0 up to, but not, 1, got 1.0"),
         ("nesterov", 1, "nesterov must be true or false, got 1"),
         ("weight_decay", -0.1, "weight_decay must be a number of at least 0, got -0.1"),

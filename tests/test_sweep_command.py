@@ -228,6 +228,8 @@ MISTAKES: list[Any] = [
     (["--config", "wrong.toml"], 2, "unknown key 'epoch'; did you mean 'epochs'?"),
     (["--config", "list.toml"], 2, "lr must be a number above 0, got [0.1, 0.2]"),
     (["--nesterov"], 2, "nesterov needs a momentum above 0"),
+    (["--optimizer", "adam", "--momentum", "0,0.9"], 2, "momentum and nesterov are for the opt"),
+    (["--optimizer", "sgd,adam"], 2, "argument --optimizer: invalid choice: 'sgd,adam'"),
     (["--out", ""], 2, "--out must be a folder, got an empty name"),
     (["--out", "full"], 1, "full holds something else than a sweep; pass another --out"),
     (["--out", "full/mine"], 1, "full/mine is a file; pass --out another folder"),

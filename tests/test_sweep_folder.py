@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -221,6 +222,27 @@ def test_a_folder_that_is_not_as_it_was(tmp_path: Path) -> None:
         refused("resume-0.pt is damaged", out=tmp_path)
     (tmp_path / "resume-0.pt").write_bytes(right)
     assert not sweep(BASE, {"lr": [0.05, 0.5]}, data=DATA, out=tmp_path).interrupted
+
+
+def test_a_sweep_from_before_a_field_was_there(tmp_path: Path, whole: dict[bool, Path]) -> None:
+    """Its runs are found although their keys do not name the field."""
+    sweep(BASE, MIXED, data=DATA, out=tmp_path, should_stop=stop_after(11))
+    file, early = tmp_path / "resume-0.pt", {}
+    for key, run in torch.load(file, weights_only=True).items():
+        values = json.loads(key)
+        assert values.pop("optimizer") == "sgd"
+        early[json.dumps(values, sort_keys=True)] = run
+    assert any(run["history"] for run in early.values())
+    torch.save(early, file)
+    fitted: list[int] = []
+    sweep(
+        *(BASE, MIXED),
+        data=DATA,
+        out=tmp_path,
+        on_epoch=lambda result, epoch: fitted.append(epoch),
+    )
+    assert fitted[0] > 1
+    assert_same_sweep(tmp_path, whole[False])
 
 
 def test_a_full_disk_is_told_and_what_was_saved_stays(

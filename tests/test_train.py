@@ -109,6 +109,16 @@ def test_flags_file_and_preset() -> None:
     assert (config.nesterov, config.grad_average, config.momentum) == (False, True, 0.9)
 
 
+def test_another_optimizer() -> None:
+    assert main([*QUICK, "--optimizer", "adamw", "--lr", "1e-3", "--out", "one"]) == 0
+    config = read_config("one")
+    assert (config.optimizer, config.momentum, config.nesterov) == ("adamw", 0.0, False)
+    assert config.engine in ("eager", "reference")
+    Path("a.toml").write_text('optimizer = "adam"\n')
+    assert main([*QUICK, "--config", "a.toml", "--out", "two"]) == 0
+    assert read_config("two").optimizer == "adam"
+
+
 def test_a_flag_that_repeats_a_default_still_beats_the_file() -> None:
     Path("a.toml").write_text("seed = 5\n")
     assert main([*QUICK, "--config", "a.toml", "--seed", "0", "--out", "one"]) == 0
@@ -184,6 +194,12 @@ MISTAKES: list[Any] = [
     (["--hidden", "256;64"], 2, "hidden must be one or more layer widths"),
     (["--init", "ones"], 2, "init must be kaiming, torch, xavier or normal:STD"),
     (["--momentum", "1"], 2, "momentum must be a number from 0"),
+    (["--optimizer", "lion"], 2, "argument --optimizer: invalid choice: 'lion'"),
+    (["--optimizer", "adamw", "--momentum", "0.9"], 2, "momentum and nesterov are for the opt"),
+    (["--optimizer", "adam", "--nesterov"], 2, "are for the optimizer sgd, not adam; leave them"),
+    (["--optimizer", "adam", "--engine", "blocked"], 1, "adam is not linear in the gradients; try"),
+    (["--optimizer", "adam", "--block-steps", "4"], 2, "block_steps is for the engine blocked"),
+    (["--resume", "full", "--optimizer", "adam"], 2, "--optimizer cannot be given with --resume"),
     (["--preset", "fast"], 2, "argument --preset: invalid choice: 'fast'"),
     (["--engine", "warp"], 2, "argument --engine: invalid choice: 'warp'"),
     (["--device", "tpu"], 2, "device must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
