@@ -89,11 +89,13 @@ def recurrence(
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def not_linear(options: SgdOptions) -> str | None:
-    """Why there is no such recurrence, or None where there is."""
-    if options.optimizer == "sgd":
-        return None
-    return f"its sums hold for sgd, and {options.optimizer} is not linear in the gradients"
+def why_not_blocked(options: SgdOptions) -> str | None:
+    """Why blocks of such steps cannot be computed, or None where they can."""
+    if options.optimizer != "sgd":
+        return f"its sums hold for sgd, and {options.optimizer} is not linear in the gradients"
+    if options.precision != "float32":
+        return f"it computes in the parameters' own dtype alone, not in {options.precision}"
+    return None
 
 
 class BlockedEngine(EagerEngine):
@@ -109,7 +111,7 @@ class BlockedEngine(EagerEngine):
     _blocks_a_call = 1
 
     def _set_up(self) -> None:
-        if why := not_linear(self.options):
+        if why := why_not_blocked(self.options):
             raise ValueError(f"the engine blocked cannot make these steps: {why}")
         super()._set_up()
 
@@ -123,7 +125,7 @@ class BlockedEngine(EagerEngine):
             return EagerEngine.why_not(device)
         if device.type != "cpu":
             return f"this form of it is for the CPU, not for {device.type}"
-        if options is not None and (why := not_linear(options)):
+        if options is not None and (why := why_not_blocked(options)):
             return why
         if sizes is not None and len(sizes) < 3:
             return "it wants at least one hidden layer"

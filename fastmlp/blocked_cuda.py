@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .blocked import BlockedEngine, check_alike, check_shared, not_linear, recurrence
+from .blocked import BlockedEngine, check_alike, check_shared, recurrence, why_not_blocked
 from .blocked_runner import CHUNK_BLOCKS, CHUNK_BYTES, Runner, Schedule, Shape, block_bytes
 from .data import Part
 from .dispatch import register_fake
@@ -47,7 +47,7 @@ class BlockedCudaEngine(BlockedEngine):
     ) -> str | None:
         if not backend.native_available(device.type):
             return EagerEngine.why_not(device)
-        if options is not None and (why := not_linear(options)):
+        if options is not None and (why := why_not_blocked(options)):
             return why
         if sizes is None:
             return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .augment import parse_augmentation
-from .engine_base import OPTIMIZERS
+from .engine_base import OPTIMIZERS, PRECISIONS
 from .engines import ENGINES
 from .errors import EXIT_USAGE, UserError
 from .layers import parse_init
@@ -55,6 +55,9 @@ class TrainConfig:
     ``weight_decay`` times the parameter is added to the gradient; ``adamw`` takes it from the
     parameter itself.
 
+    ``precision`` "bfloat16" runs the layers as ``torch.autocast`` does, forward and backward; the
+    parameters, the loss and the optimizer stay float32.
+
     Raises :class:`UserError` (exit code 2) where a value cannot be used.
     """
 
@@ -77,6 +80,7 @@ class TrainConfig:
     nesterov: bool = _DEPENDS
     weight_decay: float = 0.01
     grad_average: bool = False
+    precision: str = "float32"
     epochs: int = 40
     seed: int = 0
     device: str = "auto"
@@ -325,6 +329,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "nesterov": (_is_flag, "true or false"),
     "weight_decay": (_is_number(lambda v: v >= 0), "a number of at least 0"),
     "grad_average": (_is_flag, "true or false"),
+    "precision": (_is_one_of(PRECISIONS), f"one of {', '.join(PRECISIONS)}"),
     "epochs": (_is_whole(1), "a whole number of at least 1"),
     "seed": (_is_whole(0), "a whole number of at least 0"),
     "device": (_is_device, "auto, cpu, cuda or cuda:<number>"),

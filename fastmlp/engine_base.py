@@ -26,6 +26,7 @@ OPTIMIZERS = {
 }
 """By name, and what each keeps of every parameter: tensors of its shape; ``step``, how many there
 have been, is a float32 scalar, as in ``torch.optim``."""
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ class SgdOptions:
 
     ``momentum`` and ``nesterov`` are SGD's. ``weight_decay`` times the parameter is added to the
     gradient; AdamW takes it from the parameter itself. ``grad_average`` divides the gradients,
-    already means over a batch, by its size once more. Raises ValueError for an ``optimizer`` that
-    is none of :data:`OPTIMIZERS` and for a momentum that it does not have.
+    already means over a batch, by its size once more. With the ``precision`` bfloat16 the layers,
+    forward and backward, are those of ``torch.autocast``, on copies of the float32 parameters;
+    loss, update and what the optimiser keeps stay float32. With float32 all is in the parameters'
+    own dtype. Raises ValueError for an ``optimizer`` that is none of :data:`OPTIMIZERS`, for a
+    momentum that it does not have and for a ``precision`` that is none of :data:`PRECISIONS`.
     """
 
     batch_size: int
@@ -45,6 +49,7 @@ class SgdOptions:
     weight_decay: float = 0.0
     grad_average: bool = False
     optimizer: str = "sgd"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -53,6 +58,10 @@ class SgdOptions:
             )
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
             raise ValueError(f"momentum and nesterov are for sgd, not for {self.optimizer}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,13 @@ class Engine(ABC):
             for name, tensor in parameters.items()
         }
         self._tensors = list(self._parameters.values())
+        self._layers_dtype = self._tensors[0].dtype
+        if options.precision == "bfloat16":
+            if self._layers_dtype != torch.float32:
+                raise ValueError(
+                    f"precision bfloat16 wants float32 parameters, got {self._layers_dtype}"
+                )
+            self._layers_dtype = torch.bfloat16
         self._images = resident(train.images, device)
         self._labels = resident(train.labels, device)
         self._normalization = replace(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .config import LOADERS, LR_SCHEDULES, NORMALIZATIONS, TrainConfig
-from .engine_base import OPTIMIZERS
+from .engine_base import OPTIMIZERS, PRECISIONS
 from .engines import ENGINES
 from .errors import ArgumentParser
 from .layers import INITS
@@ -94,6 +94,12 @@ def add_training_arguments(
         action=argparse.BooleanOptionalAction,
         default=defaults.grad_average,
         help="divide the mean gradient by the batch size once more",
+    )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=defaults.precision,
+        help="bfloat16 runs the layers as torch.autocast does",
     )
     add("--seed", type=int, metavar="N", default=defaults.seed, help="of all random numbers")
 

@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mlp_ref(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Logits (N, C) of a ReLU network; parameters W1 (H, I), b1 (H,), W2, b2, ..., x (N, I)."""
+def mlp_ref(parameters: Sequence[Tensor], x: Tensor, autocast: bool = False) -> Tensor:
+    """Logits (N, C) of a ReLU network, in the dtype of its parameters; parameters W1 (H, I), b1
+    (H,), W2, b2, ..., x (N, I). With ``autocast`` the layers run under ``torch.autocast`` in
+    bfloat16."""
     layers = list(zip(parameters[0::2], parameters[1::2], strict=True))
-    for weight, bias in layers[:-1]:
-        x = F.relu(F.linear(x, weight, bias))
-    weight, bias = layers[-1]
-    return F.linear(x, weight, bias)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+        for weight, bias in layers[:-1]:
+            x = F.relu(F.linear(x, weight, bias))
+        weight, bias = layers[-1]
+        return F.linear(x, weight, bias).to(weight.dtype)
 
 
 def train_step_ref(
@@ -24,14 +27,16 @@ def train_step_ref(
     x: Tensor,
     labels: Tensor,
     grad_average: bool = False,
+    autocast: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One step on the batch x (N, I), labels (N,) int64: the mean loss, a scalar, and the logits
     (N, C), both from before the update. The parameters, which require gradients, change in place.
 
-    ``grad_average`` divides the gradients, already means over the batch, by N once more.
+    ``grad_average`` divides the gradients, already means over the batch, by N once more;
+    ``autocast`` is that of :func:`mlp_ref`.
     """
     with torch.enable_grad():
-        logits = mlp_ref(parameters, x)
+        logits = mlp_ref(parameters, x, autocast)
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         torch.autograd.backward(loss / len(labels) if grad_average else loss)

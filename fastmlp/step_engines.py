@@ -163,7 +163,7 @@ class StepEngine(Engine):
         return moves.apply(images)
 
     def _inputs(self, images: Tensor) -> Tensor:
-        return self._normalization.apply(images).to(self._tensors[0].dtype)
+        return self._normalization.apply(images).to(self._layers_dtype)
 
 
 class EagerEngine(StepEngine):
@@ -193,29 +193,41 @@ class EagerEngine(StepEngine):
         return loss, logits
 
     def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._forward(x)[-1]
+        logits = self._forward(x, self._cast())[-1].to(self._tensors[0].dtype)
         return ops.softmax_xent(logits, labels, None, "sum"), logits
 
     def _gradients(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The mean loss, the logits and the gradients of all parameters."""
-        activations = self._forward(x)
-        logits = activations.pop()
+        tensors, dtype = self._cast(), self._tensors[0].dtype
+        activations = self._forward(x, tensors)
+        logits = activations.pop().to(dtype)
         count = len(labels) if self.options.grad_average else 1
         if count not in self._dlosses:
-            self._dlosses[count] = torch.full((), 1 / count, dtype=x.dtype, device=x.device)
+            self._dlosses[count] = torch.full((), 1 / count, dtype=dtype, device=x.device)
         # every gradient is linear in this one
         loss, dlogits = ops.softmax_xent_with_grad(logits, labels, self._dlosses[count])
-        return loss, logits, self._backward(dlogits, activations)
+        gradients = self._backward(dlogits.to(x.dtype), activations, tensors)
+        if x.dtype != dtype:
+            gradients = [gradient.to(dtype) for gradient in gradients]
+        return loss, logits, gradients
 
-    def _forward(self, x: Tensor) -> list[Tensor]:
+    def _cast(self) -> list[Tensor]:
+        """The parameters as the layers take them."""
+        if self._layers_dtype == self._tensors[0].dtype:
+            return self._tensors
+        return [tensor.to(self._layers_dtype) for tensor in self._tensors]
+
+    def _forward(self, x: Tensor, tensors: list[Tensor]) -> list[Tensor]:
         """The input of every layer, and the logits last."""
-        activations, tensors = [x], self._tensors
+        activations = [x]
         for i in range(0, len(tensors) - 2, 2):
             activations.append(ops.linear(activations[-1], tensors[i], tensors[i + 1], "relu"))
         activations.append(ops.linear(activations[-1], tensors[-2], tensors[-1], "none"))
         return activations
 
-    def _backward(self, dlogits: Tensor, activations: list[Tensor]) -> list[Tensor]:
+    def _backward(
+        self, dlogits: Tensor, activations: list[Tensor], tensors: list[Tensor]
+    ) -> list[Tensor]:
         """The gradients of all parameters, in their order; ``activations`` are the layers' inputs.
 
         The input of a layer is the ReLU output of the one before it, which masks its gradient.
@@ -226,9 +238,7 @@ class EagerEngine(StepEngine):
         for layer in range(len(activations) - 1, -1, -1):
             assert dy is not None  # only the first layer's inputs need no gradient
             x = activations[layer]
-            dy, dw, db = ops.linear_backward(
-                dy, x, self._tensors[2 * layer], y, (layer > 0, True, True)
-            )
+            dy, dw, db = ops.linear_backward(dy, x, tensors[2 * layer], y, (layer > 0, True, True))
             gradients += [db, dw]
             y = x
         return cast("list[Tensor]", gradients[::-1])
@@ -302,10 +312,11 @@ class ReferenceEngine(StepEngine):
 
     def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         self._optimizer.param_groups[0]["lr"] = lr
-        return train_step_ref(self._tensors, self._optimizer, x, labels, self.options.grad_average)
+        average, low = self.options.grad_average, self._layers_dtype == torch.bfloat16
+        return train_step_ref(self._tensors, self._optimizer, x, labels, average, low)
 
     def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = mlp_ref(self._tensors, x)
+        logits = mlp_ref(self._tensors, x, self._layers_dtype == torch.bfloat16)
         return F.cross_entropy(logits, labels, reduction="sum"), logits
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:

@@ -49,6 +49,7 @@ class Training:
             config.weight_decay,
             config.grad_average,
             config.optimizer,
+            config.precision,
         )
         kind, reason = choose_engine(config.engine, device, self.sizes, options)
         self.config = replace(config, device=str(device), engine=kind.name)

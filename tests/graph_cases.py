@@ -32,6 +32,11 @@ EACH_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 ENDS = pytest.mark.parametrize(
     "options", [{}, OPTIONS["all"], OPTIONS["adamw"]], ids=["plain", "all", "adamw"]
 )
+BITS = pytest.mark.parametrize(
+    "options",
+    [*(OPTIONS[name] for name in ("plain", "all", "adamw")), {"precision": "bfloat16"}],
+    ids=["plain", "all", "adamw", "bfloat16"],
+)
 DEPTHS = pytest.mark.parametrize("hidden", [(), (19,), (12, 7), (31, 8, 17)], ids=str)
 
 
@@ -134,7 +139,7 @@ class GraphTests:
             )
         assert_close(ours, truth)
 
-    @ENDS
+    @BITS
     @pytest.mark.parametrize("inputs", [37, 64])
     def test_the_length_of_a_chunk_does_not_change_a_bit(
         self, device, options, inputs, monkeypatch
@@ -149,17 +154,32 @@ class GraphTests:
         for engine in engines[1:]:
             assert_same_bits(engine, engines[0])
 
+    @ENDS
+    def test_bfloat16_is_nearer_to_autocast_than_float32_is(self, device, options):
+        ends = []
+        for kind, precision in (
+            (GraphEngine, "bfloat16"),
+            (ReferenceEngine, "bfloat16"),
+            (ReferenceEngine, "float32"),
+        ):
+            engine = make(kind, device, {**options, "precision": precision}, (19, 6))
+            engine.train_epoch(order_of(), 0.01)
+            ends.append(torch.cat([t.flatten() for t in engine.parameters_state().values()]))
+        ours, theirs, float32 = ends
+        assert (ours - theirs).norm() < 0.5 * (float32 - theirs).norm()
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
     @pytest.mark.parametrize("inputs", [37, 64])
-    def test_batches_lie_at_addresses_equally_round(self, device, inputs):
+    def test_batches_lie_at_addresses_equally_round(self, device, inputs, precision):
         """How a library sums may depend on them."""
         data = problem(inputs)
-        engine = make(GraphEngine, device, {}, data=data)
+        engine = make(GraphEngine, device, {"precision": precision}, data=data)
         batches = engine._batches(torch.arange(40, device=device), 5, None)
         assert {(b.data_ptr() - batches[0].data_ptr()) % 256 for b in batches} == {0}
-        want = data[1].apply(data[0].images[:40])
+        want = data[1].apply(data[0].images[:40]).to(getattr(torch, precision))
         torch.testing.assert_close(torch.cat(batches).cpu(), want)
 
-    @ENDS
+    @BITS
     @pytest.mark.parametrize("start", [1, 4, 13, 24, 25])
     def test_an_epoch_goes_on_where_it_was_stopped(self, device, options, start):
         order = order_of()

@@ -133,6 +133,7 @@ def test_widths(hidden: Any, widths: tuple[int, ...]) -> None:
         ("momentum", 1.0, "momentum must be a number from 0 up to, but not, 1, got 1.0"),
         ("nesterov", 1, "nesterov must be true or false, got 1"),
         ("weight_decay", -0.1, "weight_decay must be a number of at least 0, got -0.1"),
+        ("precision", "half", "precision must be one of float32, bfloat16, got 'half'"),
         ("epochs", 0, "epochs must be a whole number of at least 1"),
         pytest.param("lr", 10**400, "lr must be a number above 0, got 1000", id="lr of 401 digits"),
         pytest.param(

@@ -119,6 +119,13 @@ def test_another_optimizer() -> None:
     assert read_config("two").optimizer == "adam"
 
 
+def test_another_precision() -> None:
+    assert main([*QUICK, "--precision", "bfloat16", "--out", "run"]) == 0
+    config = read_config("run")
+    assert config.precision == "bfloat16"
+    assert config.engine in ("eager", "reference")
+
+
 def test_a_flag_that_repeats_a_default_still_beats_the_file() -> None:
     Path("a.toml").write_text("seed = 5\n")
     assert main([*QUICK, "--config", "a.toml", "--seed", "0", "--out", "one"]) == 0
@@ -200,6 +207,8 @@ MISTAKES: list[Any] = [
     (["--optimizer", "adam", "--engine", "blocked"], 1, "adam is not linear in the gradients; try"),
     (["--optimizer", "adam", "--block-steps", "4"], 2, "block_steps is for the engine blocked"),
     (["--resume", "full", "--optimizer", "adam"], 2, "--optimizer cannot be given with --resume"),
+    (["--precision", "tf32"], 2, "argument --precision: invalid choice: 'tf32'"),
+    (["--precision", "bfloat16", "--engine", "blocked"], 1, "own dtype alone, not in bfloat16; tr"),
     (["--preset", "fast"], 2, "argument --preset: invalid choice: 'fast'"),
     (["--engine", "warp"], 2, "argument --engine: invalid choice: 'warp'"),
     (["--device", "tpu"], 2, "device must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
