@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "check.h"
+#include "plan.h"
 
 namespace fastmlp {
 
@@ -41,6 +42,11 @@ inline void check_linear_backward(const Tensor& dy, const Tensor& x, const Tenso
     check_same_dtype("y", *y, "dy", dy);
     check_same_shape("y", *y, "dy", dy);
   }
+}
+
+inline void check_float32(int64_t float32) {
+  FASTMLP_CHECK(float32 >= 0 && float32 < kFloat32Count,
+                "float32 must be between 0 and 4, got " + std::to_string(float32));
 }
 
 // The dtype of sums over logits.

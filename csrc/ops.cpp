@@ -9,16 +9,19 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   // Who computes a CPU layer's matrix products, and why, in words.
   m.def("linear_plan(int batch, int inputs, int outputs, ScalarType dtype) -> str");
   m.def(
-      "linear_plan_cuda(int batch, int inputs, int outputs, ScalarType dtype, int processors) -> "
-      "str");
+      "linear_plan_cuda(int batch, int inputs, int outputs, ScalarType dtype, int processors, "
+      "int capability, int float32=0) -> str");
 
-  // y (..., O) = act(x (..., I) weight (O, I)^T + bias (O,)).
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False) -> Tensor");
+  // y (..., O) = act(x (..., I) weight (O, I)^T + bias (O,)). float32 is how a GPU multiplies
+  // float32, plan.h's Float32: 0 as accurately as that, 1 in TF32 where it pays.
+  m.def(
+      "linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False, int float32=0) -> "
+      "Tensor");
   // (dx, dw, db) of linear; y, its output, is given where relu was true. One that is not needed
   // comes back with shape (0,).
   m.def(
       "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? y, bool need_dx, bool need_dw, "
-      "bool need_db) -> (Tensor, Tensor, Tensor)");
+      "bool need_db, int float32=0) -> (Tensor, Tensor, Tensor)");
 
   // max(x, 0), nan stays nan; and its gradient, where y is relu's output or its input.
   m.def("relu(Tensor x) -> Tensor");

@@ -11,8 +11,7 @@ struct LinearPlan {
   const char* why;
 };
 
-// The bounds come from operation counts, not from timings. Our float32 is exact whatever TF32 torch
-// allows, which the stable ABI does not tell; the library's kernels do as torch says.
+// The bounds come from operation counts, not from timings.
 inline LinearPlan plan_linear_cuda(int64_t batch, int64_t in, int64_t out, bool doubles,
                                    bool half_width) {
   const int64_t weights = std::max<int64_t>(in, 1) * std::max<int64_t>(out, 1);
@@ -44,6 +43,45 @@ inline ProductPlan plan_product(int64_t m, int64_t n, int64_t k, int64_t process
   const int64_t splits = at_least_1(std::min(wanted, most));
   const int64_t chunk = at_least_1(ceil_div(ceil_div(k, splits), kStep)) * kStep;
   return {tile_m, at_least_1(ceil_div(k, chunk)), chunk};
+}
+
+// What a GPU has; capability is 90 for compute capability 9.0.
+struct Gpu {
+  int processors;
+  int capability;
+};
+
+// How float32 is multiplied on a GPU. Of what may be asked for, the first two leave the choice to
+// the plan; the others are for tests and benchmarks.
+enum class Float32 {
+  kAccurate,     // as accurately as in float32
+  kTf32Allowed,  // in TF32 where that is faster
+  kFma,
+  kThreeTf32,  // three products of the operands' TF32 parts, which are as accurate as float32
+  kTf32,
+};
+constexpr int kFloat32Count = 5;
+
+struct Float32Plan {
+  Float32 by;  // one of the last three
+  const char* why;
+};
+
+// c (m, n) as a sum over k, in float32 or, where torch allows it, TF32. In the time in which an
+// H100 reads a number from memory it does 40 multiply-adds by FMA; half as many are the bound here,
+// as the weights of small networks stay in its level-2 cache, which is faster. Below it FMA waits
+// for numbers anyway, and is exact. Above it arithmetic counts: 67 TFLOP/s by FMA, some 300 by
+// tensor cores in TF32, a third of that by three products. So it is on other GPUs for data centers;
+// on the rest, such as 8.6, 8.9 and 12.0, tensor cores do TF32 at about the rate of FMA.
+inline Float32Plan plan_float32(int64_t m, int64_t n, int64_t k, int capability, Float32 wanted) {
+  constexpr double kWorkPerNumber = 20;
+  if (wanted >= Float32::kFma) return {wanted, "as asked for"};
+  const double work = 1.0 * m * n * k, numbers = 1.0 * m * n + 1.0 * m * k + 1.0 * n * k;
+  if (work < kWorkPerNumber * numbers) return {Float32::kFma, "FMA: bound by reading"};
+  if (wanted == Float32::kTf32Allowed) return {Float32::kTf32, "TF32, which torch allows"};
+  const bool for_data_centers = capability == 80 || capability == 90 || capability / 10 == 10;
+  if (!for_data_centers) return {Float32::kFma, "FMA: this GPU's tensor cores are no faster"};
+  return {Float32::kThreeTf32, "three TF32 products: bound by arithmetic"};
 }
 
 // `brain_floats`: the operands are bfloat16, for which processors have matrix instructions that

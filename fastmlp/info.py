@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, backend
+from . import __version__, backend, ops
 from .engines import ENGINES, choose_engine, engine_for, resolve_device
 from .errors import EXIT_USAGE, ArgumentParser, UserError, run_command
 
@@ -55,8 +55,9 @@ def _plans(shapes: list[tuple[int, int, int]], device: torch.device) -> dict[str
     def plan(*args: Any) -> str:
         if device.type != "cuda" or not backend.native_available("cuda"):
             return str(torch.ops.fastmlp.linear_plan(*args))
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        return str(torch.ops.fastmlp.linear_plan_cuda(*args, processors))
+        gpu = torch.cuda.get_device_properties(device)
+        described = gpu.multi_processor_count, 10 * gpu.major + gpu.minor
+        return str(torch.ops.fastmlp.linear_plan_cuda(*args, *described, ops.allowed_float32()))
 
     return {
         f"{batch} x {inputs} -> {outputs}, {name}": plan(batch, inputs, outputs, dtype)

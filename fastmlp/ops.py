@@ -45,6 +45,24 @@ def _check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor)
 
 # ---- linear -------------------------------------------------------------------------------------
 
+FLOAT32, TF32_ALLOWED, FMA, THREE_TF32, TF32 = range(5)
+"""What the operators' argument ``float32`` asks of a GPU, as csrc/plan.h has it: products as
+accurate as float32's, TF32 where it is faster; the rest, for tests and benchmarks, leaves no
+choice."""
+
+
+# Compiled code takes it for a constant, and is guarded by this setting anyway.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def allowed_float32() -> int:
+    """What ``torch.backends.cuda.matmul.fp32_precision`` says, under whichever of its names it was
+    set. The stable ABI does not tell C++, so every call does."""
+    allowed = torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
+    return TF32_ALLOWED if allowed else FLOAT32
+
+
+def _float32_of(x: Tensor) -> int:
+    return allowed_float32() if x.is_cuda else FLOAT32
+
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
     """Raises TypeError or ValueError, in one sentence, unless the arguments fit :func:`linear`."""
@@ -68,19 +86,26 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
-    """``act(x @ weight.T + bias)``: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
-    result: Tensor = _linear(x, weight, bias, activation == "relu")
+    """``act(x @ weight.T + bias)``: x (..., I), weight (O, I), bias (O,) -> (..., O).
+
+    Float32 on CUDA is multiplied in TF32 only where PyTorch allows it, as ``F.linear`` does.
+    """
+    result: Tensor = _linear(x, weight, bias, activation == "relu", _float32_of(x))
     return result
 
 
 def _linear_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    relu: bool = False,
+    float32: int = FLOAT32,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, relu = inputs
+    x, weight, bias, relu, _ = inputs
     ctx.save_for_backward(x, weight, output if relu else None)
     ctx.has_bias = bias is not None
 
@@ -89,7 +114,7 @@ def _linear_autograd(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, y = ctx.saved_tensors
     needs = ctx.needs_input_grad  # shorter where trailing arguments were left at their defaults
     mask = (needs[0], needs[1], ctx.has_bias and needs[2])
-    return *linear_backward(dy, x, weight, y, mask), None
+    return *linear_backward(dy, x, weight, y, mask), None, None
 
 
 _linear = Operator("linear", _linear_fake, _linear_setup, _linear_autograd, "region")
@@ -105,9 +130,9 @@ def linear_backward(
     """(dx, dw, db) of :func:`linear`, None where ``output_mask`` says it is not needed.
 
     dy (..., O), x (..., I), weight (O, I); ``y`` (..., O) is linear's output where it ended in a
-    ReLU, None where it did not.
+    ReLU, None where it did not. TF32 is as in :func:`linear`, as allowed at this call.
     """
-    dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask)
+    dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask, _float32_of(dy))
     return (
         dx if output_mask[0] else None,
         dw if output_mask[1] else None,
@@ -116,15 +141,22 @@ def linear_backward(
 
 
 def _linear_backward_fake(
-    dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, *needs: bool
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    need_dx: bool,
+    need_dw: bool,
+    need_db: bool,
+    float32: int = FLOAT32,
 ) -> tuple[Tensor, ...]:
-    shapes = (x.shape, weight.shape, weight.shape[:1])
+    shapes, needs = (x.shape, weight.shape, weight.shape[:1]), (need_dx, need_dw, need_db)
     return tuple(dy.new_empty(s if need else (0,)) for s, need in zip(shapes, needs, strict=True))
 
 
 def _linear_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.needs = inputs[4:]
+    ctx.needs = inputs[4:7]
     ctx.set_materialize_grads(False)
 
 
@@ -147,7 +179,7 @@ def _linear_backward_autograd(
         d_dy = d_dy + ddb
     if y is not None:
         d_dy = relu_backward_ref(d_dy, y)
-    return d_dy, d_x, d_weight, None, None, None, None
+    return d_dy, d_x, d_weight, None, None, None, None, None
 
 
 _linear_backward = Operator(

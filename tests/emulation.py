@@ -100,10 +100,13 @@ def operators() -> Any:
     return torch.ops.fastmlp_on_host
 
 
-def configure(order: int = 0, processors: int = 132, last_blocks: int = 0) -> None:
+def configure(
+    order: int = 0, processors: int = 132, last_blocks: int = 0, capability: int = 90
+) -> None:
     """In which order threads and blocks run (0 ascending, 1 descending, else shuffled by that
-    seed), how many multiprocessors there are, and how many of a grid's last blocks run (0: all)."""
-    operators().configure(order, processors, last_blocks)
+    seed), how many multiprocessors of which compute capability (90 for 9.0) there are, and how
+    many of a grid's last blocks run (0: all)."""
+    operators().configure(order, processors, capability, last_blocks)
 
 
 def call(name: str, *args: Any) -> Any:

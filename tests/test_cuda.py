@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
+from float32_cases import Float32Tests, all_products
 from operator_cases import LinearTests, ReluTests, XentTests, xent
 from torch import Tensor
 
 import fastmlp
 from fastmlp import functional, native_available
+from fastmlp.ops import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
 from fastmlp.reference import linear_ref, softmax_xent_ref
 
 pytestmark = [
@@ -80,6 +82,46 @@ def machine():
 
 class TestLinear(LinearTests):
     pass
+
+
+class TestFloat32(Float32Tests):
+    @pytest.mark.parametrize("allowed", [FLOAT32, TF32_ALLOWED])
+    @pytest.mark.parametrize("batch", [8, 64])
+    def test_the_operators_take_the_way_of_the_plan(self, machine, batch, allowed):
+        tensors = [randn(batch, 256), randn(batch, 3072), randn(256, 3072)]
+        gpu = torch.cuda.get_device_properties(machine.device)
+        described = gpu.multi_processor_count, 10 * gpu.major + gpu.minor
+        shape = batch, 3072, 256, torch.float32
+        plan = torch.ops.fastmlp.linear_plan_cuda(*shape, *described, allowed)
+        by = TF32 if "; TF32" in plan else THREE_TF32 if "three TF32" in plan else FMA
+        ours, same = (all_products(machine, way, *tensors) for way in (allowed, by))
+        assert_equal(ours, same)
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_tf32_where_torch_allows_it_and_only_there(self, machine, compiled):
+        x, w = machine.place(randn(128, 3072)), machine.place(randn(256, 3072))
+        dy, x.requires_grad = machine.place(randn(128, 256)), True
+
+        def products() -> list[Tensor]:
+            def forward(x: Tensor, w: Tensor) -> Tensor:
+                return functional.linear(x, w, backend="native")
+
+            y = (torch.compile(forward, fullgraph=True) if compiled else forward)(x, w)
+            return [y.detach(), *torch.autograd.grad(y, x, dy)]
+
+        before = torch.backends.cuda.matmul.fp32_precision
+        results = []
+        try:
+            for precision in ("ieee", "tf32", "ieee"):
+                torch.backends.cuda.matmul.fp32_precision = precision
+                results.append(products())
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
+        assert_equal(results[0], results[2])
+        tensors = [tensor.detach().cpu() for tensor in (dy, x, w)]
+        forced = all_products(machine, TF32, *tensors)[:2]
+        assert_equal(results[1], forced)
+        assert not any(torch.equal(a.cpu(), b) for a, b in zip(results[0], forced, strict=True))
 
 
 class TestRelu(ReluTests):

@@ -13,10 +13,12 @@ import torch
 from cases import randn, small_integers
 from compare import assert_within_2x
 from conftest import needs_native
+from float32_cases import Float32Tests, all_products, all_products_ref
 from graph_cases import OPTIONS, flat, make, order_of
 from operator_cases import LinearTests, ReluTests, XentTests
 
 from fastmlp.engines import GraphEngine, ReferenceEngine
+from fastmlp.ops import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
 
 pytestmark = [
     needs_native,
@@ -80,6 +82,43 @@ class TestLinear(LinearTests):
         assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
+class TestFloat32(Float32Tests):
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("processors", [1, 132])
+    @pytest.mark.parametrize("by", [FMA, THREE_TF32, TF32])
+    def test_exact_in_every_order_and_number_of_parts(self, machine, order, processors, by):
+        emulation.configure(ORDERS[order], processors)
+        tensors = [small_integers(*shape) for shape in ((20, 70), (20, 700), (70, 700))]
+        truths = all_products_ref(*(tensor.double() for tensor in tensors))
+        for got, truth in zip(all_products(machine, by, *tensors), truths, strict=True):
+            assert torch.equal(got, truth.float())
+
+    @pytest.mark.parametrize(
+        ("capability", "allowed", "small", "large"),
+        [
+            *((80, FLOAT32, FMA, THREE_TF32), (90, FLOAT32, FMA, THREE_TF32)),
+            *((103, FLOAT32, FMA, THREE_TF32), (90, TF32_ALLOWED, FMA, TF32)),
+            *((89, FLOAT32, FMA, FMA), (120, FLOAT32, FMA, FMA), (120, TF32_ALLOWED, FMA, TF32)),
+        ],
+    )
+    def test_the_operators_take_the_way_of_the_plan(
+        self, machine, capability, allowed, small, large
+    ):
+        emulation.configure(capability=capability)
+        for batch, by in ((8, small), (64, large)):
+            tensors = [randn(batch, 60), randn(batch, 90), randn(60, 90)]
+            ours, same = (all_products(machine, way, *tensors) for way in (allowed, by))
+            assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
+
+    @pytest.mark.parametrize("by", [-1, 5])
+    def test_other_ways_are_refused(self, machine, by):
+        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {by}"):
+            machine.run("linear", randn(2, 3), randn(4, 3), None, False, by)
+        args = randn(2, 4), randn(2, 3), randn(4, 3), None, True, True, True
+        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {by}"):
+            machine.run("linear_backward", *args, by)
+
+
 class TestRelu(ReluTests):
     def test_more_elements_than_an_int_counts(self, machine):
         """Of 4 GB the last three blocks run; the rest stays untouched."""
@@ -134,7 +173,32 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
     ],
 )
 def test_the_plan_of_an_h100(shape, dtype, plan):
-    assert plan in emulation.operators().linear_plan_cuda(*shape, dtype, 132)
+    assert plan in emulation.operators().linear_plan_cuda(*shape, dtype, 132, 90)
+
+
+@pytest.mark.parametrize(
+    ("shape", "capability", "float32", "why"),
+    [
+        ((8, 3072, 256), 90, FLOAT32, "24 parts; FMA: bound by reading)"),
+        ((16, 3072, 256), 90, FLOAT32, "FMA: bound by reading)"),
+        ((32, 3072, 256), 90, FLOAT32, "three TF32 products: bound by arithmetic)"),
+        ((256, 256, 10), 90, FLOAT32, "FMA: bound by reading)"),
+        ((0, 256, 10), 90, FLOAT32, "FMA: bound by reading)"),
+        ((32, 3072, 256), 80, FLOAT32, "three TF32 products: bound by arithmetic)"),
+        ((32, 3072, 256), 100, FLOAT32, "three TF32 products: bound by arithmetic)"),
+        ((32, 3072, 256), 86, FLOAT32, "FMA: this GPU's tensor cores are no faster)"),
+        ((32, 3072, 256), 120, FLOAT32, "FMA: this GPU's tensor cores are no faster)"),
+        ((32, 3072, 256), 120, TF32_ALLOWED, "TF32, which torch allows)"),
+        ((8, 3072, 256), 90, TF32_ALLOWED, "FMA: bound by reading)"),
+        ((8, 3072, 256), 90, TF32, "as asked for)"),
+    ],
+)
+def test_how_float32_is_multiplied(shape, capability, float32, why):
+    plan = emulation.operators().linear_plan_cuda
+    assert plan(*shape, torch.float32, 132, capability, float32).endswith(why)
+    assert plan(*shape, torch.bfloat16, 132, capability, float32).endswith(" parts)")
+    with pytest.raises(RuntimeError, match="float32 must be between 0 and 4, got 7"):
+        plan(*shape, torch.float32, 132, capability, 7)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

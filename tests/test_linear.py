@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,6 +155,72 @@ def test_opcheck(activation):
     y = linear_ref(x, w, b, activation).detach() if relu else None
     args = (randn(4, 3).requires_grad_(), x, w, y, True, True, False)
     torch.library.opcheck(torch.ops.fastmlp.linear_backward.default, args)
+    torch.library.opcheck(torch.ops.fastmlp.linear.default, (x, w, b, relu, ops.TF32_ALLOWED))
+    args = (*args, ops.TF32_ALLOWED)
+    torch.library.opcheck(torch.ops.fastmlp.linear_backward.default, args)
+
+
+def test_the_cpu_does_not_care_how_a_gpu_would_multiply():
+    x, w, b, dy = randn(40, 50), randn(30, 50), randn(30), randn(40, 30)
+    linear, backward = torch.ops.fastmlp.linear, torch.ops.fastmlp.linear_backward
+    y, *gradients = linear(x, w, b, True), *backward(dy, x, w, None, True, True, True)
+    for way in range(5):
+        assert torch.equal(linear(x, w, b, True, way), y)
+        again = backward(dy, x, w, None, True, True, True, way)
+        assert all(torch.equal(a, b) for a, b in zip(again, gradients, strict=True))
+    for way in (-1, 5):
+        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {way}"):
+            linear(x, w, b, True, way)
+        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {way}"):
+            backward(dy, x, w, None, True, True, True, way)
+
+
+@pytest.fixture
+def matmul():
+    """PyTorch's settings of matrix products on CUDA."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    yield settings
+    settings.fp32_precision = before
+
+
+def set_tf32(matmul, name: str, allowed: bool) -> None:
+    if name == "fp32_precision":
+        matmul.fp32_precision = "tf32" if allowed else "ieee"
+    elif name == "allow_tf32":
+        matmul.allow_tf32 = allowed
+    else:
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+TF32_NAMES = ["fp32_precision", "allow_tf32", "set_float32_matmul_precision"]
+
+
+@pytest.mark.parametrize("name", TF32_NAMES)
+def test_tf32_is_asked_for_where_torch_allows_it_on_a_gpu(monkeypatch, matmul, name):
+    calls = []
+    for operator in ("_linear", "_linear_backward"):
+        record = lambda *args: calls.append(args[-1]) or (None, None, None)  # noqa: E731
+        monkeypatch.setattr(ops, operator, record)
+    on_gpu, on_cpu = SimpleNamespace(is_cuda=True), randn(2, 3)
+    for allowed in (True, False):
+        set_tf32(matmul, name, allowed)
+        for tensor in (on_gpu, on_cpu):
+            ops.linear(tensor, tensor)
+            ops.linear_backward(tensor, tensor, tensor)
+    assert calls == [ops.TF32_ALLOWED] * 2 + [ops.FLOAT32] * 6
+
+
+@pytest.mark.parametrize("name", TF32_NAMES)
+def test_compiled_code_follows_the_setting_of_tf32(matmul, name):
+    def allowed_after(x: Tensor) -> Tensor:
+        return x + ops.allowed_float32()
+
+    set_tf32(matmul, name, False)
+    compiled = torch.compile(allowed_after, fullgraph=True, backend="eager")
+    for allowed in (False, True, False):
+        set_tf32(matmul, name, allowed)
+        assert compiled(torch.zeros(1)).item() == (ops.TF32_ALLOWED if allowed else ops.FLOAT32)
 
 
 def test_opcheck_of_a_batch_for_the_blas():

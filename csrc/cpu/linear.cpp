@@ -114,8 +114,9 @@ void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t row
 }
 
 Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                  bool use_relu) {
+                  bool use_relu, int64_t float32) {
   check_linear(x, weight, bias);
+  check_float32(float32);
   std::vector<int64_t> sizes = sizes_of(x);
   sizes.back() = weight.size(0);
   const Rows rows = rows_of(x);
@@ -164,8 +165,10 @@ void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
 std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const Tensor& x,
                                                        const Tensor& weight,
                                                        const std::optional<Tensor>& y, bool need_dx,
-                                                       bool need_dw, bool need_db) {
+                                                       bool need_dw, bool need_db,
+                                                       int64_t float32) {
   check_linear_backward(dy, x, weight, y);
+  check_float32(float32);
   const ScalarType type = dy.scalar_type();
   const int64_t in = weight.size(1), out = weight.size(0);
   const Rows rows = rows_of(x);

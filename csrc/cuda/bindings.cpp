@@ -47,12 +47,16 @@ LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) 
 }
 
 std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType type,
-                             int64_t processors) {
+                             int64_t processors, int64_t capability, int64_t float32) {
+  check_float32(float32);
   const LinearPlan plan = plan_linear(batch, in, out, type);
   if (!plan.ours) return std::string("ATen's BLAS (") + plan.why + ")";
   const ProductPlan product = plan_product(batch, out, in, processors);
+  const Float32Plan by =
+      plan_float32(batch, out, in, static_cast<int>(capability), static_cast<Float32>(float32));
   return std::string("fastmlp's kernels (") + plan.why + "; tiles of " +
-         std::to_string(product.tile_m) + " rows, " + std::to_string(product.splits) + " parts)";
+         std::to_string(product.tile_m) + " rows, " + std::to_string(product.splits) + " parts" +
+         (type == ScalarType::Float ? std::string("; ") + by.why : "") + ")";
 }
 
 // A weight (O, I) as it lies, by rows or by columns, or a copy by rows.
@@ -74,11 +78,13 @@ Weight weight_of(const Tensor& weight) {
 }
 
 // Plans c (m, n) or none (n = 0) from a (m, k) and b (n, k), allocates what is wanted on the way,
-// and launches it.
+// and launches it. product.float32 says what is asked for.
 void multiply(const char* name, LinearProduct product, const Tensor& like, const Launch& launch) {
-  int processors = 0;
-  check_launch(name, count_processors(&processors));
-  const ProductPlan plan = plan_product(product.m, product.n, product.k, processors);
+  Gpu gpu{};
+  check_launch(name, describe_device(&gpu));
+  const int64_t m = product.m, n = product.n, k = product.k;
+  product.float32 = plan_float32(m, n, k, gpu.capability, product.float32).by;
+  const ProductPlan plan = plan_product(m, n, k, gpu.processors);
   product.tile_m = plan.tile_m;
   product.splits = plan.splits;
   product.chunk = plan.chunk;
@@ -92,8 +98,9 @@ void multiply(const char* name, LinearProduct product, const Tensor& like, const
 }
 
 Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                   bool use_relu) {
+                   bool use_relu, int64_t float32) {
   check_linear(x, weight, bias);
+  check_float32(float32);
   check_device("weight", weight, x);
   if (bias) check_device("bias", *bias, x);
   const Launch launch(x);
@@ -118,6 +125,7 @@ Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
   product.n = out;
   product.k = rows.columns;
   product.relu = use_relu;
+  product.float32 = static_cast<Float32>(float32);
   multiply("linear", product, x, launch);
   return y;
 }
@@ -126,7 +134,7 @@ Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
 // is dy as the ReLU let it through. Those that are null are not computed.
 void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
                           const std::optional<Rows>& y, const Tensor* dx, const Tensor* dw,
-                          const Tensor* db, const Launch& launch) {
+                          const Tensor* db, Float32 float32, const Launch& launch) {
   Operand g{dy.tensor.data_ptr(), dy.stride, true, nullptr, 0};
   if (y) {
     g.mask = y->tensor.data_ptr();
@@ -141,6 +149,7 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
     product.m = dy.rows;
     product.n = x.columns;
     product.k = dy.columns;
+    product.float32 = float32;
     multiply("linear_backward", product, dy.tensor, launch);
   }
   if (dw || db) {
@@ -153,6 +162,7 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
     product.m = dy.columns;
     product.n = dw ? x.columns : 0;
     product.k = dy.rows;
+    product.float32 = float32;
     multiply("linear_backward", product, dy.tensor, launch);
   }
 }
@@ -160,8 +170,10 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
 std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& dy, const Tensor& x,
                                                         const Tensor& weight,
                                                         const std::optional<Tensor>& y,
-                                                        bool need_dx, bool need_dw, bool need_db) {
+                                                        bool need_dx, bool need_dw, bool need_db,
+                                                        int64_t float32) {
   check_linear_backward(dy, x, weight, y);
+  check_float32(float32);
   check_device("x", x, dy);
   check_device("weight", weight, dy);
   if (y) check_device("y", *y, dy);
@@ -180,7 +192,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& dy, const 
   const Tensor db = output(need_db, {out});
   const std::optional<Rows> masks = y ? std::optional<Rows>(rows_of(*y)) : std::nullopt;
   linear_backward_ours(rows_of(dy), rows, weight, masks, need_dx ? &dx : nullptr,
-                       need_dw ? &dw : nullptr, need_db ? &db : nullptr, launch);
+                       need_dw ? &dw : nullptr, need_db ? &db : nullptr,
+                       static_cast<Float32>(float32), launch);
   return {dx, dw, db};
 }
 

@@ -11,8 +11,8 @@ namespace fastmlp {
 
 enum class Type { kFloat, kDouble, kBFloat16, kHalf };
 
-// The multiprocessors of the present device.
-[[nodiscard]] cudaError_t count_processors(int* processors);
+// What the present device is.
+[[nodiscard]] cudaError_t describe_device(Gpu* gpu);
 
 // y = max(x, 0) and dx = (y <= 0 ? 0 : dy), `count` elements each.
 [[nodiscard]] cudaError_t launch_relu(void* y, const void* x, int64_t count, Type type,
@@ -66,6 +66,7 @@ struct LinearProduct {
   // plan_product's: rows of a tile (16, 32 or 64), parts that k is cut into, length of a part.
   int tile_m;
   int64_t splits, chunk;
+  Float32 float32;  // plan_float32's, one of the last three; other types leave it alone
 };
 
 // linear, and both products of linear_backward. Any type but kDouble.

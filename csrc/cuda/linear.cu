@@ -80,9 +80,9 @@ struct LinearTiles {
 // Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n): the
 //           sums of the parts where there is more than one.
 // Grid      x: tiles of kTileM rows by 64 columns, columns first; y: parts of k. 128 threads.
-// Memory    shared memory: both tiles, 12 to 18 KB; the next tiles wait in registers.
-// Precision float; sums in one order for one plan: deterministic.
-// Needs     sm_80 for 16-bit types; any strides and alignment.
+// Memory    shared memory: both tiles, 10 to 18 KB; the next tiles wait in registers.
+// Precision the engine's; sums in float, in one order for one plan: deterministic.
+// Needs     sm_80 for 16-bit types and TF32; any strides and alignment.
 // Same as   linear_ref, linear_backward_ref.
 template <typename Engine, int kTileM>
 __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct product) {
@@ -162,8 +162,25 @@ cudaError_t launch_typed(const LinearProduct& product, cudaStream_t stream) {
                        stream, product);
 }
 
-template <typename T, int kTileM>
+template <typename, int kTileM>
 using Fma = FmaEngine<kTileM>;
+template <typename, int kTileM>
+using ThreeTf32 = Tf32Engine<kTileM, true>;
+template <typename, int kTileM>
+using Tf32 = Tf32Engine<kTileM, false>;
+
+cudaError_t launch_floats(const LinearProduct& product, cudaStream_t stream) {
+  switch (product.float32) {
+    case Float32::kFma:
+      return launch_typed<float, Fma>(product, stream);
+    case Float32::kThreeTf32:
+      return launch_typed<float, ThreeTf32>(product, stream);
+    case Float32::kTf32:
+      return launch_typed<float, Tf32>(product, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
 
 }  // namespace
 
@@ -172,7 +189,7 @@ cudaError_t launch_linear(const LinearProduct& product, Type type, cudaStream_t 
   if (product.splits > 1 && (product.row_sums || product.n == 0)) return cudaErrorInvalidValue;
   switch (type) {
     case Type::kFloat:
-      return launch_typed<float, Fma>(product, stream);
+      return launch_floats(product, stream);
     case Type::kBFloat16:
       return launch_typed<bf16, MmaEngine>(product, stream);
     case Type::kHalf:
@@ -182,11 +199,17 @@ cudaError_t launch_linear(const LinearProduct& product, Type type, cudaStream_t 
   }
 }
 
-cudaError_t count_processors(int* processors) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  return cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
+cudaError_t describe_device(Gpu* gpu) {
+  int device = 0, major = 0, minor = 0;
+  const auto ask = [&](int* value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(value, attribute, device);
+  };
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = ask(&gpu->processors, cudaDevAttrMultiProcessorCount);
+  if (error == cudaSuccess) error = ask(&major, cudaDevAttrComputeCapabilityMajor);
+  if (error == cudaSuccess) error = ask(&minor, cudaDevAttrComputeCapabilityMinor);
+  gpu->capability = 10 * major + minor;
+  return error;
 }
 
 }  // namespace fastmlp

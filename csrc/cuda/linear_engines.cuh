@@ -1,6 +1,6 @@
-// How a block multiplies its two tiles: FMA in float32, tensor cores in the 16-bit types. Both
-// engines have accumulate(a, b), and for_each(f), which hands out kWidth neighbouring results at a
-// time.
+// How a block multiplies its two tiles: float32 by FMA or by tensor cores in TF32, the 16-bit types
+// by tensor cores. All engines have accumulate(a, b), and for_each(f), which hands out kWidth
+// neighbouring results at a time.
 #pragma once
 #include "linear_tiles.cuh"
 
@@ -73,24 +73,64 @@ __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+// c (16, 8) += a (16, 8) b (8, 8) likewise; of a and b it takes the upper 19 bits, which are TF32.
+__device__ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// x rounded to the nearest number of 11 significant bits, ties away from 0.
+__device__ inline uint32_t round_to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
 #endif
 
-// Four warps share the tile; each owns kFragmentsM x kFragmentsN fragments of 16 x 8.
-template <typename T, int kTileM>
-struct MmaEngine {
-  using Element = T;
-  static constexpr int kDepth = 64, kWidth = 2;
+// Four warps share a tile of kTileM x kTileN; each owns kFragmentsM x kFragmentsN fragments of
+// 16 x 8, of which PTX gives a lane rows group() and group() + 8, columns pair() and pair() + 1.
+template <int kTileM>
+struct Fragments {
+  static constexpr int kWidth = 2;
   static constexpr int kWarpsM = kTileM == 64 ? 2 : 1, kWarpsN = 4 / kWarpsM;
   static constexpr int kFragmentsM = kTileM / kWarpsM / 16, kFragmentsN = kTileN / kWarpsN / 8;
-  using TileA = Tile<T, kTileM, kDepth, true>;
-  using TileB = Tile<T, kTileN, kDepth, true>;
-
-  float sums[kFragmentsM][kFragmentsN][4] = {};
+  using Sums = float[kFragmentsM][kFragmentsN][4];
 
   static __device__ int group() { return threadIdx.x % kWarp / 4; }
   static __device__ int pair() { return threadIdx.x % 4 * 2; }
   static __device__ int row0() { return threadIdx.x / kWarp / kWarpsN * (kTileM / kWarpsM); }
   static __device__ int col0() { return threadIdx.x / kWarp % kWarpsN * (kTileN / kWarpsN); }
+
+  template <typename F>
+  static __device__ void for_each(const Sums& sums, F f) {
+#pragma unroll
+    for (int i = 0; i < kFragmentsM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kFragmentsN; ++j) {
+        const int row = row0() + i * 16 + group(), col = col0() + j * 8 + pair();
+        const float upper[2] = {sums[i][j][0], sums[i][j][1]};
+        const float lower[2] = {sums[i][j][2], sums[i][j][3]};
+        f(row, col, upper);
+        f(row + 8, col, lower);
+      }
+    }
+  }
+};
+
+template <typename T, int kTileM>
+struct MmaEngine : Fragments<kTileM> {
+  using Element = T;
+  using Grid = Fragments<kTileM>;
+  using Grid::col0, Grid::group, Grid::kFragmentsM, Grid::kFragmentsN, Grid::pair, Grid::row0;
+  static constexpr int kDepth = 64;
+  using TileA = Tile<T, kTileM, kDepth, true>;
+  using TileB = Tile<T, kTileN, kDepth, true>;
+
+  typename Grid::Sums sums = {};
 
   // Two neighbours along k in one register.
   template <typename Tile>
@@ -122,17 +162,114 @@ struct MmaEngine {
 
   template <typename F>
   __device__ void for_each(F f) {
+    Grid::for_each(sums, f);
+  }
+};
+
+// A float32 as two TF32 numbers: x = big + small up to 2^-23 |x|, where |x| > 2^-102; smaller ones
+// lose bits, as their small part is below the normal numbers.
+struct Tf32Parts {
+  uint32_t big, small;
+};
+
+__device__ inline Tf32Parts split_float(float x) {
+  const uint32_t big = round_to_tf32(x);
+  return {big, bits_of_float(x - float_of_bits(big))};
+}
+
+// Float32 by tensor cores: a product of the operands in TF32 or, where kThree, three products of
+// their parts, as accurate as float32 (the fourth, small by small, is 2^-22 of the whole).
+// Tensor cores cut off their sums' last bits, so a sum runs over one tile and totals are plain
+// floats. Parts of an inf are inf and nan, and of the largest numbers too; so a tile's sum that is
+// not finite is taken anew by FMA: inf and nan come out as FMA has them.
+template <int kTileM, bool kThree>
+struct Tf32Engine : Fragments<kTileM> {
+  using Element = float;
+  using Grid = Fragments<kTileM>;
+  using Grid::col0, Grid::group, Grid::kFragmentsM, Grid::kFragmentsN, Grid::pair, Grid::row0;
+  static constexpr int kDepth = 32;
+  using TileA = SwizzledTile<kTileM>;
+  using TileB = SwizzledTile<kTileN>;
+
+  typename Grid::Sums totals = {};
+
+  __device__ void accumulate(TileA& a, TileB& b) {
+    typename Grid::Sums sums = {};
+#pragma unroll 2
+    for (int k0 = 0; k0 < kDepth; k0 += 8) add_products(sums, a, b, k0 ^ pair() / 2);
+    float probe = 0;  // nan as soon as a sum is inf or nan
+    for_all([&](int i, int j, int e) { probe += 0 * sums[i][j][e]; });
+    if (probe != 0) retake(sums, a, b);
+    for_all([&](int i, int j, int e) { totals[i][j][e] += sums[i][j][e]; });
+  }
+
+  // The lane's parts of the products over eight k; its own are k and k ^ 4.
+  static __device__ void add_products(typename Grid::Sums& sums, TileA& a, TileB& b, int k) {
+    uint32_t right[kFragmentsN][2], right_small[kFragmentsN][2];
+#pragma unroll
+    for (int j = 0; j < kFragmentsN; ++j) {
+      const int col = col0() + j * 8 + group();
+      const float values[2] = {b.at(col, k), b.at(col, k ^ 4)};
+      split(values, right[j], right_small[j]);
+    }
+#pragma unroll
+    for (int i = 0; i < kFragmentsM; ++i) {
+      const int row = row0() + i * 16 + group();
+      const float values[4] = {a.at(row, k), a.at(row + 8, k), a.at(row, k ^ 4),
+                               a.at(row + 8, k ^ 4)};
+      uint32_t left[4], left_small[4];
+      split(values, left, left_small);
+      if constexpr (kThree) {
+#pragma unroll
+        for (int j = 0; j < kFragmentsN; ++j) mma_tf32(sums[i][j], left_small, right[j]);
+#pragma unroll
+        for (int j = 0; j < kFragmentsN; ++j) mma_tf32(sums[i][j], left, right_small[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kFragmentsN; ++j) mma_tf32(sums[i][j], left, right[j]);
+    }
+  }
+
+  template <int kCount>
+  static __device__ void split(const float (&values)[kCount], uint32_t (&big)[kCount],
+                               uint32_t (&small)[kCount]) {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      const Tf32Parts parts = split_float(values[e]);
+      big[e] = parts.big;
+      small[e] = parts.small;
+    }
+  }
+
+  // Computes the tile's sums that are not finite once more, by FMA.
+  static __device__ void retake(typename Grid::Sums& sums, TileA& a, TileB& b) {
+    for_all([&](int i, int j, int e) {
+      if (0 * sums[i][j][e] == 0) return;
+      const int row = row0() + i * 16 + group() + e / 2 * 8;
+      const int col = col0() + j * 8 + pair() + e % 2;
+      float sum = 0;
+#pragma unroll 1
+      for (int k = 0; k < kDepth; ++k) sum += a.at(row, k) * b.at(col, k);
+      sums[i][j][e] = sum;
+    });
+  }
+
+  // f(i, j, e) for the lane's sums.
+  template <typename F>
+  static __device__ void for_all(F f) {
 #pragma unroll
     for (int i = 0; i < kFragmentsM; ++i) {
 #pragma unroll
       for (int j = 0; j < kFragmentsN; ++j) {
-        const int row = row0() + i * 16 + group(), col = col0() + j * 8 + pair();
-        const float upper[2] = {sums[i][j][0], sums[i][j][1]};
-        const float lower[2] = {sums[i][j][2], sums[i][j][3]};
-        f(row, col, upper);
-        f(row + 8, col, lower);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) f(i, j, e);
       }
     }
+  }
+
+  template <typename F>
+  __device__ void for_each(F f) {
+    Grid::for_each(totals, f);
   }
 };
 

@@ -9,25 +9,41 @@ constexpr int kTileN = 64;  // columns of a block's tile
 
 // A tile in shared memory: lines of consecutive elements. kLinesAreRows: a line holds a row's k;
 // otherwise a k's rows. The padding keeps lines 16-byte aligned and spreads them over the banks.
-template <typename T, int kRows, int kDepth, bool kLinesAreRows>
+template <typename T, int kRows, int kDepth, bool kRowLines>
 struct alignas(16) Tile {
+  static constexpr bool kLinesAreRows = kRowLines;
   static constexpr int kPad = Pack<T>::kCount;
   T values[kLinesAreRows ? kRows : kDepth][(kLinesAreRows ? kDepth : kRows) + kPad];
 
   __device__ T& at(int row, int k) { return kLinesAreRows ? values[row][k] : values[k][row]; }
+};
 
-  // Elements from (row, k) on, along k or along the rows.
-  __device__ void put(int row, int k, bool along_k, const Pack<T>& pack) {
-    if (along_k == kLinesAreRows) {
-      *reinterpret_cast<Pack<T>*>(&at(row, k)) = pack;
-      return;
-    }
-#pragma unroll
-    for (int e = 0; e < Pack<T>::kCount; ++e) {
-      at(kLinesAreRows ? row + e : row, kLinesAreRows ? k : k + e) = pack.v[e];
-    }
+// A tile of rows of 32 floats for tensor cores. Each row's packs stand in an order of its own, so
+// that a warp reads a fragment, 4 neighbours of each of 8 rows, from all 32 banks, and stores packs
+// along k without conflicts and packs along the rows with two threads to a bank.
+template <int kRows>
+struct alignas(16) SwizzledTile {
+  static constexpr int kDepth = 32;
+  static constexpr bool kLinesAreRows = true;
+  float values[kRows * kDepth];
+
+  __device__ float& at(int row, int k) {
+    return values[(row * kDepth + (row + row / 8) % 8 * 4) ^ k];  // so k may come as a ^ b
   }
 };
+
+// Puts elements from (row, k) on, along k or along the rows, into a tile.
+template <typename Tile, typename T>
+__device__ void put_pack(Tile& tile, int row, int k, bool along_k, const Pack<T>& pack) {
+  if (along_k == Tile::kLinesAreRows) {
+    *reinterpret_cast<Pack<T>*>(&tile.at(row, k)) = pack;
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < Pack<T>::kCount; ++e) {
+    tile.at(Tile::kLinesAreRows ? row + e : row, Tile::kLinesAreRows ? k : k + e) = pack.v[e];
+  }
+}
 
 // Elements [first, first + a pack) of a line; those from `limit` on are 0.
 template <typename T>
@@ -111,7 +127,7 @@ struct Fetch {
   template <typename Tile>
   __device__ void store(Tile& tile, bool along_k) const {
     for_each(along_k, [&](int i, int line, int first) {
-      tile.put(along_k ? line : first, along_k ? first : line, along_k, packs[i]);
+      put_pack(tile, along_k ? line : first, along_k ? first : line, along_k, packs[i]);
     });
   }
 };

@@ -5,6 +5,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -225,6 +226,47 @@ void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bo
   }
 }
 
+uint32_t round_to_tf32(float x) {
+  const uint32_t bits = fastmlp::bits_of_float(x);
+  return (std::isfinite(x) ? bits + 0x1000 : bits | (x != x) << 22) & ~0x1fffu;
+}
+
+// The sum of n numbers as a tensor core forms it.
+static float truncated_sum(const double* addends, int n) {
+  double plain = 0, largest = 0, sum = 0;
+  for (int i = 0; i < n; ++i) {
+    plain += addends[i];
+    largest = std::max(largest, std::fabs(addends[i]));
+  }
+  if (!std::isfinite(plain) || largest == 0) return static_cast<float>(plain);
+  const int last = std::max(std::ilogb(largest) - 23, -149);  // the last bit that is kept
+  for (int i = 0; i < n; ++i) sum += std::trunc(std::scalbn(addends[i], -last));
+  sum = std::scalbn(sum, last);
+  const float nearest = static_cast<float>(sum);
+  const bool away = std::fabs(nearest) > std::fabs(sum) && std::fabs(sum) < 0x1p128;
+  return away ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  float mine[6];
+  for (int i = 0; i < 6; ++i) mine[i] = fastmlp::float_of_bits(words[i] & ~0x1fffu);
+  const int lane = thread.x % kWarp, group = lane / 4, pair = lane % 4;
+  const char* warp = static_cast<const char*>(exchange(mine, sizeof mine, 0));
+  const auto number = [&](int owner, int i) {
+    return reinterpret_cast<const float*>(warp + owner * kLargestExchange)[i];
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = group + i / 2 * 8, col = pair * 2 + i % 2;
+    double addends[9] = {c[i]};
+    for (int k = 0; k < 8; ++k) {  // registers of a: row < 8, row >= 8, and the same for k >= 4
+      addends[1 + k] = 1.0 * number(row % 8 * 4 + k % 4, row / 8 + k / 4 * 2) *
+                       number(col * 4 + k % 4, 4 + k / 4);
+    }
+    c[i] = truncated_sum(addends, 9);
+  }
+}
+
 }  // namespace cuda_on_host
 
 cudaError_t cudaGetDevice(int* device) {
@@ -232,8 +274,11 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = cuda_on_host::settings_.processors;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const cuda_on_host::Settings& settings = cuda_on_host::settings_;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? settings.processors
+           : attribute == cudaDevAttrComputeCapabilityMajor ? settings.capability / 10
+                                                            : settings.capability % 10;
   return cudaSuccess;
 }
 

@@ -13,7 +13,11 @@
 #define __launch_bounds__(...)
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+};
 using cudaStream_t = void*;
 
 struct dim3 {
@@ -55,6 +59,13 @@ const void* exchange(const void* mine, size_t size, int lane);
 // c (16, 8) += a (16, 16) b (16, 8): registers as in the PTX manual for mma.m16n8k16, float16 or
 // bfloat16 operands.
 void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool halves);
+
+// c (16, 8) += a (16, 8) b (8, 8) likewise, for mma.m16n8k8 with TF32 operands. Addends and sum are
+// cut off after 24 bits, counted from the largest: no tensor core is known to keep fewer.
+void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+// x to TF32 as cvt.rna.tf32.f32 does: to nearest, ties away from 0; inf and nan stay.
+uint32_t round_to_tf32(float x);
 
 }  // namespace cuda_on_host
 
@@ -106,5 +117,9 @@ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], c
 inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const f16&) {
   cuda_on_host::mma_16816(c, a, b, true);
 }
+inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_on_host::mma_1688_tf32(c, a, b);
+}
+inline uint32_t round_to_tf32(float x) { return cuda_on_host::round_to_tf32(x); }
 
 }  // namespace fastmlp

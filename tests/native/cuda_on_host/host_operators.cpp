@@ -112,16 +112,16 @@ void release_fences() {
   fences_.clear();
 }
 
-void configure(int64_t order, int64_t processors, int64_t last_blocks) {
+void configure(int64_t order, int64_t processors, int64_t capability, int64_t last_blocks) {
   cuda_on_host::configure({static_cast<unsigned>(order), static_cast<int>(processors),
-                           static_cast<uint64_t>(last_blocks)});
+                           static_cast<int>(capability), static_cast<uint64_t>(last_blocks)});
 }
 
 }  // namespace
 }  // namespace fastmlp
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmlp_on_host, m) {
-  m.def("configure(int order, int processors, int last_blocks) -> ()");
+  m.def("configure(int order, int processors, int capability, int last_blocks) -> ()");
   m.def("release_tensors() -> int");
   m.def("release_fences() -> ()");
   m.def("fenced(Tensor x, bool low) -> Tensor");
