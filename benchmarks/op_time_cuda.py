@@ -3,7 +3,8 @@
 Two times for each call. "gpu" is what the GPU spends on it: events around calls that wait, all
 launched, behind a kernel that only sleeps, so that no gap between launches counts. "host" is what a
 user sees: a clock around calls and a final synchronisation. Calls go round a ring of inputs larger
-than the level-2 cache. Contenders are first checked to compute the same.
+than the level-2 cache. Contenders are first checked to compute the same. The three ways to multiply float32
+compete among themselves too, so as to tell whether csrc/plan.h chooses the quickest.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ LINEAR_SHAPES = [
 LINEAR_SHAPES += [(8192, 4096, 4096)]
 RELU_SHAPES = [(1 << 20,), (1 << 25,), (1 << 27,)]
 XENT_SHAPES = [(8, 10), (128, 10), (1024, 10), (128, 1000), (8192, 32_000), (4096, 128_256)]
+WAYS = {
+    "fastmlp by FMA": ops.FMA,
+    "fastmlp by three TF32 products": ops.THREE_TF32,
+    "fastmlp in TF32": ops.TF32,
+}
+MOST_ROWS = 256
+"""Above it fastmlp leaves a product to the library, in whichever way that was asked for."""
+DEVICE = "cuda"
 CALLS = 40
 """Calls of one sample; fewer kernels than a launch queue holds."""
 
@@ -74,7 +84,7 @@ def ring(make: Callable[[], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
 
 def linear_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
     batch, inputs, outputs = shape
-    options: dict[str, Any] = {"device": "cuda", "dtype": DTYPES[dtype]}
+    options: dict[str, Any] = {"device": DEVICE, "dtype": DTYPES[dtype]}
 
     def make() -> tuple[Tensor, ...]:
         w = torch.randn(outputs, inputs, **options) / math.sqrt(inputs)
@@ -93,8 +103,14 @@ def linear_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
 
     size, weights = DTYPES[dtype].itemsize, inputs * outputs
     rows = batch * (inputs + outputs)
-    ours = {"fastmlp": lambda x, w, b: functional.linear(x, w, b, "relu", backend="native")}
-    ours_backward = {"fastmlp": ops.linear_backward}
+    ours: dict[str, Function] = {
+        "fastmlp": lambda x, w, b: functional.linear(x, w, b, "relu", backend="native")
+    }
+    ours_backward: dict[str, Function] = {"fastmlp": ops.linear_backward}
+    if dtype == "float32" and batch <= MOST_ROWS:
+        for name, way in WAYS.items():
+            ours[name] = partial(_forward, way)
+            ours_backward[name] = partial(_backward, way)
     work = 2 * batch * weights
     head = ("linear+relu", shape, dtype)
     return [
@@ -104,6 +120,14 @@ def linear_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
             *(size * (2 * weights + 2 * rows), 2 * work),
         ),
     ]
+
+
+def _forward(way: int, x: Tensor, w: Tensor, b: Tensor) -> Any:
+    return torch.ops.fastmlp.linear(x, w, b, True, way)
+
+
+def _backward(way: int, dy: Tensor, x: Tensor, w: Tensor, y: Tensor) -> Any:
+    return torch.ops.fastmlp.linear_backward(dy, x, w, y, True, True, True, way)
 
 
 def relu_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
@@ -239,7 +263,7 @@ def copy_bandwidth() -> float:
 
 def row_of(case: Case, times: dict[str, dict[str, Timing]], bandwidth: float) -> dict[str, Any]:
     def best_peer(kind: str) -> float:
-        return min(t[kind].median_us for name, t in times.items() if name != "fastmlp")
+        return min(t[kind].median_us for name, t in times.items() if name.split()[0] != "fastmlp")
 
     ours = times["fastmlp"]
     return {
@@ -251,6 +275,13 @@ def row_of(case: Case, times: dict[str, dict[str, Timing]], bandwidth: float) ->
         "teraflops": round(case.operations / ours["gpu"].median_us / 1e6, 3),
         "times": times,
     }
+
+
+def times_of_ours(row: dict[str, Any]) -> str:
+    """In words: what fastmlp takes and, for float32, what each of its ways to multiply takes."""
+    times = {name: kinds["gpu"].median_us for name, kinds in row["times"].items()}
+    ways = [f"{name.removeprefix('fastmlp ')} {times[name]:.1f}" for name in WAYS if name in times]
+    return f"{times['fastmlp']:.1f} us" + (f" ({', '.join(ways)})" if ways else "")
 
 
 def driver_version() -> str:
@@ -299,8 +330,7 @@ def run(samples: int, minutes: float, out: Path) -> None:
                     continue
                 row = row_of(case, measure(case, samples), bandwidth)
                 rows.append({**row, "dropped": dropped})
-                microseconds = row["times"]["fastmlp"]["gpu"].median_us
-                print(*list(row.values())[:-1], f"{microseconds:.1f} us", flush=True)
+                print(*list(row.values())[:-1], times_of_ours(row), flush=True)
     finally:  # what was measured is kept, whatever happened next
         results = {"provenance": provenance() | gpu_provenance(bandwidth), "failed": failed}
         save(out, {**results, "left_out": left_out, "rows": rows})

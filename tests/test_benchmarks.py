@@ -18,9 +18,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import contenders
 import epoch_time_cuda
+import op_time_cuda
 import peers_cuda
 import tables
 from contenders import OURS, Task, Worker, check_same, prepare
+from timing import Timing
 
 pytestmark = needs_native
 
@@ -108,6 +110,27 @@ def test_a_whole_run(monkeypatch, tmp_path, capsys):
     assert all(t["median_us"] > 0 and t["samples"] >= 2 for t in first["step"].values())
     assert (results["course_run"]["epochs"], results["course_run"]["steps"]) == (2, 150)
     assert "us a step" in capsys.readouterr().out
+
+
+def test_each_way_to_multiply_float32_is_timed_but_is_no_peer(monkeypatch):
+    monkeypatch.setattr(op_time_cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(op_time_cuda, "ring", lambda make: [make()])
+    for case in op_time_cuda.linear_cases((5, 9, 4), "float32"):
+        assert set(op_time_cuda.WAYS) < set(case.contenders)
+        want = op_time_cuda.tensors_of(case.contenders["eager"](*case.inputs[0]))
+        for name in op_time_cuda.WAYS:
+            got = op_time_cuda.tensors_of(case.contenders[name](*case.inputs[0]))
+            torch.testing.assert_close(got, want)
+        microseconds = [3.0, 2.0, 1.0, 0.5, *[6.0] * (len(case.contenders) - 4)]
+        timings = [Timing(t, t, t, 1) for t in microseconds]
+        times = {n: {"gpu": t, "host": t} for n, t in zip(case.contenders, timings, strict=True)}
+        row = op_time_cuda.row_of(case, times, 1e12)
+        assert row["ratio_gpu"] == row["ratio_host"] == 2.0
+        words = op_time_cuda.times_of_ours(row)
+        assert words == "3.0 us (by FMA 2.0, by three TF32 products 1.0, in TF32 0.5)"
+    for shape, dtype in (((5, 9, 4), "bfloat16"), ((257, 9, 4), "float32")):
+        for case in op_time_cuda.linear_cases(shape, dtype):
+            assert not set(op_time_cuda.WAYS) & set(case.contenders)
 
 
 def test_engines_of_a_gpu_are_timed_there(monkeypatch):
