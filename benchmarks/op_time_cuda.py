@@ -3,8 +3,8 @@
 Two times for each call. "gpu" is what the GPU spends on it: events around calls that wait, all
 launched, behind a kernel that only sleeps, so that no gap between launches counts. "host" is what a
 user sees: a clock around calls and a final synchronisation. Calls go round a ring of inputs larger
-than the level-2 cache. Contenders are first checked to compute the same. The three ways to multiply float32
-compete among themselves too, so as to tell whether csrc/plan.h chooses the quickest.
+than the level-2 cache. Contenders are first checked to compute the same. The three ways to multiply
+float32 compete among themselves too, so as to tell whether csrc/plan.h chooses the quickest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from timing import Timing, provenance, save, summarize
 from torch import Tensor
 
-from fastmlp import functional, ops
+from fastmlp import float32, functional, ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LINEAR_SHAPES = [
@@ -38,9 +38,9 @@ LINEAR_SHAPES += [(8192, 4096, 4096)]
 RELU_SHAPES = [(1 << 20,), (1 << 25,), (1 << 27,)]
 XENT_SHAPES = [(8, 10), (128, 10), (1024, 10), (128, 1000), (8192, 32_000), (4096, 128_256)]
 WAYS = {
-    "fastmlp by FMA": ops.FMA,
-    "fastmlp by three TF32 products": ops.THREE_TF32,
-    "fastmlp in TF32": ops.TF32,
+    "fastmlp by FMA": float32.FMA,
+    "fastmlp by three TF32 products": float32.THREE_TF32,
+    "fastmlp in TF32": float32.TF32,
 }
 MOST_ROWS = 256
 """Above it fastmlp leaves a product to the library, in whichever way that was asked for."""

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from . import __version__, backend, ops
+from . import __version__, backend
 from .engines import ENGINES, choose_engine, engine_for, resolve_device
 from .errors import EXIT_USAGE, ArgumentParser, UserError, run_command
+from .float32 import allowed_float32
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -57,7 +58,7 @@ def _plans(shapes: list[tuple[int, int, int]], device: torch.device) -> dict[str
             return str(torch.ops.fastmlp.linear_plan(*args))
         gpu = torch.cuda.get_device_properties(device)
         described = gpu.multi_processor_count, 10 * gpu.major + gpu.minor
-        return str(torch.ops.fastmlp.linear_plan_cuda(*args, *described, ops.allowed_float32()))
+        return str(torch.ops.fastmlp.linear_plan_cuda(*args, *described, allowed_float32()))
 
     return {
         f"{batch} x {inputs} -> {outputs}, {name}": plan(batch, inputs, outputs, dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import Operator
+from .float32 import FLOAT32, float32_of
 from .reference import relu_backward_ref
 
 ACTIVATIONS = ("none", "relu")
@@ -45,24 +46,6 @@ def _check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor)
 
 # ---- linear -------------------------------------------------------------------------------------
 
-FLOAT32, TF32_ALLOWED, FMA, THREE_TF32, TF32 = range(5)
-"""What the operators' argument ``float32`` asks of a GPU, as csrc/plan.h has it: products as
-accurate as float32's, TF32 where it is faster; the rest, for tests and benchmarks, leaves no
-choice."""
-
-
-# Compiled code takes it for a constant, and is guarded by this setting anyway.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def allowed_float32() -> int:
-    """What ``torch.backends.cuda.matmul.fp32_precision`` says, under whichever of its names it was
-    set. The stable ABI does not tell C++, so every call does."""
-    allowed = torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
-    return TF32_ALLOWED if allowed else FLOAT32
-
-
-def _float32_of(x: Tensor) -> int:
-    return allowed_float32() if x.is_cuda else FLOAT32
-
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
     """Raises TypeError or ValueError, in one sentence, unless the arguments fit :func:`linear`."""
@@ -90,7 +73,7 @@ def linear(
 
     Float32 on CUDA is multiplied in TF32 only where PyTorch allows it, as ``F.linear`` does.
     """
-    result: Tensor = _linear(x, weight, bias, activation == "relu", _float32_of(x))
+    result: Tensor = _linear(x, weight, bias, activation == "relu", float32_of(x))
     return result
 
 
@@ -132,7 +115,7 @@ def linear_backward(
     dy (..., O), x (..., I), weight (O, I); ``y`` (..., O) is linear's output where it ended in a
     ReLU, None where it did not. TF32 is as in :func:`linear`, as allowed at this call.
     """
-    dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask, _float32_of(dy))
+    dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask, float32_of(dy))
     return (
         dx if output_mask[0] else None,
         dw if output_mask[1] else None,

@@ -16,7 +16,7 @@ from compare import assert_within_2x
 from operator_cases import CASES, LAYOUT, doubles
 from torch import Tensor
 
-from fastmlp.ops import FMA, TF32, THREE_TF32
+from fastmlp.float32 import FMA, TF32, THREE_TF32
 from fastmlp.reference import linear_backward_ref, linear_ref
 
 ACCURATE = pytest.mark.parametrize("by", [FMA, THREE_TF32], ids=["fma", "three"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fastmlp
 from fastmlp import functional, native_available
-from fastmlp.ops import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
+from fastmlp.float32 import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
 from fastmlp.reference import linear_ref, softmax_xent_ref
 
 pytestmark = [

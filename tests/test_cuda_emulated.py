@@ -18,7 +18,7 @@ from graph_cases import OPTIONS, flat, make, order_of
 from operator_cases import LinearTests, ReluTests, XentTests
 
 from fastmlp.engines import GraphEngine, ReferenceEngine
-from fastmlp.ops import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
+from fastmlp.float32 import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
 
 pytestmark = [
     needs_native,

@@ -14,7 +14,7 @@ from compare import assert_within_2x
 from conftest import needs_native
 from torch import Tensor
 
-from fastmlp import functional, ops
+from fastmlp import float32, functional, ops
 from fastmlp.reference import linear_backward_ref, linear_ref
 
 pytestmark = needs_native
@@ -155,8 +155,8 @@ def test_opcheck(activation):
     y = linear_ref(x, w, b, activation).detach() if relu else None
     args = (randn(4, 3).requires_grad_(), x, w, y, True, True, False)
     torch.library.opcheck(torch.ops.fastmlp.linear_backward.default, args)
-    torch.library.opcheck(torch.ops.fastmlp.linear.default, (x, w, b, relu, ops.TF32_ALLOWED))
-    args = (*args, ops.TF32_ALLOWED)
+    torch.library.opcheck(torch.ops.fastmlp.linear.default, (x, w, b, relu, float32.TF32_ALLOWED))
+    args = (*args, float32.TF32_ALLOWED)
     torch.library.opcheck(torch.ops.fastmlp.linear_backward.default, args)
 
 
@@ -208,19 +208,21 @@ def test_tf32_is_asked_for_where_torch_allows_it_on_a_gpu(monkeypatch, matmul, n
         for tensor in (on_gpu, on_cpu):
             ops.linear(tensor, tensor)
             ops.linear_backward(tensor, tensor, tensor)
-    assert calls == [ops.TF32_ALLOWED] * 2 + [ops.FLOAT32] * 6
+    assert calls == [float32.TF32_ALLOWED] * 2 + [float32.FLOAT32] * 6
 
 
 @pytest.mark.parametrize("name", TF32_NAMES)
 def test_compiled_code_follows_the_setting_of_tf32(matmul, name):
     def allowed_after(x: Tensor) -> Tensor:
-        return x + ops.allowed_float32()
+        return x + float32.allowed_float32()
 
     set_tf32(matmul, name, False)
     compiled = torch.compile(allowed_after, fullgraph=True, backend="eager")
     for allowed in (False, True, False):
         set_tf32(matmul, name, allowed)
-        assert compiled(torch.zeros(1)).item() == (ops.TF32_ALLOWED if allowed else ops.FLOAT32)
+        assert compiled(torch.zeros(1)).item() == (
+            float32.TF32_ALLOWED if allowed else float32.FLOAT32
+        )
 
 
 def test_opcheck_of_a_batch_for_the_blas():

@@ -1,0 +1,24 @@
+"""How a GPU multiplies float32: what the argument of that name asks of the operators' kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOAT32, TF32_ALLOWED, FMA, THREE_TF32, TF32 = range(5)
+"""As csrc/plan.h has them: products as accurate as float32's; TF32 too, where it is faster; the
+rest, for tests and benchmarks, leaves no choice."""
+
+
+# Compiled code takes it for a constant, and is guarded by this setting anyway.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def allowed_float32() -> int:
+    """What ``torch.backends.cuda.matmul.fp32_precision`` says, under whichever of its names it was
+    set. The stable ABI does not tell C++, so every call does."""
+    allowed = torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
+    return TF32_ALLOWED if allowed else FLOAT32
+
+
+def float32_of(x: Tensor) -> int:
+    """What a product with x asks for: on a GPU what PyTorch allows; elsewhere nobody asks."""
+    return allowed_float32() if x.is_cuda else FLOAT32
