@@ -10,13 +10,16 @@ FLOAT32, TF32_ALLOWED, FMA, THREE_TF32, TF32 = range(5)
 rest, for tests and benchmarks, leaves no choice."""
 
 
-# Compiled code takes it for a constant, and is guarded by this setting anyway.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def allowed_float32() -> int:
     """What ``torch.backends.cuda.matmul.fp32_precision`` says, under whichever of its names it was
     set. The stable ABI does not tell C++, so every call does."""
     allowed = torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
     return TF32_ALLOWED if allowed else FLOAT32
+
+
+# torch.compiler.assume_constant_result without its import of the whole compiler: compiled code
+# takes the answer for a constant, and is guarded by this setting anyway.
+allowed_float32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def float32_of(x: Tensor) -> int:
