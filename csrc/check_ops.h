@@ -1,18 +1,33 @@
 // The argument checks of every operator, the same for all devices.
 #pragma once
+#include <algorithm>
 #include <optional>
 
 #include "check.h"
+#include "math.h"
 #include "plan.h"
 
 namespace fastmlp {
 
 enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
+// y is an output of dy's shape, or the mask of one.
+inline void check_output(const Tensor& y, const Tensor& dy) {
+  if (y.scalar_type() != ScalarType::Byte) {
+    check_same_dtype("y", y, "dy", dy);
+    check_same_shape("y", y, "dy", dy);
+    return;
+  }
+  const int64_t last = dy.dim() - 1;
+  const bool fits = y.dim() == std::max<int64_t>(dy.dim(), 1);
+  FASTMLP_CHECK(fits, "the mask of y must have the dimensions of dy, got shape " + shape_of(y));
+  for (int64_t dim = 0; dim < last; ++dim) check_size("the mask of y", y, dim, dy.size(dim));
+  check_size("the mask of y", y, y.dim() - 1, mask_bytes(last < 0 ? 1 : dy.size(last)));
+}
+
 inline void check_relu_backward(const Tensor& dy, const Tensor& y) {
   check_floating("dy", dy);
-  check_same_dtype("y", y, "dy", dy);
-  check_same_shape("y", y, "dy", dy);
+  check_output(y, dy);
 }
 
 inline void check_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -38,10 +53,7 @@ inline void check_linear_backward(const Tensor& dy, const Tensor& x, const Tenso
   check_size("dy", dy, dy.dim() - 1, weight.size(0));
   check_size("x", x, x.dim() - 1, weight.size(1));
   for (int64_t dim = 0; dim + 1 < x.dim(); ++dim) check_size("dy", dy, dim, x.size(dim));
-  if (y) {
-    check_same_dtype("y", *y, "dy", dy);
-    check_same_shape("y", *y, "dy", dy);
-  }
+  if (y) check_output(*y, dy);
 }
 
 inline void check_float32(int64_t float32) {

@@ -120,6 +120,16 @@ FASTMLP_HD T relu_backward(T dy, T y) {
   return widen(y) <= 0 ? T{} : dy;
 }
 
+// Whether that gradient passes: a mask's bit.
+template <typename T>
+FASTMLP_HD bool relu_passes(T y) {
+  return !(widen(y) <= 0);
+}
+
+// Bytes of a row of a mask: bit i % 8 of byte i / 8 belongs to element i, those past the last are
+// 0.
+FASTMLP_HD int64_t mask_bytes(int64_t columns) { return (columns + 7) / 8; }
+
 FASTMLP_HD float exp_of(float x) { return expf(x); }
 FASTMLP_HD double exp_of(double x) { return exp(x); }
 FASTMLP_HD float log_of(float x) { return logf(x); }

@@ -17,14 +17,21 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   m.def(
       "linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False, int float32=0) -> "
       "Tensor");
-  // (dx, dw, db) of linear; y, its output, is given where relu was true. One that is not needed
-  // comes back with shape (0,).
+  // The same with a ReLU, and y's mask (..., ceil(O / 8)), bytes in which bit o % 8 of byte o / 8
+  // says whether the gradient passes output o: not where y <= 0.
+  m.def(
+      "linear_relu_with_mask(Tensor x, Tensor weight, Tensor? bias=None, int float32=0) -> "
+      "(Tensor, Tensor)");
+  // (dx, dw, db) of linear; y, its output or that one's mask, is given where there was a ReLU. One
+  // that is not needed comes back with shape (0,).
   m.def(
       "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? y, bool need_dx, bool need_dw, "
       "bool need_db, int float32=0) -> (Tensor, Tensor, Tensor)");
 
-  // max(x, 0), nan stays nan; and its gradient, where y is relu's output or its input.
+  // max(x, 0), nan stays nan; the same, contiguous, with the mask of its last dimension (a scalar's
+  // is one byte); and the gradient, where y is relu's output, its input or the mask.
   m.def("relu(Tensor x) -> Tensor");
+  m.def("relu_with_mask(Tensor x) -> (Tensor, Tensor)");
   m.def("relu_backward(Tensor dy, Tensor y) -> Tensor");
 
   // Cross entropy of softmax(logits (N, C)) against target (N,). reduction: 0 none, 1 mean, 2 sum.

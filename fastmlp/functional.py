@@ -7,9 +7,10 @@ compiled kernels for the tensor's device, the reference, after one warning that 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import mask_ops, ops, reference
 from .backend import resolve_backend
 
 
@@ -34,18 +35,46 @@ def linear(
 
 
 def linear_relu(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    save_mask: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
-    """``relu(x @ weight.T + bias)`` in one kernel; see :func:`linear`."""
+    """``relu(x @ weight.T + bias)`` in one kernel; see :func:`linear`.
+
+    ``save_mask=True`` keeps one bit an output for the backward pass instead of the output, so that
+    its memory is free as soon as nobody else holds it. Results and gradients are the same bits. It
+    saves where what comes next does not save its input (a sum, a mean, a residual addition, a
+    concatenation, dropout, a linear layer with a frozen weight). Where it does, as the next linear
+    layer of a network in training, the mask is kept besides. The reference backend computes the
+    same and saves what PyTorch saves.
+    """
+    if save_mask and torch.is_grad_enabled():
+        ops.check_linear(x, weight, bias, "relu")
+        if resolve_backend(backend, x.device.type) == "native":
+            return mask_ops.linear_relu_with_mask(x, weight, bias)[0]
     return linear(x, weight, bias, "relu", backend=backend)
 
 
-def relu(x: Tensor, *, backend: str | None = None) -> Tensor:
-    """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``."""
+def relu(x: Tensor, *, save_mask: bool = False, backend: str | None = None) -> Tensor:
+    """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``.
+
+    ``save_mask`` as in :func:`linear_relu`: a bit for each element of x, in whole bytes for each
+    row of the last dimension.
+    """
     ops.check_relu(x)
     if resolve_backend(backend, x.device.type) == "reference":
         return reference.relu_ref(x)
-    return ops.relu(x)
+    if not (save_mask and torch.is_grad_enabled()):
+        return ops.relu(x)
+    if x.is_contiguous():
+        return mask_ops.relu_with_mask(x)[0]
+    # The mask follows memory, so that the result can have x's strides, as relu's has.
+    order = x.dim_order()
+    back = sorted(range(x.dim()), key=order.__getitem__)
+    return mask_ops.relu_with_mask(x.permute(order))[0].permute(back)
 
 
 def softmax_cross_entropy(

@@ -113,7 +113,8 @@ def linear_backward(
     """(dx, dw, db) of :func:`linear`, None where ``output_mask`` says it is not needed.
 
     dy (..., O), x (..., I), weight (O, I); ``y`` (..., O) is linear's output where it ended in a
-    ReLU, None where it did not. TF32 is as in :func:`linear`, as allowed at this call.
+    ReLU, or that one's mask, and None where it did not. TF32 is as in :func:`linear`, as allowed at
+    this call.
     """
     dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask, float32_of(dy))
     return (
@@ -196,13 +197,13 @@ _relu = Operator("relu", torch.empty_like, _relu_setup, _relu_autograd)
 
 
 def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
-    """``0 where y <= 0, else dy``; y is relu's output or its input, of dy's shape."""
+    """``0 where y <= 0, else dy``; y is relu's output or its input, of dy's shape, or the mask."""
     result: Tensor = _relu_backward(dy, y)
     return result
 
 
 def _relu_backward_fake(dy: Tensor, y: Tensor) -> Tensor:
-    return torch.empty_like(y)
+    return dy.new_empty(dy.shape) if y.dtype == torch.uint8 else torch.empty_like(y)
 
 
 def _relu_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -35,7 +35,8 @@ def linear_backward_ref(
     """Gradients (dx, dw, db) of :func:`linear_ref`; those not asked for are None.
 
     dy (..., O), x (..., I), weight (O, I). ``y`` (..., O), the output, is given where the
-    activation was ReLU: the gradient passes where y is not <= 0 (so nan passes it).
+    activation was ReLU: the gradient passes where y is not <= 0 (so nan passes it). The output's
+    mask (:func:`pack_mask_ref`) does as well.
 
         g = dy * [y > 0],   dx = g @ weight,   dw = g.T @ x,   db = sum over rows of g
     """
@@ -47,14 +48,49 @@ def linear_backward_ref(
     return dx, dw, db
 
 
+def linear_relu_with_mask_ref(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`linear_ref` with a ReLU, (..., O), and its mask (..., ceil(O / 8))."""
+    y = linear_ref(x, weight, bias, "relu")
+    return y, pack_mask_ref(y)
+
+
 def relu_ref(x: Tensor) -> Tensor:
     """``max(x, 0)`` elementwise, any shape; relu(nan) is nan. As ``torch.nn.functional.relu``."""
     return F.relu(x)
 
 
+def relu_with_mask_ref(x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`relu_ref`, contiguous, and its mask."""
+    y = relu_ref(x).contiguous()
+    return y, pack_mask_ref(y)
+
+
 def relu_backward_ref(dy: Tensor, y: Tensor) -> Tensor:
-    """``dx = 0 where y <= 0, else dy``; ``y`` is relu's output or, equally, its input."""
-    return torch.where(y <= 0, torch.zeros_like(dy), dy)
+    """``dx = 0 where y <= 0, else dy``; ``y`` is relu's output or, equally, its input, or the mask
+    of either."""
+    stops = ~unpack_mask_ref(y, dy.shape) if y.dtype == torch.uint8 else y <= 0
+    return torch.where(stops, torch.zeros_like(dy), dy)
+
+
+def pack_mask_ref(y: Tensor) -> Tensor:
+    """A ReLU's mask, uint8 (..., ceil(C / 8)), from its output or input y (..., C).
+
+    Bit ``c % 8`` (the lowest is 0) of byte ``c // 8`` is 1 where the gradient passes element c of
+    the last dimension: where y is not <= 0, so at nan too. Bits past the last element are 0. A
+    scalar counts as C = 1.
+    """
+    bits = ~(y.reshape(1) if y.dim() == 0 else y).le(0)
+    bits = F.pad(bits, (0, -bits.shape[-1] % 8))
+    bits = bits.reshape(*bits.shape[:-1], bits.shape[-1] // 8, 8)
+    return (bits << torch.arange(8, device=y.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_mask_ref(mask: Tensor, shape: torch.Size) -> Tensor:
+    """Where the gradient passes, bool of ``shape``, which y had in :func:`pack_mask_ref`."""
+    bits = mask.unsqueeze(-1) >> torch.arange(8, device=mask.device) & 1
+    return bits.flatten(-2)[..., : shape[-1] if shape else 1].reshape(shape).bool()
 
 
 def softmax_xent_ref(

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "tests" / "native" / "cuda_on_host"
 OPERATORS = (
     *("relu", "relu_backward", "linear", "linear_backward"),
+    *("relu_with_mask", "linear_relu_with_mask"),
     *("softmax_xent", "softmax_xent_backward", "linear_plan_cuda", "blocked_chain_"),
 )
 FLAGS = [

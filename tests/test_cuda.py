@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import randn
 from float32_cases import Float32Tests, all_products
+from mask_cases import MaskTests
 from operator_cases import LinearTests, ReluTests, XentTests, xent
 from torch import Tensor
 
@@ -128,6 +129,10 @@ class TestRelu(ReluTests):
     pass
 
 
+class TestMasks(MaskTests):
+    pass
+
+
 class TestXent(XentTests):
     pass
 
@@ -139,7 +144,11 @@ def forward_and_backward(x: Tensor, w: Tensor, b: Tensor, target: Tensor) -> lis
     loss, stats, total = ops.softmax_xent(y, target)
     dy = ops.softmax_xent_backward(torch.ones_like(loss), y, target, stats, total)
     dy = ops.relu_backward(dy, ops.relu(y))
-    return [y, loss, dy, *ops.linear_backward(dy, x, w, y, True, True, True)]
+    y2, mask = ops.linear_relu_with_mask(x, w, b)
+    y3, mask2 = ops.relu_with_mask(y2 - 0.5)
+    masked = [y2, mask, y3, mask2, ops.relu_backward(dy, mask2)]
+    masked += ops.linear_backward(dy, x, w, mask, True, True, True)
+    return [y, loss, dy, *ops.linear_backward(dy, x, w, y, True, True, True), *masked]
 
 
 def network(device: str = "cuda:0", dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -267,6 +276,25 @@ def test_autograd_autocast_and_opcheck():
         torch.library.opcheck(torch.ops.fastmlp.linear.default, args)
     torch.library.opcheck(torch.ops.fastmlp.softmax_xent.default, (x, target))
     torch.library.opcheck(torch.ops.fastmlp.relu.default, (x.t(),))
+    torch.library.opcheck(torch.ops.fastmlp.relu_with_mask.default, (x.t(),))
+    torch.library.opcheck(torch.ops.fastmlp.linear_relu_with_mask.default, (x, w, b))
+
+
+@pytest.mark.parametrize("batch", [64, 1024])
+def test_a_mask_is_kept_and_the_output_freed(batch):
+    """Of our kernels and of cuBLAS's."""
+    x, w = randn(batch, 256).cuda(), randn(4096, 256).cuda().requires_grad_()
+    functional.linear_relu(x, w, backend="native")  # the BLAS keeps its workspace
+    held, grads = [], []
+    for save_mask in (False, True):
+        before = torch.cuda.memory_allocated()
+        end = functional.linear_relu(x, w, save_mask=save_mask, backend="native").sum()
+        held.append(torch.cuda.memory_allocated() - before)
+        grads.append(torch.autograd.grad(end, w)[0])
+        del end
+    scalar = 512  # the allocator's least
+    assert held == [batch * 4096 * 4 + scalar, batch * 4096 // 8 + scalar]
+    assert torch.equal(*grads)
 
 
 def test_a_network_trains_as_the_reference_does():

@@ -15,10 +15,12 @@ from compare import assert_within_2x
 from conftest import needs_native
 from float32_cases import Float32Tests, all_products, all_products_ref
 from graph_cases import OPTIONS, flat, make, order_of
+from mask_cases import MaskTests
 from operator_cases import LinearTests, ReluTests, XentTests
 
 from fastmlp.engines import GraphEngine, ReferenceEngine
 from fastmlp.float32 import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
+from fastmlp.reference import pack_mask_ref
 
 pytestmark = [
     needs_native,
@@ -129,6 +131,39 @@ class TestRelu(ReluTests):
         y = emulation.operators().relu(x)
         assert torch.equal(y[-3000:], tail.relu())
         del y
+        assert emulation.operators().release_tensors() == 0
+
+
+class TestMasks(MaskTests):
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("processors", [1, 40, 132])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_exact_in_every_order_and_number_of_parts(self, machine, order, processors, dtype):
+        emulation.configure(ORDERS[order], processors)
+        place = emulation.fenced(low=True)
+        x, w = small_integers(20, 700, dtype=dtype), small_integers(70, 700, dtype=dtype)
+        y, mask = machine.run("linear_relu_with_mask", place(x), place(w))
+        assert torch.equal(y, (x.double() @ w.double().t()).relu().to(dtype))
+        assert torch.equal(mask, pack_mask_ref(y))
+        dy = place(small_integers(20, 70, dtype=dtype))
+        args = (place(x), place(w), place(mask), True, True, True)
+        g = torch.where(y > 0, dy.double(), 0)
+        ours, want = machine.run("linear_backward", dy, *args), (g @ w.double(), g.t() @ x.double())
+        for got, true in zip(ours, (*want, g.sum(0)), strict=True):
+            assert torch.equal(got, true.to(dtype))
+
+    def test_more_elements_than_an_int_counts(self, machine):
+        """Of 4 GB the last three blocks run; the rest stays untouched."""
+        x = torch.empty((1 << 31) + 1003, dtype=torch.float16)
+        tail = x[-2003:]
+        tail.copy_(randn(2003))
+        emulation.configure(last_blocks=3)
+        y, mask = emulation.operators().relu_with_mask(x)
+        assert torch.equal(y[-2003:], tail.relu())
+        assert torch.equal(mask[-251:], pack_mask_ref(tail))
+        dx = emulation.operators().relu_backward(x, mask)
+        assert torch.equal(dx[-2003:], tail.relu())
+        del y, mask, dx
         assert emulation.operators().release_tensors() == 0
 
 

@@ -315,7 +315,8 @@ def test_lesser_instruction_sets(isa):
     order = ["portable", "avx2", "avx512"]
     if order.index(isa) >= order.index(torch.ops.fastmlp.cpu_isa()):
         pytest.skip("that is what the tests run with already, or more than this processor has")
-    names = ["test_linear.py", "test_relu.py", "test_softmax_xent.py", "test_blocked.py"]
+    names = ["test_linear.py", "test_relu.py", "test_mask_ops.py", "test_softmax_xent.py"]
+    names += ["test_blocked.py"]
     chosen = "(pytorch or exact or threads or leading) and not float64"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *names, "-k", chosen],

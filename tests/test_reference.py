@@ -111,6 +111,27 @@ def test_relu_backward_stops_even_nan_and_infinity_where_the_output_is_zero(dy):
     assert reference.relu_backward_ref(torch.tensor([dy]), torch.tensor([0.0])).item() == 0
 
 
+def test_a_mask_bit_by_bit():
+    y = torch.tensor([1.0, 0.0, NAN, -0.0, 3.0, -1.0, 0.5, INF, 0.0, 2.0])
+    mask = reference.pack_mask_ref(y)
+    assert mask.tolist() == [0b11010101, 0b10]
+    assert mask.dtype == torch.uint8
+    want = [True, False, True, False, True, False, True, True, False, True]
+    assert reference.unpack_mask_ref(mask, y.shape).tolist() == want
+    assert reference.pack_mask_ref(torch.tensor(2.0)).tolist() == [1]
+    assert reference.unpack_mask_ref(torch.tensor([1]), torch.Size()).item() is True
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 8), (2, 3, 17), (4, 0), (0, 9)], ids=str)
+def test_masks_go_both_ways(shape):
+    x, dy = randn(*shape), randn(*shape)
+    y, mask = reference.relu_with_mask_ref(x)
+    bytes_in_a_row = (shape[-1] + 7) // 8 if shape else 1
+    assert mask.shape == (*shape[:-1], bytes_in_a_row)
+    assert torch.equal(reference.unpack_mask_ref(mask, y.shape), y > 0)
+    assert torch.equal(reference.relu_backward_ref(dy, mask), reference.relu_backward_ref(dy, y))
+
+
 def xent_case(weighted: bool, reduction: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     logits, target = 3 * randn(6, 5), torch.tensor([4, 0, 2, 2, 1, 3])
     weight = randn(5, seed=1).abs() if weighted else None

@@ -61,6 +61,24 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   return sizes;
 }
 
+// The rows of a tensor's last dimension, and what is in one; a scalar is a row of 1.
+inline int64_t rows_in(const Tensor& tensor) {
+  int64_t rows = 1;
+  for (int64_t dim = 0; dim + 1 < tensor.dim(); ++dim) rows *= tensor.size(dim);
+  return rows;
+}
+
+inline int64_t columns_in(const Tensor& tensor) {
+  return tensor.dim() > 0 ? tensor.size(tensor.dim() - 1) : 1;
+}
+
+// The shape of the mask of a tensor of that shape.
+inline std::vector<int64_t> mask_sizes(std::vector<int64_t> sizes) {
+  if (sizes.empty()) sizes = {1};
+  sizes.back() = mask_bytes(sizes.back());
+  return sizes;
+}
+
 inline bool same_strides(const Tensor& a, const Tensor& b) {
   for (int64_t dim = 0; dim < a.dim(); ++dim) {
     if (a.size(dim) > 1 && a.stride(dim) != b.stride(dim)) return false;
@@ -97,10 +115,8 @@ inline Rows rows_of(const Tensor& tensor) {
   if (dim == 2 && (tensor.stride(1) == 1 || columns == 1)) {
     return {tensor, tensor.size(0), columns, tensor.stride(0)};
   }
-  int64_t rows = 1;
-  for (int64_t i = 0; i + 1 < dim; ++i) rows *= tensor.size(i);
-  return {tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor), rows, columns,
-          columns};
+  return {tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor), rows_in(tensor),
+          columns, columns};
 }
 
 // The one tensor that an ATen operator, called by name, returns.

@@ -28,9 +28,38 @@ Tensor relu_cuda(const Tensor& x) {
   return y;
 }
 
+// y = max(x, 0), both contiguous, y may be x; returns y's mask.
+Tensor relu_with_mask_into(const Tensor& y, const Tensor& x, const Launch& launch) {
+  const Tensor mask = empty_beside(x, mask_sizes(sizes_of(x)), ScalarType::Byte);
+  check_launch(
+      "relu_with_mask",
+      launch_relu_with_mask(y.data_ptr(), static_cast<uint8_t*>(mask.data_ptr()), x.data_ptr(),
+                            rows_in(x), columns_in(x), type_of(x.scalar_type()), launch.stream));
+  return mask;
+}
+
+std::tuple<Tensor, Tensor> relu_with_mask_cuda(const Tensor& x) {
+  check_floating("x", x);
+  const Launch launch(x);
+  const Tensor y = empty_beside(x, sizes_of(x), x.scalar_type());
+  return {y, relu_with_mask_into(y, torch::stable::contiguous(x), launch)};
+}
+
+Tensor relu_backward_by_mask(const Tensor& dy, const Tensor& mask) {
+  const Launch launch(dy);
+  const Tensor dx = empty_beside(dy, sizes_of(dy), dy.scalar_type());
+  const Tensor upstream = torch::stable::contiguous(dy), bits = torch::stable::contiguous(mask);
+  check_launch("relu_backward",
+               launch_relu_mask_backward(dx.data_ptr(), upstream.data_ptr(),
+                                         static_cast<const uint8_t*>(bits.data_ptr()), rows_in(dx),
+                                         columns_in(dx), type_of(dy.scalar_type()), launch.stream));
+  return dx;
+}
+
 Tensor relu_backward_cuda(const Tensor& dy, const Tensor& y) {
   check_relu_backward(dy, y);
   check_device("dy", dy, y);
+  if (y.scalar_type() == ScalarType::Byte) return relu_backward_by_mask(dy, y);
   const Launch launch(y);
   Tensor dx = new_like(y);
   const Tensor upstream = laid_out_as(dx, dy), output = laid_out_as(dx, y);
@@ -97,8 +126,9 @@ void multiply(const char* name, LinearProduct product, const Tensor& like, const
   check_launch(name, launch_linear(product, type_of(like.scalar_type()), launch.stream));
 }
 
-Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                   bool use_relu, int64_t float32) {
+// y and, where it is asked for, its mask in `mask`.
+Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                      bool use_relu, int64_t float32, Tensor* mask) {
   check_linear(x, weight, bias);
   check_float32(float32);
   check_device("weight", weight, x);
@@ -107,17 +137,22 @@ Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
   const Rows rows = rows_of(x);
   const int64_t out = weight.size(0);
   if (!plan_linear(rows.rows, rows.columns, out, x.scalar_type()).ours) {
-    return linear_aten(x, weight, bias, use_relu);
+    if (!mask) return linear_aten(x, weight, bias, use_relu);
+    const Tensor y = torch::stable::contiguous(linear_aten(x, weight, bias, false));
+    *mask = relu_with_mask_into(y, y, launch);
+    return y;
   }
   std::vector<int64_t> sizes = sizes_of(x);
   sizes.back() = out;
   const Tensor y = empty_beside(x, sizes, x.scalar_type());
+  if (mask) *mask = empty_beside(x, mask_sizes(sizes), ScalarType::Byte);
   if (y.numel() == 0) return y;
   const Weight w = weight_of(weight);
   const std::optional<Tensor> flat_bias =
       bias ? std::optional<Tensor>(torch::stable::contiguous(*bias)) : std::nullopt;
   LinearProduct product{};
   product.c = y.data_ptr();
+  product.mask = mask ? static_cast<uint8_t*>(mask->data_ptr()) : nullptr;
   product.a = {rows.tensor.data_ptr(), rows.stride, true, nullptr, 0};
   product.b = w.operand(true);
   product.bias = flat_bias ? flat_bias->data_ptr() : nullptr;
@@ -130,6 +165,19 @@ Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
   return y;
 }
 
+Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                   bool use_relu, int64_t float32) {
+  return linear_forward(x, weight, bias, use_relu, float32, nullptr);
+}
+
+std::tuple<Tensor, Tensor> linear_relu_with_mask_cuda(const Tensor& x, const Tensor& weight,
+                                                      const std::optional<Tensor>& bias,
+                                                      int64_t float32) {
+  Tensor mask;
+  const Tensor y = linear_forward(x, weight, bias, true, float32, &mask);
+  return {y, mask};
+}
+
 // dx (batch, in) = g w, and dw (out, in) = g^T x with db (out) = the sums of g's columns, where g
 // is dy as the ReLU let it through. Those that are null are not computed.
 void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
@@ -139,6 +187,7 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
   if (y) {
     g.mask = y->tensor.data_ptr();
     g.mask_stride = y->stride;
+    g.mask_is_bits = y->tensor.scalar_type() == ScalarType::Byte;
   }
   if (dx && dx->numel() > 0) {
     const Weight w = weight_of(weight);
@@ -279,8 +328,10 @@ Tensor softmax_xent_backward_cuda(const Tensor& dloss, const Tensor& logits, con
 
 STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, FASTMLP_KEY, m) {
   m.impl("relu", TORCH_BOX(&fastmlp::relu_cuda));
+  m.impl("relu_with_mask", TORCH_BOX(&fastmlp::relu_with_mask_cuda));
   m.impl("relu_backward", TORCH_BOX(&fastmlp::relu_backward_cuda));
   m.impl("linear", TORCH_BOX(&fastmlp::linear_cuda));
+  m.impl("linear_relu_with_mask", TORCH_BOX(&fastmlp::linear_relu_with_mask_cuda));
   m.impl("linear_backward", TORCH_BOX(&fastmlp::linear_backward_cuda));
   m.impl("softmax_xent", TORCH_BOX(&fastmlp::softmax_xent_cuda));
   m.impl("softmax_xent_backward", TORCH_BOX(&fastmlp::softmax_xent_backward_cuda));

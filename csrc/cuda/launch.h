@@ -20,6 +20,14 @@ enum class Type { kFloat, kDouble, kBFloat16, kHalf };
 [[nodiscard]] cudaError_t launch_relu_backward(void* dx, const void* dy, const void* y,
                                                int64_t count, Type type, cudaStream_t stream);
 
+// y as launch_relu's, (rows, columns), and its mask (rows, mask_bytes(columns)); y may be x. And
+// the gradient by the mask.
+[[nodiscard]] cudaError_t launch_relu_with_mask(void* y, uint8_t* mask, const void* x, int64_t rows,
+                                                int64_t columns, Type type, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_relu_mask_backward(void* dx, const void* dy, const uint8_t* mask,
+                                                    int64_t rows, int64_t columns, Type type,
+                                                    cudaStream_t stream);
+
 // What the rows of a softmax cross entropy have in common.
 struct XentRows {
   const void* logits;  // (rows, classes), rows `stride` apart
@@ -45,18 +53,21 @@ struct XentRows {
                                                        cudaStream_t stream);
 
 // A matrix of a product: element (row, k) lies at data[row * stride + k] where k_contiguous, else
-// at data[k * stride + row]. Where mask, laid out alike, is <= 0, the element counts as 0.
+// at data[k * stride + row]. Where mask, laid out alike, is <= 0, the element counts as 0; where
+// mask_is_bits, that is where its bit is 0.
 struct Operand {
   const void* data;
   int64_t stride;
   bool k_contiguous;
   const void* mask;
-  int64_t mask_stride;
+  int64_t mask_stride;  // in elements or, of bits, in bytes
+  bool mask_is_bits = false;
 };
 
 // c (m, n) = act(a (m, k) b (n, k)^T + bias (n)); row_sums (m) = the sums of a's rows.
 struct LinearProduct {
   void* c;           // contiguous; null where n is 0
+  uint8_t* mask;     // c's, (m, mask_bytes(n)), or null
   void* row_sums;    // or null; null where splits > 1
   float* workspace;  // splits * m * n where splits > 1
   Operand a, b;

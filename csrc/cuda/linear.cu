@@ -40,12 +40,21 @@ __device__ T finished(const LinearProduct& product, float sum, int64_t col) {
   return narrow<T>(product.relu ? relu(sum) : sum);
 }
 
+// The mask's bits of results (row, col) .., which neighbouring lanes go on with. Wants all 32.
+template <typename T, int kWidth>
+__device__ void store_mask(const LinearProduct& product, int64_t row, int64_t col,
+                           const T (&results)[kWidth]) {
+  const unsigned byte = mask_byte(col, results);
+  if (col % 8 != 0 || row >= product.m || col >= product.n) return;
+  product.mask[row * mask_bytes(product.n) + col / 8] = static_cast<uint8_t>(byte);
+}
+
 // Results (row, col), (row, col + 1) ..: finished, or as part `split` of the sums.
 template <typename T, int kWidth>
 __device__ void store_results(const LinearProduct& product, int64_t row, int64_t col, int64_t split,
                               const float (&sums)[kWidth]) {
-  if (row >= product.m) return;
   if (product.splits > 1) {
+    if (row >= product.m) return;
     Wide<float, kWidth> wide;
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) wide.v[e] = sums[e];
@@ -57,6 +66,8 @@ __device__ void store_results(const LinearProduct& product, int64_t row, int64_t
   for (int e = 0; e < kWidth; ++e) {
     wide.v[e] = col + e < product.n ? finished<T>(product, sums[e], col + e) : T{};
   }
+  if (product.mask) store_mask(product, row, col, wide.v);
+  if (row >= product.m) return;
   store_wide(static_cast<T*>(product.c), row, col, product.n, wide);
 }
 
@@ -75,7 +86,9 @@ struct LinearTiles {
   typename Engine::TileB b;
 };
 
-// Computes  c = act(a b^T + bias) and the sums of a's rows; elements of a masked by y <= 0 are 0.
+// Computes  c = act(a b^T + bias), its mask, and the sums of a's rows; elements of a masked by y <=
+// 0
+//           or by a bit of 0 are 0.
 //           linear: a = x, b = w. dx: a = dy masked, b = w^T. dw and db: a = dy^T masked, b = x^T.
 // Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n): the
 //           sums of the parts where there is more than one.
@@ -83,7 +96,7 @@ struct LinearTiles {
 // Memory    shared memory: both tiles, 10 to 18 KB; the next tiles wait in registers.
 // Precision the engine's; sums in float, in one order for one plan: deterministic.
 // Needs     sm_80 for 16-bit types and TF32; any strides and alignment.
-// Same as   linear_ref, linear_backward_ref.
+// Same as   linear_ref, linear_relu_with_mask_ref, linear_backward_ref.
 template <typename Engine, int kTileM>
 __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct product) {
   using T = typename Engine::Element;
@@ -123,20 +136,32 @@ __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct
   static_cast<T*>(product.row_sums)[row] = narrow<T>(row_sum);
 }
 
-// Computes  c = act(sum over splits of the parts + bias).
-// Shapes    as linear_kernel's.  Grid  a thread for each element of c.
-// Precision float, parts in ascending order: deterministic.  Same as  linear_ref.
+// Elements of a row, whole bytes of them where there is a mask.
+__host__ __device__ inline int64_t reduced_width(const LinearProduct& product) {
+  return product.mask ? mask_bytes(product.n) * 8 : product.n;
+}
+
+// Computes  c = act(sum over splits of the parts + bias), and its mask.
+// Shapes    as linear_kernel's.  Grid  a thread for each element of c; with a mask, for each of its
+//           bits.
+// Precision float, parts in ascending order: deterministic.
+// Same as   linear_ref, linear_relu_with_mask_ref.
 template <typename T>
 __global__ void __launch_bounds__(kReduceThreads) linear_reduce_kernel(LinearProduct product) {
-  const int64_t size = product.m * product.n;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  if (i >= size) return;
-  float sum = 0;
+  const int64_t size = product.m * product.n, width = reduced_width(product);
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
+  const int64_t row = thread / width, col = thread % width, i = row * product.n + col;
+  T result[1] = {};
+  if (row < product.m && col < product.n) {
+    float sum = 0;
 #pragma unroll 8  // that many loads in flight
-  for (int64_t split = 0; split < product.splits; ++split) {
-    sum += product.workspace[split * size + i];
+    for (int64_t split = 0; split < product.splits; ++split) {
+      sum += product.workspace[split * size + i];
+    }
+    result[0] = finished<T>(product, sum, col);
+    static_cast<T*>(product.c)[i] = result[0];
   }
-  static_cast<T*>(product.c)[i] = finished<T>(product, sum, i % product.n);
+  if (product.mask) store_mask(product, row, col, result);
 }
 
 template <typename Engine, int kTileM>
@@ -156,7 +181,7 @@ cudaError_t launch_typed(const LinearProduct& product, cudaStream_t stream) {
                                 ? launch_tiles<Engine<T, 32>, 32>(product, stream)
                                 : launch_tiles<Engine<T, 64>, 64>(product, stream);
   if (error != cudaSuccess || product.splits == 1) return error;
-  const int64_t blocks = ceil_div(product.m * product.n, kReduceThreads);
+  const int64_t blocks = ceil_div(product.m * reduced_width(product), kReduceThreads);
   if (blocks > kMaxGridX) return cudaErrorInvalidValue;
   return launch_kernel(linear_reduce_kernel<T>, dim3(static_cast<unsigned>(blocks)), kReduceThreads,
                        stream, product);

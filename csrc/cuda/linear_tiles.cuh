@@ -64,7 +64,7 @@ struct Source {
   const T* mask;
   int64_t stride, mask_stride;
   int64_t rows, k_end;
-  bool k_contiguous, vector, mask_vector;
+  bool k_contiguous, vector, mask_vector, mask_is_bits;
 
   __device__ Source(const Operand& operand, int64_t rows_, int64_t k_end_)
       : data(static_cast<const T*>(operand.data)),
@@ -75,7 +75,8 @@ struct Source {
         k_end(k_end_),
         k_contiguous(operand.k_contiguous),
         vector(is_vector(operand.data, operand.stride)),
-        mask_vector(is_vector(operand.mask, operand.mask_stride)) {}
+        mask_vector(is_vector(operand.mask, operand.mask_stride)),
+        mask_is_bits(operand.mask_is_bits) {}
 
   static __device__ bool is_vector(const void* pointer, int64_t step) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && step * sizeof(T) % 16 == 0;
@@ -86,7 +87,13 @@ struct Source {
     const int64_t limit = k_contiguous ? k_end : rows;
     if (line >= (k_contiguous ? rows : k_end)) return Pack<T>{};
     Pack<T> pack = load_pack(data + line * stride, first, limit, vector);
-    if (mask) {
+    if (mask_is_bits) {
+      if (first >= limit) return pack;
+      const auto* bytes = reinterpret_cast<const uint8_t*>(mask) + line * mask_stride;
+      const unsigned bits = bytes[first / 8] >> first % 8;  // a pack lies within a byte
+#pragma unroll
+      for (int e = 0; e < Pack<T>::kCount; ++e) pack.v[e] = bits >> e & 1 ? pack.v[e] : T{};
+    } else if (mask) {
       const Pack<T> y = load_pack(mask + line * mask_stride, first, limit, mask_vector);
 #pragma unroll
       for (int e = 0; e < Pack<T>::kCount; ++e) pack.v[e] = relu_backward(pack.v[e], y.v[e]);
