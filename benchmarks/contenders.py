@@ -19,7 +19,7 @@ from timing import Timing, summarize
 from torch import Tensor
 
 from fastmlp.data import Part, make_normalization
-from fastmlp.engine_base import Engine, Epoch, SgdOptions
+from fastmlp.engine_base import Engine, Epoch, StepOptions
 from fastmlp.engines import ENGINES, engine_for
 from fastmlp.epochs import initial_parameters
 
@@ -54,7 +54,7 @@ class OurEngines:
     """fastmlp's engine on several models at once."""
 
     def __init__(self, kind: type[Engine], task: Task, part: Part, device: torch.device) -> None:
-        norm, options = make_normalization("unit", part.images), SgdOptions(task.batch)
+        norm, options = make_normalization("unit", part.images), StepOptions(task.batch)
         self.engines = [
             kind(start(task, model), part, norm, options, device) for model in range(task.models)
         ]

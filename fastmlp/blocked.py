@@ -19,7 +19,7 @@ from torch import Tensor
 from . import backend
 from .data import Part
 from .dispatch import register_fake
-from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, SgdOptions, Tally
+from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, StepOptions, Tally
 from .step_engines import REPORT_SECONDS, EagerEngine
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def recurrence(
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def why_not_blocked(options: SgdOptions) -> str | None:
+def why_not_blocked(options: StepOptions) -> str | None:
     """Why blocks of such steps cannot be computed, or None where they can."""
     if options.optimizer != "sgd":
         return f"its sums hold for sgd, and {options.optimizer} is not linear in the gradients"
@@ -119,7 +119,7 @@ class BlockedEngine(EagerEngine):
     def why_not(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: SgdOptions | None = None,
+        options: StepOptions | None = None,
     ) -> str | None:
         if not backend.native_available(device.type):
             return EagerEngine.why_not(device)

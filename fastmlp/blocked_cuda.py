@@ -15,7 +15,7 @@ from .blocked import BlockedEngine, check_alike, check_shared, recurrence, why_n
 from .blocked_runner import CHUNK_BLOCKS, CHUNK_BYTES, Runner, Schedule, Shape, block_bytes
 from .data import Part
 from .dispatch import register_fake
-from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, SgdOptions, Tally
+from .engine_base import Epoch, EpochStats, EvalStats, NonFiniteLossError, StepOptions, Tally
 from .errors import UserError
 from .graphs import Pace
 from .step_engines import REPORT_SECONDS, EagerEngine
@@ -43,7 +43,7 @@ class BlockedCudaEngine(BlockedEngine):
     def why_not(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: SgdOptions | None = None,
+        options: StepOptions | None = None,
     ) -> str | None:
         if not backend.native_available(device.type):
             return EagerEngine.why_not(device)

@@ -30,7 +30,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class SgdOptions:
+class StepOptions:
     """Steps on mini-batches as ``torch.optim.SGD``, ``Adam`` or ``AdamW`` makes them, the latter
     two with betas of 0.9 and 0.999 and an eps of 1e-8.
 
@@ -146,7 +146,7 @@ class Engine(ABC):
         parameters: Mapping[str, Tensor],
         train: Part,
         normalization: Normalization,
-        options: SgdOptions,
+        options: StepOptions,
         device: torch.device,
     ) -> None:
         self.options = options
@@ -183,7 +183,7 @@ class Engine(ABC):
     def why_not(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: SgdOptions | None = None,
+        options: StepOptions | None = None,
     ) -> str | None:
         """Why this engine cannot run on the device, or not for a network of these layer sizes or
         with these options, or None where it can."""

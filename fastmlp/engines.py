@@ -13,7 +13,7 @@ import torch
 
 from .blocked import BlockedEngine
 from .blocked_cuda import BlockedCudaEngine
-from .engine_base import Engine, SgdOptions
+from .engine_base import Engine, StepOptions
 from .errors import UserError
 from .graph_engine import GraphEngine
 from .step_engines import EagerEngine, ReferenceEngine
@@ -47,7 +47,7 @@ def choose_engine(
     name: str,
     device: torch.device,
     sizes: Sequence[int] | None = None,
-    options: SgdOptions | None = None,
+    options: StepOptions | None = None,
 ) -> tuple[type[Engine], str]:
     """The engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of these
     layer sizes with these options, and why.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .augment import Moves
-from .engine_base import OPTIMIZERS, Epoch, EpochStats, SgdOptions, Tally
+from .engine_base import OPTIMIZERS, Epoch, EpochStats, StepOptions, Tally
 from .graphs import Pace, Recording
 from .step_engines import REPORT_SECONDS, EagerEngine
 from .updates import update_, update_by_parts_
@@ -67,7 +67,7 @@ class GraphEngine(EagerEngine):
     def why_not(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: SgdOptions | None = None,
+        options: StepOptions | None = None,
     ) -> str | None:
         if device.type != "cuda":
             return f"it is made of CUDA graphs, which {device.type} does not have"

@@ -22,7 +22,7 @@ from .engine_base import (
     EpochStats,
     EvalStats,
     NonFiniteLossError,
-    SgdOptions,
+    StepOptions,
     Tally,
     copies_on_cpu,
 )
@@ -179,7 +179,7 @@ class EagerEngine(StepEngine):
     def why_not(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: SgdOptions | None = None,
+        options: StepOptions | None = None,
     ) -> str | None:
         if backend.native_available(device.type):
             return None
@@ -303,7 +303,7 @@ class ReferenceEngine(StepEngine):
     def why_not(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: SgdOptions | None = None,
+        options: StepOptions | None = None,
     ) -> str | None:
         return None
 

@@ -16,7 +16,7 @@ from .engine_base import (
     EpochStats,
     EvalStats,
     NonFiniteLossError,
-    SgdOptions,
+    StepOptions,
 )
 from .engines import BlockedEngine, choose_engine, resolve_device
 from .epochs import initial_parameters, make_epoch, sliding_part
@@ -42,7 +42,7 @@ class Training:
     def __init__(self, config: TrainConfig, data: RunData, state: RunState | None = None) -> None:
         device = resolve_device(config.device)
         self.sizes = [data.split.train.images.shape[1], *config.hidden, data.classes]
-        options = SgdOptions(
+        options = StepOptions(
             config.batch_size,
             config.momentum,
             config.nesterov,

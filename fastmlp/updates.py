@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .engine_base import SgdOptions
+from .engine_base import StepOptions
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 """What ``torch.optim.Adam`` and ``AdamW`` begin with."""
@@ -19,7 +19,7 @@ def update_(
     gradients: list[Tensor],
     kept: Mapping[str, list[Tensor]],
     lr: float | Tensor,
-    options: SgdOptions,
+    options: StepOptions,
 ) -> None:
     """One step of ``torch.optim.SGD``, ``Adam`` or ``AdamW``, in one kernel for all parameters.
 
@@ -60,7 +60,7 @@ def update_by_parts_(
     gradients: list[Tensor],
     kept: Mapping[str, list[Tensor]],
     lr: Tensor,
-    options: SgdOptions,
+    options: StepOptions,
 ) -> None:
     """:func:`update_` with a learning rate in the tensors' own dtype, by several kernels. The
     gradients may change."""
@@ -76,7 +76,7 @@ def update_by_parts_(
 
 
 def _sgd_steps(
-    gradients: list[Tensor], kept: Mapping[str, list[Tensor]], options: SgdOptions
+    gradients: list[Tensor], kept: Mapping[str, list[Tensor]], options: StepOptions
 ) -> list[Tensor]:
     if "momentum" not in kept:
         return gradients

@@ -22,7 +22,7 @@ from fastmlp.blocked import BlockedEngine
 from fastmlp.blocked_cuda import BlockedCudaEngine
 from fastmlp.blocked_runner import Runner, Shape
 from fastmlp.data import Normalization, Part
-from fastmlp.engine_base import Engine, Epoch, EpochStats, NonFiniteLossError, SgdOptions
+from fastmlp.engine_base import Engine, Epoch, EpochStats, NonFiniteLossError, StepOptions
 from fastmlp.engines import ReferenceEngine
 from fastmlp.epochs import initial_parameters
 from fastmlp.errors import UserError
@@ -46,7 +46,7 @@ def make(
     sizes = [part.images.shape[1], hidden, classes]
     start = initial_parameters(sizes, "kaiming", seed=seed)
     start = {name: tensor.to(dtype) for name, tensor in start.items()}
-    made: Any = engine(start, part, norm, SgdOptions(**options), device)
+    made: Any = engine(start, part, norm, StepOptions(**options), device)
     made.block_steps = steps
     return made
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastmlp.augment import Augmentation
 from fastmlp.data import Normalization, Part
-from fastmlp.engine_base import Engine, Epoch, EpochStats, NonFiniteLossError, SgdOptions
+from fastmlp.engine_base import Engine, Epoch, EpochStats, NonFiniteLossError, StepOptions
 from fastmlp.engines import EagerEngine, GraphEngine, ReferenceEngine
 from fastmlp.epochs import initial_parameters
 
@@ -61,7 +61,7 @@ def make(
     sizes = [part.images.shape[1], *hidden, CLASSES]
     parameters = initial_parameters(sizes, "kaiming", seed=3)
     parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
-    return kind(parameters, part, norm, SgdOptions(**{"batch_size": 8, **options}), device)
+    return kind(parameters, part, norm, StepOptions(**{"batch_size": 8, **options}), device)
 
 
 def flat(engine: Engine) -> dict[str, Tensor]:

@@ -24,5 +24,6 @@ for isa in "" avx2 portable; do
         and not last_bits and not float32_is and not 200000 \
         ${isa:+and not 4300001 and not threads and not single_steps and not refused and not parsed and not drawn}" \
     test_linear.py test_relu.py test_mask_ops.py test_softmax_xent.py test_blocked.py test_blocked_many.py \
+    test_blocked_repeats.py \
     test_augment.py test_evaluate.py
 done

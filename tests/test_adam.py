@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastmlp.backend import native_available
 from fastmlp.config import TrainConfig
 from fastmlp.data import make_normalization
-from fastmlp.engine_base import Engine, SgdOptions
+from fastmlp.engine_base import Engine, StepOptions
 from fastmlp.engines import ENGINES, choose_engine
 from fastmlp.epochs import epoch_order, initial_parameters
 from fastmlp.errors import EXIT_USAGE, UserError
@@ -67,7 +67,7 @@ def make(
         start(hidden, dtype),
         train,
         make_normalization("standard", train.images),
-        SgdOptions(**{"batch_size": 8, "optimizer": optimizer, **options}),
+        StepOptions(**{"batch_size": 8, "optimizer": optimizer, **options}),
         CPU,
     )
 
@@ -224,16 +224,16 @@ def test_a_state_that_does_not_fit_is_refused(name: str) -> None:
 
 def test_options_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="optimizer must be one of sgd, adam, adamw, got 'lion'"):
-        SgdOptions(8, optimizer="lion")
+        StepOptions(8, optimizer="lion")
     for momentum in ({"momentum": 0.9}, {"nesterov": True}):
         with pytest.raises(ValueError, match="momentum and nesterov are for sgd, not for adam"):
-            SgdOptions(8, optimizer="adam", **momentum)  # type: ignore[arg-type]
+            StepOptions(8, optimizer="adam", **momentum)  # type: ignore[arg-type]
 
 
 @each_optimizer
 def test_the_engine_that_is_chosen(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
-    options, sizes = SgdOptions(8, optimizer=optimizer), [FEATURES, 16, CLASSES]
+    options, sizes = StepOptions(8, optimizer=optimizer), [FEATURES, 16, CLASSES]
     why = f"its sums hold for sgd, and {optimizer} is not linear in the gradients"
     for device, name in ((CPU, "eager"), (torch.device("cuda", 0), "graph")):
         engine, reason = choose_engine("auto", device, sizes, options)

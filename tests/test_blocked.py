@@ -13,7 +13,7 @@ from fastmlp import blocked
 from fastmlp.augment import Augmentation
 from fastmlp.blocked import BlockedEngine, block_steps, recurrence
 from fastmlp.data import Normalization, Part, make_normalization
-from fastmlp.engine_base import NonFiniteLossError, SgdOptions
+from fastmlp.engine_base import NonFiniteLossError, StepOptions
 from fastmlp.engines import EagerEngine, ReferenceEngine, choose_engine
 from fastmlp.epochs import initial_parameters
 from fastmlp.errors import UserError
@@ -56,7 +56,7 @@ def make(
     sizes = [part.images.shape[1], *hidden, classes]
     parameters = initial_parameters(sizes, "kaiming", seed=seed)
     parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
-    made = engine(parameters, part, norm, SgdOptions(**options), CPU)
+    made = engine(parameters, part, norm, StepOptions(**options), CPU)
     if steps is not None:
         made.block_steps = steps
     return made

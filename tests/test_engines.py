@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastmlp.backend import native_available
 from fastmlp.data import Normalization, Part, make_normalization
-from fastmlp.engine_base import Engine, EpochStats, NonFiniteLossError, SgdOptions
+from fastmlp.engine_base import Engine, EpochStats, NonFiniteLossError, StepOptions
 from fastmlp.engines import ENGINES, BlockedEngine, choose_engine, resolve_device
 from fastmlp.epochs import epoch_order, initial_parameters
 from fastmlp.errors import UserError
@@ -30,17 +30,17 @@ each_engine = pytest.mark.parametrize(
 )
 
 OPTIONS = [
-    pytest.param(SgdOptions(8), (16,), id="ragged last batch"),
-    pytest.param(SgdOptions(9), (16,), id="batches without remainder"),
-    pytest.param(SgdOptions(1), (16,), id="batch of one"),
-    pytest.param(SgdOptions(100), (16,), id="batch beyond the data"),
-    pytest.param(SgdOptions(8, momentum=0.9), (16,), id="momentum"),
-    pytest.param(SgdOptions(8, momentum=0.9, nesterov=True), (16,), id="nesterov"),
-    pytest.param(SgdOptions(8, weight_decay=0.05), (16,), id="weight decay"),
-    pytest.param(SgdOptions(8, grad_average=True), (16,), id="grad average"),
-    pytest.param(SgdOptions(7, 0.5, True, 0.01, True), (16, 5), id="all at once, two layers"),
-    pytest.param(SgdOptions(16), (31, 8, 17), id="three layers"),
-    pytest.param(SgdOptions(16), (1,), id="one hidden unit"),
+    pytest.param(StepOptions(8), (16,), id="ragged last batch"),
+    pytest.param(StepOptions(9), (16,), id="batches without remainder"),
+    pytest.param(StepOptions(1), (16,), id="batch of one"),
+    pytest.param(StepOptions(100), (16,), id="batch beyond the data"),
+    pytest.param(StepOptions(8, momentum=0.9), (16,), id="momentum"),
+    pytest.param(StepOptions(8, momentum=0.9, nesterov=True), (16,), id="nesterov"),
+    pytest.param(StepOptions(8, weight_decay=0.05), (16,), id="weight decay"),
+    pytest.param(StepOptions(8, grad_average=True), (16,), id="grad average"),
+    pytest.param(StepOptions(7, 0.5, True, 0.01, True), (16, 5), id="all at once, two layers"),
+    pytest.param(StepOptions(16), (31, 8, 17), id="three layers"),
+    pytest.param(StepOptions(16), (1,), id="one hidden unit"),
 ]
 
 
@@ -51,7 +51,7 @@ def _one_thread(threads: Callable[[int], None]) -> None:
 
 
 def make_engine(
-    name: str, options: SgdOptions, hidden: tuple[int, ...] = (16,), kind: str = "standard"
+    name: str, options: StepOptions, hidden: tuple[int, ...] = (16,), kind: str = "standard"
 ) -> Engine:
     data = tiny_data(IMAGES)
     return ENGINES[name](start(hidden), data.split.train, normalization(kind), options, CPU)
@@ -66,7 +66,7 @@ def normalization(kind: str = "standard") -> Normalization:
 
 
 def reference(
-    options: SgdOptions, hidden: tuple[int, ...], steps: int | None, dtype: torch.dtype
+    options: StepOptions, hidden: tuple[int, ...], steps: int | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, int]:
     """All parameters in one vector, the losses and the hits of plain PyTorch."""
     parameters = [tensor.to(dtype, copy=True) for tensor in start(hidden).values()]
@@ -97,7 +97,7 @@ def flat(state: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 2, 50, None])
 def test_an_epoch_agrees_with_plain_pytorch(
     name: str,
-    options: SgdOptions,
+    options: StepOptions,
     hidden: tuple[int, ...],
     steps: int | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -130,7 +130,7 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
     monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
     monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 4)
     between = {"blocked": 4, "graph": 3}.get(name, 1)  # steps between two chances to stop
-    options = SgdOptions(2, momentum=0.9, nesterov=True, weight_decay=0.01)
+    options = StepOptions(2, momentum=0.9, nesterov=True, weight_decay=0.01)
     order = epoch_order(0, 0, IMAGES)
     whole = make_engine(name, options)
     stats = whole.train_epoch(order, 0.05)
@@ -151,7 +151,7 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
 
 @native
 def test_engines_take_over_from_each_other() -> None:
-    options = SgdOptions(8, momentum=0.9)
+    options = StepOptions(8, momentum=0.9)
     order = epoch_order(0, 0, IMAGES)
     ends = []
     for names in (("eager", "reference"), ("reference", "eager")):
@@ -168,7 +168,7 @@ def test_engines_take_over_from_each_other() -> None:
 @each_engine
 def test_states_are_copies_and_reruns_are_bitwise_equal(name: str) -> None:
     order = epoch_order(0, 0, IMAGES)
-    engine = make_engine(name, SgdOptions(8, momentum=0.9))
+    engine = make_engine(name, StepOptions(8, momentum=0.9))
     engine.train_epoch(order, 0.05)
     state = engine.state_dict()
     kept = {key: {n: t.clone() for n, t in part.items()} for key, part in state.items()}
@@ -184,7 +184,7 @@ def test_states_are_copies_and_reruns_are_bitwise_equal(name: str) -> None:
 
 @each_engine
 def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
-    engine = make_engine(name, SgdOptions(8), (16, 5))
+    engine = make_engine(name, StepOptions(8), (16, 5))
     engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
     model = nn.Sequential(
         nn.Linear(FEATURES, 16), nn.ReLU(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, CLASSES)
@@ -201,7 +201,7 @@ def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
 
 @each_engine
 def test_an_evaluation_in_several_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, part = make_engine(name, SgdOptions(8)), tiny_data(IMAGES).split.test
+    engine, part = make_engine(name, StepOptions(8)), tiny_data(IMAGES).split.test
     whole = engine.evaluate(part)
     for module in ("step_engines", "graph_engine"):
         monkeypatch.setattr(f"fastmlp.{module}.EVALUATION_ROWS", 7)
@@ -217,7 +217,7 @@ def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
 ) -> None:
     """A batch keeps its alignment in memory, on which the rounding of a product may depend."""
     monkeypatch.setattr("fastmlp.step_engines.CHUNK_ROWS", 32)
-    engine, order = make_engine(name, SgdOptions(8)), epoch_order(0, 0, IMAGES)
+    engine, order = make_engine(name, StepOptions(8)), epoch_order(0, 0, IMAGES)
     gathered: list[Tensor] = []
     inputs = engine._inputs
 
@@ -238,7 +238,7 @@ def test_progress_counts_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.step_engines.REPORT_SECONDS", 0.0)
     monkeypatch.setattr("fastmlp.step_engines.CHUNK_ROWS", 16)
     seen: list[EpochStats] = []
-    engine = make_engine(name, SgdOptions(8))
+    engine = make_engine(name, StepOptions(8))
     end = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, on_progress=seen.append)
     assert [stats.steps for stats in seen] == [2, 4, 6, 8, 10, 12]
     assert seen[0].samples == 16
@@ -256,7 +256,7 @@ def test_the_first_bad_step_is_named(name: str) -> None:
         start((16,)),
         Part(images, train.labels),
         Normalization("unit", scale, torch.zeros(FEATURES)),
-        SgdOptions(8),
+        StepOptions(8),
         CPU,
     )
     with pytest.raises(NonFiniteLossError) as info:
@@ -267,10 +267,10 @@ def test_the_first_bad_step_is_named(name: str) -> None:
 
 @each_engine
 def test_what_does_not_fit_is_refused(name: str) -> None:
-    engine = make_engine(name, SgdOptions(8, momentum=0.9))
+    engine = make_engine(name, StepOptions(8, momentum=0.9))
     with pytest.raises(ValueError, match="start_step must be from 0 to 11, got 12"):
         engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, start_step=12)
-    other = make_engine(name, SgdOptions(8, momentum=0.9), (17,))
+    other = make_engine(name, StepOptions(8, momentum=0.9), (17,))
     other.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
     theirs = other.state_dict()
     for kind, state in (
@@ -296,7 +296,7 @@ def test_the_reference_is_the_network_of_torch_nn() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(logits, train.labels[rows]).backward()
         optimizer.step()
-    options = SgdOptions(8, momentum=0.9, nesterov=True)
+    options = StepOptions(8, momentum=0.9, nesterov=True)
     ours, _, correct = reference(options, (16,), None, torch.float64)
     torch.testing.assert_close(ours, flat(model.state_dict()), rtol=0, atol=1e-14)
     assert correct == hits

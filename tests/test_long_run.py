@@ -8,7 +8,7 @@ from conftest import needs_native
 from test_blocked import problem
 
 from fastmlp.data import Normalization, Part
-from fastmlp.engine_base import Engine, SgdOptions
+from fastmlp.engine_base import Engine, StepOptions
 from fastmlp.engines import ReferenceEngine, engine_for
 from fastmlp.epochs import epoch_order, initial_parameters
 
@@ -28,7 +28,7 @@ def final_loss(
     """Of the last epoch, in float32, with momentum and weight decay."""
     part, norm = data
     start = initial_parameters([part.images.shape[1], 19, 5], "kaiming", seed)
-    options = SgdOptions(batch_size=8, momentum=0.5, weight_decay=1e-3)
+    options = StepOptions(batch_size=8, momentum=0.5, weight_decay=1e-3)
     engine = kind(start, part, norm, options, device)
     for epoch in range(EPOCHS):
         stats = engine.train_epoch(epoch_order(seed, epoch, 121), 0.003)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastmlp.backend import native_available
 from fastmlp.config import TrainConfig
 from fastmlp.data import make_normalization
-from fastmlp.engine_base import Engine, SgdOptions
+from fastmlp.engine_base import Engine, StepOptions
 from fastmlp.engines import ENGINES, choose_engine
 from fastmlp.epochs import epoch_order, initial_parameters
 from fastmlp.errors import UserError
@@ -52,7 +52,7 @@ def start(hidden: tuple[int, ...] = (31, 8)) -> dict[str, Tensor]:
 def make(name: str, options: dict[str, Any], precision: str = "bfloat16") -> Engine:
     train = tiny_data(IMAGES).split.train
     norm = make_normalization("standard", train.images)
-    asked = SgdOptions(**{"batch_size": 8, "precision": precision, **options})
+    asked = StepOptions(**{"batch_size": 8, "precision": precision, **options})
     return ENGINES[name](start(), train, norm, asked, CPU)
 
 
@@ -136,17 +136,17 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
 
 def test_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'half'"):
-        SgdOptions(8, precision="half")
+        StepOptions(8, precision="half")
     train = tiny_data(IMAGES).split.train
     norm = make_normalization("standard", train.images)
     doubles = {name: tensor.double() for name, tensor in start().items()}
     with pytest.raises(ValueError, match=r"precision bfloat16 wants float32 .*, got torch.float64"):
-        ENGINES["reference"](doubles, train, norm, SgdOptions(8, precision="bfloat16"), CPU)
+        ENGINES["reference"](doubles, train, norm, StepOptions(8, precision="bfloat16"), CPU)
 
 
 def test_the_engine_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
-    options, sizes = SgdOptions(8, precision="bfloat16"), [FEATURES, 16, CLASSES]
+    options, sizes = StepOptions(8, precision="bfloat16"), [FEATURES, 16, CLASSES]
     why = "it computes in the parameters' own dtype alone, not in bfloat16"
     for device, name in ((CPU, "eager"), (torch.device("cuda", 0), "graph")):
         engine, reason = choose_engine("auto", device, sizes, options)
