@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def accuracy_table(results: dict[str, Any]) -> str:
             f"| `{row['preset']}` | {network} | {row['epochs']} | {cells[0]} | {cells[1]} |"
         )
     seeds = len(results["rows"][0]["seeds"])
-    note = f"Mean and standard deviation over {seeds} seeds. {_caption(results)}"
+    commits = dict.fromkeys(row["provenance"]["commit"] for row in results["rows"])
+    note = f"Mean and standard deviation over {seeds} seeds. {_caption(results, commits)}"
     return "\n".join([*lines, "", note])
 
 
@@ -179,11 +181,13 @@ def _bold(name: str) -> str:
     return f"**{name}**" if name.startswith("fastmlp") else name
 
 
-def _caption(results: dict[str, Any]) -> str:
+def _caption(results: dict[str, Any], commits: Iterable[str] = ()) -> str:
+    """Where, when and on what the results were made; rows may have ``commits`` of their own."""
     p = results["provenance"]
+    names = [commit[:9] for commit in commits] or [p["commit"][:9]]
     return (
         f"{p['device']}, {p['threads']} threads, {p['cpu_kernels']} kernels, torch {p['torch']}, "
-        f"{p['time'][:10]}, commit {p['commit'][:9]}."
+        f"{p['time'][:10]}, commit{'s' * (len(names) > 1)} {', '.join(names)}."
     )
 
 

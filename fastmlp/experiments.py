@@ -58,9 +58,9 @@ class Budget:
 
 
 FULL = Budget(80, 3, 200, 3, 30, 2, None, 5)
-"""Under half an hour on two cores."""
+"""About ten minutes on two cores."""
 QUICK = Budget(6, 3, 20, 2, 4, 1, 12, 2)
-"""A few minutes."""
+"""A minute or two."""
 
 
 @dataclass(frozen=True)

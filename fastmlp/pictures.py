@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 from torch import Tensor
 
 from .files import atomic_path
-from .plots import TRAIN, VALIDATION
+from .plots import LEGEND, TRAIN, VALIDATION
 from .run_folder import EpochRecord
 
 Shape = tuple[int, int, int]
@@ -158,7 +158,7 @@ def _draw_final(
     spread = f", mean and standard deviation over {most} runs" if most > 1 else ""
     axes.set_title(f"after the last epoch{spread}", fontsize=11)
     if order:
-        axes.legend(frameon=False, fontsize=11)
+        axes.legend(**LEGEND, fontsize=11)
     else:
         axes.set_ylim(0, 1)
     axes.margins(x=0.08, y=0.12)
@@ -194,7 +194,7 @@ def _draw_by_epoch(
     styles: Any = (("-", "validation"), ("--", "training"))
     axes.legend(
         handles=[Line2D([], [], color="0.3", linestyle=line, label=text) for line, text in styles],
-        frameon=False,
+        **LEGEND,
         fontsize=11,
     )
     axes.set_title(f"after each epoch, mean over the runs, by {name}", fontsize=11)

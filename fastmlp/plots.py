@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +16,8 @@ from .run_folder import EpochRecord
 
 TRAIN, VALIDATION = "#0072B2", "#D55E00"
 """Blue and vermillion of Okabe and Ito's palette, told apart with any colour vision."""
+LEGEND: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.85}
+"""A legend that stays legible where a line has to pass under it."""
 
 
 def learning_curves(
@@ -89,4 +92,4 @@ def _mark(axes: Axes, epoch: int, value: float, text: str) -> None:
         linestyle="none",
         label=f"best epoch, {epoch}: {text}",
     )
-    axes.legend(frameon=False, fontsize=10.5)
+    axes.legend(**LEGEND, fontsize=10.5)

@@ -1,6 +1,6 @@
 """The command ``reproduce``: does the course's experiments again and writes a report of them.
 
-python -m fastmlp.reproduce            about twenty minutes on two cores
+python -m fastmlp.reproduce            about ten minutes on two cores
 python -m fastmlp.reproduce --quick    two minutes, with fewer epochs and seeds
 
 A folder holds ``report.html`` (one file with everything in it), ``report.md`` with ``pictures``,
@@ -189,11 +189,11 @@ def _key(study: Study, data: RunData, seed: int) -> dict[str, Any]:
 
 
 def _cost(study: Study) -> float:
-    """About how long a seed takes, in any unit: images that were just seen cost less."""
+    """About how long a seed takes, in seconds on two cores; images just seen cost less."""
     cost = 0.0
     for config in study.configs.values():
         width = sum(config.hidden) / 256
-        cost += 0.06 + 0.25 * width if config.loader == "sliding" else 0.04 + 0.82 * width
+        cost += 0.05 * width if config.loader == "sliding" else 0.04 + 0.3 * width
     return study.epochs * cost
 
 
