@@ -49,6 +49,16 @@ def add_training_arguments(
     )
     add("--batch-size", type=whole, metavar=n, default=defaults.batch_size, help="images a step")
     add("--epochs", type=int, metavar="N", default=defaults.epochs, help="passes over the data")
+    _add_step_arguments(group, defaults, number, x)
+    add("--seed", type=int, metavar="N", default=defaults.seed, help="of all random numbers")
+
+
+def _add_step_arguments(
+    group: argparse._ArgumentGroup, defaults: TrainConfig, number: Callable[[str], Any], x: str
+) -> None:
+    """The flags that say how a step moves the parameters; ``number`` reads one, or several that are
+    shown as ``x``."""
+    add = group.add_argument
     add(
         "--optimizer",
         choices=OPTIMIZERS,
@@ -101,7 +111,6 @@ def add_training_arguments(
         default=defaults.precision,
         help="bfloat16 runs the layers as torch.autocast does",
     )
-    add("--seed", type=int, metavar="N", default=defaults.seed, help="of all random numbers")
 
 
 def add_machine_arguments(group: argparse._ArgumentGroup) -> None:
