@@ -49,8 +49,10 @@ def fresh_images(epoch: Epoch, batch_size: int) -> int:
     """How many images a step of this epoch adds to those of the steps just before it, rounded up,
     as its first steps show it: a whole batch where no image comes again soon in the same way."""
     rows = epoch.order[: 16 * batch_size]
+    if epoch.moves is not None or len(rows) <= batch_size:
+        return batch_size
     distinct = len(torch.unique(rows))
-    if epoch.moves is not None or distinct == len(rows) or len(rows) <= batch_size:
+    if distinct == len(rows):
         return batch_size
     return -(-max(distinct - batch_size, 0) // (-(-len(rows) // batch_size) - 1))
 

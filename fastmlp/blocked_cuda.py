@@ -135,11 +135,8 @@ class _Run:
     def _plan(self) -> tuple[int, bool]:
         """Steps in a block, and whether the kernel takes them."""
         forced = self.engine.block_steps
-        doubles = self.engine._tensors[0].dtype == torch.float64
         for wanted in (forced,) if forced else (0, 1):
-            steps, why = _ops.blocked_plan_cuda(
-                self.batch, self.hidden, self.classes, wanted, doubles
-            )
+            steps, why = self._ask(self.hidden, wanted)
             if not why:
                 return steps, True
         if forced and forced > 1:
@@ -150,9 +147,16 @@ class _Run:
         """Up to so many hidden units it can be made wider, to train beside wider networks: to the
         next power of two, from 64 on, where the kernel takes that in blocks of the same length."""
         widest = max(64, 1 << (self.hidden - 1).bit_length())
+        _, why = self._ask(widest, self.steps)
+        return widest if self.compiled and not why else self.hidden
+
+    def _ask(self, hidden: int, steps: int) -> tuple[int, str]:
+        """Steps in a block of so many hidden units, and why the kernel does not take them."""
         doubles = self.engine._tensors[0].dtype == torch.float64
-        fits = not _ops.blocked_plan_cuda(self.batch, widest, self.classes, self.steps, doubles)[1]
-        return widest if self.compiled and fits else self.hidden
+        plan: tuple[int, str] = _ops.blocked_plan_cuda(
+            self.batch, hidden, self.classes, steps, doubles
+        )
+        return plan
 
     @property
     def shape_key(self) -> tuple[Any, ...]:
@@ -302,13 +306,12 @@ class _Pass:
     def _places(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Where each parameter of the networks lies in the runner, and where in the engines; then
         the same of each momentum."""
-        runs, runner = self._runs, self._runner
-        for i, stacked in enumerate(runner.parameters):
-            mine = [run.engine._tensors[i] for run in runs]
-            yield [_corner(one, of) for one, of in zip(stacked, mine, strict=True)], mine
-        for i, stacked in enumerate(runner.momentum):
-            mine = [_momentum_of(run.engine)[i] for run in runs]
-            yield [_corner(one, of) for one, of in zip(stacked, mine, strict=True)], mine
+        runner, engines = self._runner, [run.engine for run in self._runs]
+        theirs = list(zip(*(engine._tensors for engine in engines), strict=True))
+        if runner.momentum:
+            theirs += zip(*map(_momentum_of, engines), strict=True)
+        for stacked, mine in zip([*runner.parameters, *runner.momentum], theirs, strict=True):
+            yield [_corner(one, of) for one, of in zip(stacked, mine, strict=True)], list(mine)
 
 
 def _corner(wide: Tensor, tensor: Tensor) -> Tensor:

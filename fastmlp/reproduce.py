@@ -1,7 +1,7 @@
 """The command ``reproduce``: does the course's experiments again and writes a report of them.
 
 python -m fastmlp.reproduce            about ten minutes on two cores
-python -m fastmlp.reproduce --quick    two minutes, with fewer epochs and seeds
+python -m fastmlp.reproduce --quick    a minute or two, with fewer epochs and seeds
 
 A folder holds ``report.html`` (one file with everything in it), ``report.md`` with ``pictures``,
 ``results.json`` and, in ``parts``, what is done, from which the same command goes on.
@@ -281,7 +281,7 @@ def _build_parser() -> ArgumentParser:
     )
     add_data_arguments(parser.add_argument_group("data"))
     add = parser.add_argument_group("report").add_argument
-    add("--quick", action="store_true", help="fewer epochs and seeds: two minutes%(default).0s")
+    add("--quick", action="store_true", help="fewer epochs and seeds: a minute or two%(default).0s")
     add("--out", metavar="DIR", default=OUT, help="folder for it: new, empty or of a report")
     add(
         "--seeds",

@@ -70,7 +70,7 @@ class GroupRun {
     const int64_t rows = std::min(block_rows(), group.rows);
     const auto add_block = [&] { blocks_.emplace_back(group.batch, images.features, spans_); };
     add_block();
-    open(blocks_[0], 0);  // which tells how many different images there are in a block
+    open(blocks_[0], 0);  // the first one; it tells how many different images a block has
     const int64_t inputs = blocks_[0].shape().distinct;
     const int64_t bytes = inputs * (images.features + inputs) * sizeof(T);
     const int64_t stretch = std::clamp<int64_t>(kStretchBytes / std::max<int64_t>(bytes, 1), 1, 16);
@@ -101,7 +101,6 @@ class GroupRun {
   // All threads on one block. While the chains run, the next block's images are gathered; while the
   // first layers are updated, its Gram matrix is made.
   void run_together() {
-    open(blocks_[0], 0);
     team_.run(blocks_[0].gathers(), [&](int64_t i) { blocks_[0].gather(images_, i); });
     team_.run(blocks_[0].grams(), [&](int64_t i) { blocks_[0].gram(i); });
     for (int64_t b = 0; b < ceil_of(group_.rows, block_rows()); ++b) {
@@ -126,7 +125,9 @@ class GroupRun {
     const int64_t all = ceil_of(group_.rows, block_rows());
     for (int64_t first = 0; first < all; first += blocks_.size()) {
       const int64_t blocks = std::min<int64_t>(blocks_.size(), all - first);
-      for (int64_t i = 0; i < blocks; ++i) open(blocks_[i], (first + i) * block_rows());
+      for (int64_t i = first ? 0 : 1; i < blocks; ++i) {  // the very first is open
+        open(blocks_[i], (first + i) * block_rows());
+      }
       team_.run(blocks, [&](int64_t i) {
         for (int64_t j = 0; j < blocks_[i].gathers(); ++j) blocks_[i].gather(images_, j);
         for (int64_t j = 0; j < blocks_[i].grams(); ++j) blocks_[i].gram(j);

@@ -83,8 +83,8 @@ void chain_inputs(const BlockShape& block, const Step& step, const double* recur
     if (fresh) seen = s + 1;
     T* w = to_w + s * hidden;
     for (int64_t n = begin; n < end; ++n) w[n] = (fresh ? T(0) : w[n]) + from_g * row[n];
-    T* v = to_v ? to_v + s * hidden : w;
-    for (int64_t n = begin; to_v && n < end; ++n) {
+    T* v = to_v ? to_v + s * hidden : nullptr;
+    for (int64_t n = begin; v && n < end; ++n) {
       v[n] = (fresh ? T(0) : v[n]) + v_from_g * row[n];
     }
   }

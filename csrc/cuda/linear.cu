@@ -86,9 +86,8 @@ struct LinearTiles {
   typename Engine::TileB b;
 };
 
-// Computes  c = act(a b^T + bias), its mask, and the sums of a's rows; elements of a masked by y <=
-// 0
-//           or by a bit of 0 are 0.
+// Computes  c = act(a b^T + bias), its mask, and the sums of a's rows; elements of a are 0 where it
+//           is masked by y <= 0 or by a bit of 0.
 //           linear: a = x, b = w. dx: a = dy masked, b = w^T. dw and db: a = dy^T masked, b = x^T.
 // Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n): the
 //           sums of the parts where there is more than one.

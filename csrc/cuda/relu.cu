@@ -63,9 +63,11 @@ struct Place {
 
 // Computes  y = relu(x), and its mask: bit i % 8 of byte i / 8 of a row is not y[i] <= 0.
 // Shapes    y, x (rows, columns), mask (rows, ceil(columns / 8)).
-// Grid      as relu_kernel, of rows that are as long as their bytes; neighbouring lanes share a
-// byte. Memory    y may be x.  Precision  exact. Needs     kVector: y and x 16-byte aligned,
-// in_one_piece. Same as   relu_with_mask_ref.
+// Grid      as relu_kernel, of rows as long as their bytes; neighbouring lanes share a byte.
+// Memory    y may be x.
+// Precision exact.
+// Needs     kVector: y and x 16-byte aligned, in_one_piece.
+// Same as   relu_with_mask_ref.
 template <bool kVector, typename T>
 __global__ void __launch_bounds__(kThreads)
     relu_with_mask_kernel(T* y, uint8_t* mask, const T* x, int64_t rows, int64_t columns) {
