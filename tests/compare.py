@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,3 +39,13 @@ def assert_within_2x(
     assert error <= 2 * peer + floor + tiny, (
         f"error {error:.3e} is more than twice PyTorch's {peer:.3e} plus a floor of {floor:.1e}"
     )
+
+
+def assert_same_gradients(
+    ours: Callable[..., Tensor], theirs: Callable[..., Tensor], *args: Tensor
+) -> None:
+    """Of two scalar functions, for the arguments that require one."""
+    wanted = [tensor for tensor in args if tensor.requires_grad]
+    mine, other = (torch.autograd.grad(f(*args), wanted) for f in (ours, theirs))
+    for got, want in zip(mine, other, strict=True):
+        torch.testing.assert_close(got, want)

@@ -230,17 +230,22 @@ def test_options_that_make_no_sense() -> None:
             StepOptions(8, optimizer="adam", **momentum)  # type: ignore[arg-type]
 
 
-@each_optimizer
-def test_the_engine_that_is_chosen(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
-    options, sizes = StepOptions(8, optimizer=optimizer), [FEATURES, 16, CLASSES]
-    why = f"its sums hold for sgd, and {optimizer} is not linear in the gradients"
+def assert_blocked_refuses(options: StepOptions, why: str) -> None:
+    """And that another engine is found, where all of them could run."""
+    sizes = [FEATURES, 16, CLASSES]
     for device, name in ((CPU, "eager"), (torch.device("cuda", 0), "graph")):
         engine, reason = choose_engine("auto", device, sizes, options)
         assert engine.name == name
         assert f"not blocked, because {why}" in reason
         with pytest.raises(UserError, match=f"The engine blocked cannot run here: {why}; try"):
             choose_engine("blocked", device, sizes, options)
+
+
+@each_optimizer
+def test_the_engine_that_is_chosen(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
+    why = f"its sums hold for sgd, and {optimizer} is not linear in the gradients"
+    assert_blocked_refuses(StepOptions(8, optimizer=optimizer), why)
     with pytest.raises(ValueError, match=why):
         make("blocked", optimizer)
 

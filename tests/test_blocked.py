@@ -89,6 +89,17 @@ def assert_is_sgd(data, options, order, lr=0.05, moves=None, **shape):
         torch.testing.assert_close(ours[name], tensor, rtol=1e-10, atol=1e-12)
 
 
+def assert_as_close_as_pytorch(data, options, order, lr, steps=None):
+    """An epoch in float32: no further from the truth than twice what plain PyTorch is."""
+    truth = make(ReferenceEngine, data, options, dtype=torch.float64)
+    theirs = make(ReferenceEngine, data, options)
+    ours = make(BlockedEngine, data, options, steps=steps)
+    for engine in (truth, theirs, ours):
+        engine.train_epoch(order, lr)
+    for name, true in flat(truth).items():
+        assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
+
+
 def assert_threads_change_nothing(threads, data, options, order, moves=None, **shape):
     """Of a network large enough that csrc/plan.h gives its blocks several threads."""
     runs = []
@@ -182,14 +193,7 @@ def test_moved_images(options, repeats, batch, threads):
 def test_float32_is_as_close_to_the_truth_as_pytorch(options, steps, limit, inputs):
     data = problem(images=8 * limit - 3, **inputs)
     order = torch.randperm(8 * limit - 3)
-    options = {"batch_size": 8, **options}
-    truth = make(ReferenceEngine, data, options, dtype=torch.float64)
-    theirs, ours = make(ReferenceEngine, data, options), make(BlockedEngine, data, options)
-    ours.block_steps = steps
-    for engine in (truth, theirs, ours):
-        engine.train_epoch(order, 0.05)
-    for name, true in flat(truth).items():
-        assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
+    assert_as_close_as_pytorch(data, {"batch_size": 8, **options}, order, 0.05, steps)
 
 
 def _all_white(pixels):

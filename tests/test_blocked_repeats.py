@@ -5,22 +5,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compare import assert_within_2x
 from conftest import needs_native
 from test_blocked import (
     ENDS,
     OPTIMIZER,
+    assert_as_close_as_pytorch,
     assert_is_sgd,
     assert_threads_change_nothing,
-    flat,
-    make,
     problem,
 )
 
 from fastmlp.augment import Augmentation
-from fastmlp.blocked import BlockedEngine, fresh_images
+from fastmlp.blocked import fresh_images
 from fastmlp.engine_base import Epoch
-from fastmlp.engines import ReferenceEngine
 
 pytestmark = needs_native
 
@@ -79,10 +76,4 @@ def test_a_chain_of_wide_layers_on_images_that_repeat(options, threads):
 def test_repeats_in_float32_are_as_close_to_the_truth_as_pytorch(options, steps, batch):
     data, options = problem(images=400), {"batch_size": batch, **options}
     order = torch.randperm(400).unfold(0, batch, 1).flatten()[:1200]
-    truth = make(ReferenceEngine, data, options, dtype=torch.float64)
-    theirs, ours = make(ReferenceEngine, data, options), make(BlockedEngine, data, options)
-    ours.block_steps = steps
-    for engine in (truth, theirs, ours):
-        engine.train_epoch(order, 0.002)
-    for name, true in flat(truth).items():
-        assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
+    assert_as_close_as_pytorch(data, options, order, 0.002, steps)

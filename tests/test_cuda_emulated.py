@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import emulation
@@ -17,6 +18,7 @@ from float32_cases import Float32Tests, all_products, all_products_ref
 from graph_cases import OPTIONS, flat, make, order_of
 from mask_cases import MaskTests
 from operator_cases import LinearTests, ReluTests, XentTests
+from torch import Tensor
 
 from fastmlp.engines import GraphEngine, ReferenceEngine
 from fastmlp.float32 import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
@@ -40,17 +42,34 @@ def machine(threads):
     emulation.configure()
 
 
+@pytest.fixture(
+    params=product(ORDERS.values(), [1, 40, 132], [torch.float32, torch.bfloat16]), ids=str
+)
+def exact(request, machine):
+    """Where to place x (20, 700), w (70, 700) and dy (20, 70), whose products are exact: in every
+    order of threads, split into several numbers of parts."""
+    order, processors, dtype = request.param
+    emulation.configure(order, processors)
+    shapes = ((20, 700), (70, 700), (20, 70))
+    return emulation.fenced(low=True), *(small_integers(*shape, dtype=dtype) for shape in shapes)
+
+
+def end_of_4_gb(count: int) -> tuple[Tensor, Tensor]:
+    """More elements than an int counts, and the last of them, which have values: the rest stays
+    untouched, as only the last three blocks run."""
+    x = torch.empty((1 << 31) + 1003, dtype=torch.float16)
+    tail = x[-count:]
+    tail.copy_(randn(count))
+    emulation.configure(last_blocks=3)
+    return x, tail
+
+
 class TestLinear(LinearTests):
-    @pytest.mark.parametrize("order", ORDERS)
-    @pytest.mark.parametrize("processors", [1, 40, 132])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_exact_in_every_order_and_number_of_parts(self, machine, order, processors, dtype):
-        emulation.configure(ORDERS[order], processors)
-        place = emulation.fenced(low=True)
-        x, w = small_integers(20, 700, dtype=dtype), small_integers(70, 700, dtype=dtype)
+    def test_exact_in_every_order_and_number_of_parts(self, machine, exact):
+        place, x, w, dy = exact
+        dtype = x.dtype
         y = machine.run("linear", place(x), place(w), None, False)
         assert torch.equal(y, (x.double() @ w.double().t()).to(dtype))
-        dy = small_integers(20, 70, dtype=dtype)
         ours = machine.run("linear_backward", place(dy), place(x), place(w), None, *[True] * 3)
         g = dy.double()
         for got, want in zip(ours, (g @ w.double(), g.t() @ x.double(), g.sum(0)), strict=True):
@@ -123,11 +142,7 @@ class TestFloat32(Float32Tests):
 
 class TestRelu(ReluTests):
     def test_more_elements_than_an_int_counts(self, machine):
-        """Of 4 GB the last three blocks run; the rest stays untouched."""
-        x = torch.empty((1 << 31) + 1003, dtype=torch.float16)
-        tail = x[-3000:]
-        tail.copy_(randn(3000))
-        emulation.configure(last_blocks=3)
+        x, tail = end_of_4_gb(3000)
         y = emulation.operators().relu(x)
         assert torch.equal(y[-3000:], tail.relu())
         del y
@@ -135,29 +150,23 @@ class TestRelu(ReluTests):
 
 
 class TestMasks(MaskTests):
-    @pytest.mark.parametrize("order", ORDERS)
-    @pytest.mark.parametrize("processors", [1, 40, 132])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_exact_in_every_order_and_number_of_parts(self, machine, order, processors, dtype):
-        emulation.configure(ORDERS[order], processors)
-        place = emulation.fenced(low=True)
-        x, w = small_integers(20, 700, dtype=dtype), small_integers(70, 700, dtype=dtype)
+    def test_exact_in_every_order_and_number_of_parts(self, machine, exact):
+        place, x, w, dy = exact
+        dtype = x.dtype
         y, mask = machine.run("linear_relu_with_mask", place(x), place(w))
         assert torch.equal(y, (x.double() @ w.double().t()).relu().to(dtype))
         assert torch.equal(mask, pack_mask_ref(y))
-        dy = place(small_integers(20, 70, dtype=dtype))
         args = (place(x), place(w), place(mask), True, True, True)
         g = torch.where(y > 0, dy.double(), 0)
-        ours, want = machine.run("linear_backward", dy, *args), (g @ w.double(), g.t() @ x.double())
+        ours, want = (
+            machine.run("linear_backward", place(dy), *args),
+            (g @ w.double(), g.t() @ x.double()),
+        )
         for got, true in zip(ours, (*want, g.sum(0)), strict=True):
             assert torch.equal(got, true.to(dtype))
 
     def test_more_elements_than_an_int_counts(self, machine):
-        """Of 4 GB the last three blocks run; the rest stays untouched."""
-        x = torch.empty((1 << 31) + 1003, dtype=torch.float16)
-        tail = x[-2003:]
-        tail.copy_(randn(2003))
-        emulation.configure(last_blocks=3)
+        x, tail = end_of_4_gb(2003)
         y, mask = emulation.operators().relu_with_mask(x)
         assert torch.equal(y[-2003:], tail.relu())
         assert torch.equal(mask[-251:], pack_mask_ref(tail))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, LINEAR_CASES, LinearCase, randn, small_integers
-from compare import assert_within_2x
+from compare import assert_same_gradients, assert_within_2x
 from conftest import needs_native
 from torch import Tensor
 
@@ -273,11 +273,7 @@ def test_compiles_to_one_graph():
     def loss(x, w, b):
         return functional.linear(x, w, b, "relu").sin().sum()
 
-    compiled = torch.compile(loss, fullgraph=True)
-    ours = torch.autograd.grad(compiled(x, w, b), (x, w))
-    theirs = torch.autograd.grad(loss(x, w, b), (x, w))
-    for got, want in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(got, want)
+    assert_same_gradients(torch.compile(loss, fullgraph=True), loss, x, w, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

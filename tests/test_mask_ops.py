@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, randn
+from compare import assert_same_gradients
 from conftest import needs_native
 from mask_cases import MaskTests
 from torch import Tensor
@@ -246,10 +247,7 @@ def test_compiles_to_one_graph(dynamic):
     compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend=backend)
     for batch in (4, 7):
         x, w, b = randn(batch, 5).requires_grad_(), randn(9, 5).requires_grad_(), randn(9)
-        ours = torch.autograd.grad(compiled(x, w, b), (x, w))
-        theirs = torch.autograd.grad(loss(x, w, b), (x, w))
-        for got, want in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(got, want)
+        assert_same_gradients(compiled, loss, x, w, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_adam import assert_blocked_refuses
 from tiny import CLASSES, FEATURES, assert_same_run, assert_same_tensors, stop_after, tiny_data
 from torch import Tensor, nn
 
@@ -16,9 +17,8 @@ from fastmlp.backend import native_available
 from fastmlp.config import TrainConfig
 from fastmlp.data import make_normalization
 from fastmlp.engine_base import Engine, StepOptions
-from fastmlp.engines import ENGINES, choose_engine
+from fastmlp.engines import ENGINES
 from fastmlp.epochs import epoch_order, initial_parameters
-from fastmlp.errors import UserError
 from fastmlp.fitting import fit, resume
 
 CPU = torch.device("cpu")
@@ -146,14 +146,8 @@ def test_what_makes_no_sense() -> None:
 
 def test_the_engine_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
-    options, sizes = StepOptions(8, precision="bfloat16"), [FEATURES, 16, CLASSES]
     why = "it computes in the parameters' own dtype alone, not in bfloat16"
-    for device, name in ((CPU, "eager"), (torch.device("cuda", 0), "graph")):
-        engine, reason = choose_engine("auto", device, sizes, options)
-        assert engine.name == name
-        assert f"not blocked, because {why}" in reason
-        with pytest.raises(UserError, match=f"The engine blocked cannot run here: {why}; try"):
-            choose_engine("blocked", device, sizes, options)
+    assert_blocked_refuses(StepOptions(8, precision="bfloat16"), why)
     with pytest.raises(ValueError, match=why):
         make("blocked", {})
 
