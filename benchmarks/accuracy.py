@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from timing import RESULTS, provenance, save
 
-from fastmlp.config import PRESETS, resolve_config
-from fastmlp.fitting import fit_many
-from fastmlp.run_data import load_run_data
+from fastmlp.training.config import PRESETS, resolve_config
+from fastmlp.training.api import fit_many
+from fastmlp.training.run_data import load_run_data
 
 
 def measure(preset: str, seeds: int, flags: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from peers_cuda import CUDA_PEERS, JaxModels
 from timing import Timing, summarize
 from torch import Tensor
 
-from fastmlp.data import Part, make_normalization
-from fastmlp.engine_base import Engine, Epoch, StepOptions
-from fastmlp.engines import ENGINES, engine_for
-from fastmlp.epochs import initial_parameters
+from fastmlp.data.dataset import Part, make_normalization
+from fastmlp.engines.base import Engine, Epoch, StepOptions
+from fastmlp.engines.registry import ENGINES, engine_for
+from fastmlp.training.epochs import initial_parameters
 
 IMAGES, INPUTS, CLASSES = 30_000, 3072, 10
 LR = 1e-3  # with more, what rounding decides in one step grows over the next ones

@@ -34,10 +34,10 @@ from op_time_cuda import driver_version
 from peers_cuda import CUDA_PEERS
 from timing import provenance, save, summarize
 
-from fastmlp.config import resolve_config
-from fastmlp.data import Split
-from fastmlp.fitting import fit
-from fastmlp.run_data import RunData
+from fastmlp.training.config import resolve_config
+from fastmlp.data.dataset import Split
+from fastmlp.training.api import fit
+from fastmlp.training.run_data import RunData
 
 TASKS = [(8, 256, 1), (4, 256, 1), (16, 64, 1), (128, 256, 1), (8, 256, 12), (16, 64, 32)]
 """Batch size, hidden units, models."""

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from timing import RESULTS
 
-from fastmlp.files import atomic_path
+from fastmlp.utils.files import atomic_path
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "growth.png"
 PANELS = {

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from timing import RESULTS, Timing, provenance, save, take_turns
 from torch import Tensor
 
-from fastmlp import functional, ops
+from fastmlp.ops import linear as ops
+from fastmlp import functional
 
 LINEAR_SHAPES = [
     *[(batch, 3072, 256) for batch in (1, 8, 32, 128)],

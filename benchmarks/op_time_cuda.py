@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from timing import Timing, provenance, save, summarize
 from torch import Tensor
 
-from fastmlp import float32, functional, ops
+from fastmlp.ops import matmul_precision as float32
+from fastmlp.ops import linear as ops
+from fastmlp import functional
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LINEAR_SHAPES = [

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from peers import HandWritten, ModuleAndOptimizer, Parameters
 from torch import Tensor
 
-from fastmlp.graphs import Recording
+from fastmlp.engines.cuda_graph import Recording
 
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
 

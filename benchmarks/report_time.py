@@ -12,7 +12,7 @@ from pathlib import Path
 
 from timing import RESULTS, provenance, save
 
-from fastmlp.reproduce import main as reproduce
+from fastmlp.cli.reproduce import main as reproduce
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 from timing import RESULTS
 
-from fastmlp.experiments import COURSE_TEST
-from fastmlp.files import write_text
+from fastmlp.report.experiments import COURSE_TEST
+from fastmlp.utils.files import write_text
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import fastmlp
-from fastmlp.files import write_text
+from fastmlp.utils.files import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

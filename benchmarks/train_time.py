@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from timing import RESULTS, provenance, save
 
-from fastmlp.config import resolve_config
-from fastmlp.fitting import fit
-from fastmlp.progress import Progress
-from fastmlp.run_data import load_run_data
+from fastmlp.training.config import resolve_config
+from fastmlp.training.api import fit
+from fastmlp.cli.progress import Progress
+from fastmlp.training.run_data import load_run_data
 
 
 def main() -> None:

@@ -5,20 +5,21 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from . import functional, manual, reference
-from .backend import native_available, set_backend
-from .layers import MLP, Linear, LinearReLU, ReLU, SoftmaxCrossEntropyLoss
+from fastmlp import manual
+from fastmlp.nn import functional
+from fastmlp.nn.modules import MLP, Linear, LinearReLU, ReLU, SoftmaxCrossEntropyLoss
+from fastmlp.ops._load import native_available, set_backend
 
 if TYPE_CHECKING:
-    from .config import TrainConfig
-    from .fitting import fit, fit_many
-    from .sweeping import sweep
+    from fastmlp.sweeps.sweep import sweep
+    from fastmlp.training.api import fit, fit_many
+    from fastmlp.training.config import TrainConfig
 
 _LATER = {
-    "TrainConfig": "config",
-    "fit": "fitting",
-    "fit_many": "fitting",
-    "sweep": "sweeping",
+    "TrainConfig": "training.config",
+    "fit": "training.api",
+    "fit_many": "training.api",
+    "sweep": "sweeps.sweep",
 }
 """What is imported when it is first used, by module: layers do not need the trainer."""
 
@@ -48,7 +49,6 @@ __all__ = [
     "functional",
     "manual",
     "native_available",
-    "reference",
     "set_backend",
     "sweep",
 ]

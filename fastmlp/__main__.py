@@ -1,39 +1,6 @@
-"""The command ``fastmlp COMMAND ...``, also ``python -m fastmlp COMMAND ...``."""
+"""``python -m fastmlp`` is the command ``fastmlp``; see :mod:`fastmlp.cli.main`."""
 
-from __future__ import annotations
-
-import importlib
-import sys
-from typing import NoReturn
-
-from .errors import EXIT_USAGE, UserError, run_command
-
-COMMANDS = {
-    "train": "train a network on CIFAR-10",
-    "sweep": "train many configurations side by side and compare them",
-    "reproduce": "the whole report: sweeps, final training, what explains the figures",
-    "data": "fetch, check and show the data",
-    "info": "what was built, what runs here, and why not",
-}
-
-
-def main(argv: list[str] | None = None) -> NoReturn:
-    """Runs a command and exits with its code; without ``argv``, from the command line."""
-    run_command(_dispatch, sys.argv[1:] if argv is None else argv)
-
-
-def _dispatch(argv: list[str]) -> int:
-    name = argv[0] if argv else "--help"
-    if name in ("-h", "--help"):
-        print("usage: fastmlp COMMAND ...   (fastmlp COMMAND --help tells more)\n")
-        for command, what in COMMANDS.items():
-            print(f"  {command:11}{what}")
-        return 0
-    if name not in COMMANDS:
-        raise UserError(f"{name!r} is not a command; try {', '.join(COMMANDS)}", EXIT_USAGE)
-    code: int = importlib.import_module(f"fastmlp.{name}").main(argv[1:])
-    return code
-
+from fastmlp.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -16,16 +16,16 @@ from test_blocked import ENDS, OPTIMIZER, OPTIMIZERS, assert_same_state, flat, p
 from test_blocked_many import Network
 from tiny import stop_after
 
-from fastmlp import blocked_cuda
-from fastmlp.augment import Augmentation
-from fastmlp.blocked import BlockedEngine
-from fastmlp.blocked_cuda import BlockedCudaEngine
-from fastmlp.blocked_runner import Runner, Shape
-from fastmlp.data import Normalization, Part
-from fastmlp.engine_base import Engine, Epoch, EpochStats, NonFiniteLossError, StepOptions
-from fastmlp.engines import ReferenceEngine
-from fastmlp.epochs import initial_parameters
-from fastmlp.errors import UserError
+from fastmlp.engines import blocked_cuda
+from fastmlp.data.transforms import Augmentation
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines.blocked_pipeline import Runner, Shape
+from fastmlp.data.dataset import Normalization, Part
+from fastmlp.engines.base import Engine, Epoch, EpochStats, NonFiniteLossError, StepOptions
+from fastmlp.engines.registry import ReferenceEngine
+from fastmlp.training.epochs import initial_parameters
+from fastmlp.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -181,7 +181,7 @@ class EngineTests:
     def test_takes_over_from_the_cpu_in_the_middle_of_a_block(
         self, device, steps_before, monkeypatch
     ):
-        monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
+        monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
         data, order = problem(), torch.randperm(211)
         options = {"batch_size": 8, **OPTIMIZERS["all"]}
         cpu = make(BlockedEngine, data, options, dtype=torch.float64, steps=1)

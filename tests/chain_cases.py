@@ -13,8 +13,8 @@ from compare import assert_within_2x
 from test_blocked import OPTIMIZER, OPTIMIZERS
 from torch import Tensor
 
-from fastmlp.blocked import recurrence
-from fastmlp.reference import blocked_chain_ref
+from fastmlp.engines.blocked import recurrence
+from fastmlp.ops.reference import blocked_chain_ref
 
 DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 

@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastmlp import cifar10, data, download
-from fastmlp.cifar10 import BINARY, PYTHON
+from fastmlp.data import cifar10
+from fastmlp.data import dataset as data
+from fastmlp.data import download
+from fastmlp.data.cifar10 import BINARY, PYTHON
 
 BATCH = 20
 

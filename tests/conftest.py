@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmlp.backend import native_available
+from fastmlp.ops._load import native_available
 
 needs_native = pytest.mark.skipif(not native_available(), reason="the extension is not built")
 

@@ -16,8 +16,8 @@ from compare import assert_within_2x
 from operator_cases import CASES, LAYOUT, doubles
 from torch import Tensor
 
-from fastmlp.float32 import FMA, TF32, THREE_TF32
-from fastmlp.reference import linear_backward_ref, linear_ref
+from fastmlp.ops.matmul_precision import FMA, TF32, THREE_TF32
+from fastmlp.ops.reference import linear_backward_ref, linear_ref
 
 ACCURATE = pytest.mark.parametrize("by", [FMA, THREE_TF32], ids=["fma", "three"])
 EVERY_WAY = pytest.mark.parametrize("by", [FMA, THREE_TF32, TF32], ids=["fma", "three", "tf32"])

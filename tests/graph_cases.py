@@ -11,11 +11,11 @@ from compare import assert_within_2x
 from tiny import stop_after
 from torch import Tensor
 
-from fastmlp.augment import Augmentation
-from fastmlp.data import Normalization, Part
-from fastmlp.engine_base import Engine, Epoch, EpochStats, NonFiniteLossError, StepOptions
-from fastmlp.engines import EagerEngine, GraphEngine, ReferenceEngine
-from fastmlp.epochs import initial_parameters
+from fastmlp.data.transforms import Augmentation
+from fastmlp.data.dataset import Normalization, Part
+from fastmlp.engines.base import Engine, Epoch, EpochStats, NonFiniteLossError, StepOptions
+from fastmlp.engines.registry import EagerEngine, GraphEngine, ReferenceEngine
+from fastmlp.training.epochs import initial_parameters
 
 IMAGES, CLASSES = 203, 5  # 25 batches of 8: six chunks of four and one over, and a rest of 3
 OPTIONS = {
@@ -92,7 +92,7 @@ def order_of(count: int = IMAGES, seed: int = 0) -> Tensor:
 class GraphTests:
     @pytest.fixture(autouse=True)
     def _chunks_of_four(self, monkeypatch):
-        monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 4)
+        monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
 
     @EACH_OPTION
     @DEPTHS
@@ -146,7 +146,7 @@ class GraphTests:
     ):
         engines = []
         for length in (1, 3, 5, 64):
-            monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", length)
+            monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", length)
             engine = make(GraphEngine, device, options, data=problem(inputs))
             engine.train_epoch(order_of(), 0.05)
             engine.train_epoch(order_of(seed=1), 0.03)
@@ -205,7 +205,7 @@ class GraphTests:
             torch.testing.assert_close(flat(engine)[name], tensor)
 
     def test_progress_counts_up(self, device, monkeypatch):
-        monkeypatch.setattr("fastmlp.graph_engine.REPORT_SECONDS", 0.0)
+        monkeypatch.setattr("fastmlp.engines.graph.REPORT_SECONDS", 0.0)
         seen: list[EpochStats] = []
         engine = make(GraphEngine, device, {})
         end = engine.train_epoch(order_of(16 * 8), 0.05, on_progress=seen.append)
@@ -286,7 +286,7 @@ class GraphTests:
         engine, truth = (make(k, device, {}, data=data) for k in (GraphEngine, ReferenceEngine))
         want = truth.evaluate(data[0])
         for rows in (10_000, 100):
-            monkeypatch.setattr("fastmlp.graph_engine.EVALUATION_ROWS", rows)
+            monkeypatch.setattr("fastmlp.engines.graph.EVALUATION_ROWS", rows)
             stats = engine.evaluate(data[0])
             assert stats.loss == pytest.approx(want.loss, rel=1e-5)
             assert (stats.accuracy, stats.count) == (want.accuracy, IMAGES)

@@ -15,7 +15,7 @@ from cases import LAYOUTS, randn, small_integers
 from operator_cases import CASES, DTYPE, LAYOUT, assert_same_bits
 from torch import Tensor
 
-from fastmlp.reference import pack_mask_ref
+from fastmlp.ops.reference import pack_mask_ref
 
 SPECIAL = [math.nan, math.inf, 1e-30, 1.0, 0.0, -0.0, -1e-30, -1.0, -math.inf, math.nan, -2.0]
 SHAPES = [(), (0,), (1,), (7,), (8,), (33,), (3, 0, 2), (5, 1), (2, 3, 129), (70001,), (300, 40)]

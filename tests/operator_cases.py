@@ -18,7 +18,7 @@ from cases import DTYPES, LAYOUTS, LINEAR_CASES, LinearCase, randn, small_intege
 from compare import assert_within_2x
 from torch import Tensor
 
-from fastmlp.reference import (
+from fastmlp.ops.reference import (
     linear_backward_ref,
     linear_ref,
     relu_backward_ref,

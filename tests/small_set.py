@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from fastmlp import offline, report_pictures, reproduce
-from fastmlp.data import Dataset
-from fastmlp.errors import run_command
-from fastmlp.experiments import Budget
+from fastmlp.data import synthetic as offline
+from fastmlp.report import figures as report_pictures
+from fastmlp.cli import reproduce
+from fastmlp.data.dataset import Dataset
+from fastmlp.utils.errors import run_command
+from fastmlp.report.experiments import Budget
 
 TINY = Budget(2, 2, 2, 2, 1, 1, 2, 2)
 

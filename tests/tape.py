@@ -25,7 +25,7 @@ class _Listener(TorchDispatchMode):
 
 
 class TapeRecording:
-    """Stands in for :class:`fastmlp.graphs.Recording`. A replay calls the operators that were
+    """Stands in for :class:`fastmlp.engines.cuda_graph.Recording`. A replay calls the operators that were
     recorded, on the tensors that they were recorded with; no Python of ``work`` runs. What an
     operator makes is written to where it was when recorded."""
 

@@ -18,15 +18,15 @@ from compare import assert_within_2x
 from tiny import CLASSES, FEATURES, assert_same_run, assert_same_tensors, stop_after, tiny_data
 from torch import Tensor, nn
 
-from fastmlp.backend import native_available
-from fastmlp.config import TrainConfig
-from fastmlp.data import make_normalization
-from fastmlp.engine_base import Engine, StepOptions
-from fastmlp.engines import ENGINES, choose_engine
-from fastmlp.epochs import epoch_order, initial_parameters
-from fastmlp.errors import EXIT_USAGE, UserError
-from fastmlp.fitting import fit, fit_many, resume
-from fastmlp.sweeping import sweep
+from fastmlp.ops._load import native_available
+from fastmlp.training.config import TrainConfig
+from fastmlp.data.dataset import make_normalization
+from fastmlp.engines.base import Engine, StepOptions
+from fastmlp.engines.registry import ENGINES, choose_engine
+from fastmlp.training.epochs import epoch_order, initial_parameters
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.training.api import fit, fit_many, resume
+from fastmlp.sweeps.sweep import sweep
 
 CPU = torch.device("cpu")
 IMAGES = 90  # 11 batches of 8 and one of 2
@@ -154,7 +154,7 @@ def test_float32_is_as_near_as_plain_pytorch(name: str, optimizer: str) -> None:
 def test_an_epoch_in_two_parts_is_the_same_epoch(
     name: str, optimizer: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 1)
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 1)
     whole, first, second = (
         make(name, optimizer, dtype=torch.float32, weight_decay=0.05) for _ in range(3)
     )
@@ -243,7 +243,7 @@ def assert_blocked_refuses(options: StepOptions, why: str) -> None:
 
 @each_optimizer
 def test_the_engine_that_is_chosen(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
+    monkeypatch.setattr("fastmlp.ops._load.native_available", lambda device: True)
     why = f"its sums hold for sgd, and {optimizer} is not linear in the gradients"
     assert_blocked_refuses(StepOptions(8, optimizer=optimizer), why)
     with pytest.raises(ValueError, match=why):
@@ -303,7 +303,7 @@ def test_runs_with_other_optimizers_side_by_side() -> None:
 
 
 def test_a_sweep_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.pictures.sweep_picture", lambda *args: None)
+    monkeypatch.setattr("fastmlp.plotting.sweeps.sweep_picture", lambda *args: None)
     lrs = {"lr": [0.01, 0.001]}
     result = sweep(CONFIG, lrs, data=tiny_data(), out=tmp_path / "whole")
     assert [trial.status for trial in result.trials] == ["finished"] * 2

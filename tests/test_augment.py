@@ -8,7 +8,7 @@ import torch
 from conftest import needs_native
 from test_blocked import OPTIMIZERS, flat, make, problem
 
-from fastmlp.augment import (
+from fastmlp.data.transforms import (
     Augmentation,
     Moves,
     flip_shift,
@@ -16,7 +16,7 @@ from fastmlp.augment import (
     image_shape,
     parse_augmentation,
 )
-from fastmlp.engines import ENGINES, EagerEngine
+from fastmlp.engines.registry import ENGINES, EagerEngine
 
 # ---- how it is written --------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from cases import randn
 from conftest import needs_native
 
 import fastmlp
-from fastmlp import backend, functional
+from fastmlp.ops import _load as backend
+from fastmlp import functional
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,7 @@ def test_why_there_are_no_cuda_kernels(monkeypatch):
 
 @needs_native
 def test_an_instruction_set_that_is_not_there_is_told():
-    run = python("import fastmlp.backend as b; print(b.NATIVE_ERROR)", FASTMLP_CPU_ISA="mmx")
+    run = python("import fastmlp.ops._load as b; print(b.NATIVE_ERROR)", FASTMLP_CPU_ISA="mmx")
     assert "FASTMLP_CPU_ISA must be portable, avx2 or avx512" in run.stdout
     run = python("import torch, fastmlp; print(torch.ops.fastmlp.cpu_isa())", FASTMLP_CPU_ISA="")
     assert run.stdout.strip() in ("portable", "avx2", "avx512")

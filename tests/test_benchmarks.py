@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import needs_native
 
-from fastmlp.data import make_normalization
-from fastmlp.engines import GraphEngine
-from fastmlp.reference_trainer import train_epoch_ref
+from fastmlp.data.dataset import make_normalization
+from fastmlp.engines.registry import GraphEngine
+from fastmlp.engines.reference import train_epoch_ref
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -134,7 +134,7 @@ def test_each_way_to_multiply_float32_is_timed_but_is_no_peer(monkeypatch):
 
 
 def test_engines_of_a_gpu_are_timed_there(monkeypatch):
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device="cpu": True)
+    monkeypatch.setattr("fastmlp.ops._load.native_available", lambda device="cpu": True)
     names = contenders.available("cuda")
     assert f"{OURS}graph" in names
     assert f"{OURS}reference" not in names

@@ -9,14 +9,14 @@ import torch
 from compare import assert_within_2x
 from conftest import needs_native
 
-from fastmlp import blocked
-from fastmlp.augment import Augmentation
-from fastmlp.blocked import BlockedEngine, block_steps, recurrence
-from fastmlp.data import Normalization, Part, make_normalization
-from fastmlp.engine_base import NonFiniteLossError, StepOptions
-from fastmlp.engines import EagerEngine, ReferenceEngine, choose_engine
-from fastmlp.epochs import initial_parameters
-from fastmlp.errors import UserError
+from fastmlp.engines import blocked
+from fastmlp.data.transforms import Augmentation
+from fastmlp.engines.blocked import BlockedEngine, block_steps, recurrence
+from fastmlp.data.dataset import Normalization, Part, make_normalization
+from fastmlp.engines.base import NonFiniteLossError, StepOptions
+from fastmlp.engines.registry import EagerEngine, ReferenceEngine, choose_engine
+from fastmlp.training.epochs import initial_parameters
+from fastmlp.utils.errors import UserError
 
 pytestmark = needs_native
 

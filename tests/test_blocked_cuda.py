@@ -19,13 +19,14 @@ from tiny import stop_after, tiny_data
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmlp import blocked_cuda, blocked_runner
-from fastmlp.blocked_cuda import BlockedCudaEngine
-from fastmlp.cohort import Cohort
-from fastmlp.config import TrainConfig
-from fastmlp.engines import BlockedEngine, ReferenceEngine, choose_engine
-from fastmlp.errors import UserError
-from fastmlp.graphs import Beside
+from fastmlp.engines import blocked_cuda
+from fastmlp.engines import blocked_pipeline as blocked_runner
+from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.training.cohort import Cohort
+from fastmlp.training.config import TrainConfig
+from fastmlp.engines.registry import BlockedEngine, ReferenceEngine, choose_engine
+from fastmlp.utils.errors import UserError
+from fastmlp.engines.cuda_graph import Beside
 
 pytestmark = [
     needs_native,
@@ -119,7 +120,7 @@ def test_a_cohort_of_runs_is_what_plain_pytorch_makes_of_it(monkeypatch):
     cohorts = []
     for engine in (BlockedCudaEngine, ReferenceEngine):
         choice = (engine, "a test wants it")
-        monkeypatch.setattr("fastmlp.training.choose_engine", lambda *args, c=choice: c)
+        monkeypatch.setattr("fastmlp.training.trainer.choose_engine", lambda *args, c=choice: c)
         cohort = Cohort([replace(base, **change) for change in changes], tiny_data())
         cohort.train_epoch()
         while cohort.running:
@@ -162,7 +163,7 @@ def test_plans(doubles):
 
 
 def test_auto_takes_it_on_a_gpu_and_says_why_not(monkeypatch):
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
+    monkeypatch.setattr("fastmlp.ops._load.native_available", lambda device: True)
     gpu = torch.device("cuda", 0)
     kind, why = choose_engine("auto", gpu, [3072, 256, 10])
     assert (kind, why) == (BlockedCudaEngine, "the fastest that runs here")

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastmlp import blocked
+from fastmlp.engines import blocked
 
 PAGE = Path(__file__).parents[1] / "docs" / "blocked-sgd.md"
 OPTIMIZERS: dict[str, dict[str, Any]] = {

@@ -12,12 +12,12 @@ import torch
 from conftest import needs_native
 from test_blocked import OPTIMIZERS, assert_same_state, flat, make, problem
 
-from fastmlp import blocked
-from fastmlp.augment import Augmentation
-from fastmlp.blocked import BlockedEngine, recurrence
-from fastmlp.data import Normalization
-from fastmlp.engine_base import Epoch, EpochStats, NonFiniteLossError
-from fastmlp.engines import EagerEngine, ReferenceEngine
+from fastmlp.engines import blocked
+from fastmlp.data.transforms import Augmentation
+from fastmlp.engines.blocked import BlockedEngine, recurrence
+from fastmlp.data.dataset import Normalization
+from fastmlp.engines.base import Epoch, EpochStats, NonFiniteLossError
+from fastmlp.engines.registry import EagerEngine, ReferenceEngine
 
 pytestmark = needs_native
 
@@ -278,7 +278,7 @@ def test_networks_on_other_images_are_refused(data, orders):
 @pytest.mark.parametrize("engine", [EagerEngine, ReferenceEngine])
 def test_engines_of_single_steps_take_turns(engine, data, orders, threads, monkeypatch):
     threads(1)
-    monkeypatch.setattr("fastmlp.step_engines.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.eager.REPORT_SECONDS", 0.0)
     networks = [Network(), Network(lr=1e20), Network("second", shape={"hidden": (9, 5)})]
     alone = train_alone(networks, data, orders, engine=engine)
     assert [isinstance(result, NonFiniteLossError) for result in alone[1]] == [False, True, False]

@@ -15,9 +15,9 @@ from test_blocked import (
     problem,
 )
 
-from fastmlp.augment import Augmentation
-from fastmlp.blocked import fresh_images
-from fastmlp.engine_base import Epoch
+from fastmlp.data.transforms import Augmentation
+from fastmlp.engines.blocked import fresh_images
+from fastmlp.engines.base import Epoch
 
 pytestmark = needs_native
 

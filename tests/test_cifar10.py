@@ -16,9 +16,9 @@ from cifar10_files import (
     write_folder,
 )
 
-from fastmlp import cifar10
-from fastmlp.cifar10 import BINARY, PYTHON
-from fastmlp.errors import UserError
+from fastmlp.data import cifar10
+from fastmlp.data.cifar10 import BINARY, PYTHON
+from fastmlp.utils.errors import UserError
 
 
 @pytest.fixture

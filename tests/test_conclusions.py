@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastmlp.conclusions import (
+from fastmlp.report.statistics import (
     FAILS,
     HOLDS,
     NOISE,

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from fastmlp.config import (
+from fastmlp.training.config import (
     PRESETS,
     TrainConfig,
     config_from_dict,
     load_config_file,
     resolve_config,
 )
-from fastmlp.errors import EXIT_USAGE, UserError
+from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 
 def test_flags_beat_the_file_and_the_file_beats_the_preset() -> None:

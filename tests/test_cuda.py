@@ -18,8 +18,8 @@ from torch import Tensor
 
 import fastmlp
 from fastmlp import functional, native_available
-from fastmlp.float32 import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
-from fastmlp.reference import linear_ref, softmax_xent_ref
+from fastmlp.ops.matmul_precision import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
+from fastmlp.ops.reference import linear_ref, softmax_xent_ref
 
 pytestmark = [
     pytest.mark.cuda,

@@ -15,9 +15,9 @@ from test_cuda import Gpu
 from torch import Tensor
 
 from fastmlp import native_available
-from fastmlp.blocked import BlockedEngine
-from fastmlp.blocked_cuda import BlockedCudaEngine
-from fastmlp.graphs import Recording
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines.cuda_graph import Recording
 
 pytestmark = [
     pytest.mark.cuda,

@@ -20,9 +20,9 @@ from mask_cases import MaskTests
 from operator_cases import LinearTests, ReluTests, XentTests
 from torch import Tensor
 
-from fastmlp.engines import GraphEngine, ReferenceEngine
-from fastmlp.float32 import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
-from fastmlp.reference import pack_mask_ref
+from fastmlp.engines.registry import GraphEngine, ReferenceEngine
+from fastmlp.ops.matmul_precision import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
+from fastmlp.ops.reference import pack_mask_ref
 
 pytestmark = [
     needs_native,
@@ -250,8 +250,8 @@ def test_how_float32_is_multiplied(shape, capability, float32, why):
 def test_the_graph_engine_on_these_operators(machine, monkeypatch, options, hidden):
     """As a GPU runs it: batches at padded addresses, the gradient's scale in a tensor."""
     for name in ("linear", "linear_backward", "softmax_xent", "softmax_xent_backward"):
-        monkeypatch.setattr(f"fastmlp.ops._{name}", partial(emulation.call, name))
-    monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 4)
+        monkeypatch.setattr(f"fastmlp.ops.linear._{name}", partial(emulation.call, name))
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     cpu, ends = torch.device("cpu"), []
     for kind, dtype in (
         (GraphEngine, torch.float32),

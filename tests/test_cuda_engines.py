@@ -14,9 +14,9 @@ from graph_cases import ENDS, GraphTests, assert_close, assert_same_bits, make, 
 from tiny import assert_same_tensors, stop_after, tiny_data
 
 from fastmlp import native_available
-from fastmlp.config import TrainConfig
-from fastmlp.engines import EagerEngine, GraphEngine, ReferenceEngine, choose_engine
-from fastmlp.fitting import fit, resume
+from fastmlp.training.config import TrainConfig
+from fastmlp.engines.registry import EagerEngine, GraphEngine, ReferenceEngine, choose_engine
+from fastmlp.training.api import fit, resume
 
 pytestmark = [
     pytest.mark.cuda,

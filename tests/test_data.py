@@ -20,10 +20,10 @@ from cifar10_files import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmlp import data
-from fastmlp.cifar10 import BINARY, PYTHON
-from fastmlp.data import load_dataset, make_normalization, parse_split, split_dataset
-from fastmlp.errors import ArgumentParser, UserError
+from fastmlp.data import dataset as data
+from fastmlp.data.cifar10 import BINARY, PYTHON
+from fastmlp.data.dataset import load_dataset, make_normalization, parse_split, split_dataset
+from fastmlp.utils.errors import ArgumentParser, UserError
 
 
 @pytest.fixture

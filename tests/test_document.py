@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmlp.document import (
+from fastmlp.report.html import (
     BAD,
     GOOD,
     Box,

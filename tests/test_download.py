@@ -21,10 +21,10 @@ from cifar10_files import (
     write_folder,
 )
 
-from fastmlp import download
-from fastmlp.cifar10 import BINARY
-from fastmlp.download import DownloadError
-from fastmlp.errors import UserError
+from fastmlp.data import download
+from fastmlp.data.cifar10 import BINARY
+from fastmlp.data.download import DownloadError
+from fastmlp.utils.errors import UserError
 
 
 class Handler(BaseHTTPRequestHandler):

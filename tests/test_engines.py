@@ -12,13 +12,13 @@ from compare import assert_within_2x
 from tiny import CLASSES, FEATURES, stop_after, tiny_data
 from torch import Tensor, nn
 
-from fastmlp.backend import native_available
-from fastmlp.data import Normalization, Part, make_normalization
-from fastmlp.engine_base import Engine, EpochStats, NonFiniteLossError, StepOptions
-from fastmlp.engines import ENGINES, BlockedEngine, choose_engine, resolve_device
-from fastmlp.epochs import epoch_order, initial_parameters
-from fastmlp.errors import UserError
-from fastmlp.reference_trainer import mlp_ref, train_epoch_ref
+from fastmlp.ops._load import native_available
+from fastmlp.data.dataset import Normalization, Part, make_normalization
+from fastmlp.engines.base import Engine, EpochStats, NonFiniteLossError, StepOptions
+from fastmlp.engines.registry import ENGINES, BlockedEngine, choose_engine, resolve_device
+from fastmlp.training.epochs import epoch_order, initial_parameters
+from fastmlp.utils.errors import UserError
+from fastmlp.engines.reference import mlp_ref, train_epoch_ref
 
 CPU = torch.device("cpu")
 IMAGES = 90
@@ -102,12 +102,12 @@ def test_an_epoch_agrees_with_plain_pytorch(
     steps: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
     engine = make_engine(name, options, hidden)
     if name == "blocked" and steps is not None:
         engine.block_steps = 1  # it stops between blocks
     elif steps is not None:
-        monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 1)
+        monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 1)
     stats = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, should_stop=stop_after(steps))
     theirs, losses, _ = reference(options, hidden, steps, torch.float32)
     truth, true_losses, correct = reference(options, hidden, steps, torch.float64)
@@ -127,8 +127,8 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
     name: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BlockedEngine, "block_steps", 4)
-    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
-    monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 4)
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     between = {"blocked": 4, "graph": 3}.get(name, 1)  # steps between two chances to stop
     options = StepOptions(2, momentum=0.9, nesterov=True, weight_decay=0.01)
     order = epoch_order(0, 0, IMAGES)
@@ -216,7 +216,7 @@ def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
     name: str, start_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch keeps its alignment in memory, on which the rounding of a product may depend."""
-    monkeypatch.setattr("fastmlp.step_engines.CHUNK_ROWS", 32)
+    monkeypatch.setattr("fastmlp.engines.eager.CHUNK_ROWS", 32)
     engine, order = make_engine(name, StepOptions(8)), epoch_order(0, 0, IMAGES)
     gathered: list[Tensor] = []
     inputs = engine._inputs
@@ -235,8 +235,8 @@ def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
 
 @each_step_engine
 def test_progress_counts_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.step_engines.REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("fastmlp.step_engines.CHUNK_ROWS", 16)
+    monkeypatch.setattr("fastmlp.engines.eager.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.eager.CHUNK_ROWS", 16)
     seen: list[EpochStats] = []
     engine = make_engine(name, StepOptions(8))
     end = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, on_progress=seen.append)
@@ -329,7 +329,7 @@ def test_mlp_ref_without_steps() -> None:
 def test_engines_are_chosen_by_name_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, why = choose_engine("reference", CPU)
     assert (engine.name, why) == ("reference", "asked for by name")
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
+    monkeypatch.setattr("fastmlp.ops._load.native_available", lambda device: True)
     engine, why = choose_engine("auto", CPU, [FEATURES, 16, CLASSES])
     assert (engine.name, why) == ("blocked", "the fastest that runs here")
     engine, why = choose_engine("auto", CPU, [FEATURES, 16, 5, CLASSES])
@@ -337,8 +337,8 @@ def test_engines_are_chosen_by_name_and_say_why(monkeypatch: pytest.MonkeyPatch)
     engine, why = choose_engine("auto", CPU, [FEATURES, CLASSES])
     assert engine.name == "eager"
     assert "not blocked, because it wants at least one hidden layer" in why
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device: False)
-    monkeypatch.setattr("fastmlp.backend.NATIVE_ERROR", "ImportError: no _C")
+    monkeypatch.setattr("fastmlp.ops._load.native_available", lambda device: False)
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_ERROR", "ImportError: no _C")
     engine, why = choose_engine("auto", CPU)
     assert engine.name == "reference"
     assert "not eager, because" in why

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastmlp.config import TrainConfig
-from fastmlp.data import Part
-from fastmlp.epochs import epoch_order, make_epoch, sliding_part, sliding_rows
+from fastmlp.training.config import TrainConfig
+from fastmlp.data.dataset import Part
+from fastmlp.training.epochs import epoch_order, make_epoch, sliding_part, sliding_rows
 
 CONFIG = TrainConfig(batch_size=8, epochs=5, lr=0.1, lr_schedule="constant")
 SHAPE = (3, 2, 2)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fastmlp
-from fastmlp.errors import ArgumentParser, UserError, describe_os_error, run_command
+from fastmlp.utils.errors import ArgumentParser, UserError, describe_os_error, run_command
 
 
 def run(action, capsys):

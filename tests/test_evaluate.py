@@ -13,11 +13,11 @@ from compare import assert_within_2x
 from conftest import needs_native
 from test_blocked import make, problem
 
-from fastmlp.blocked import BlockedEngine
-from fastmlp.data import Normalization, Part
-from fastmlp.engine_base import EvalStats
-from fastmlp.engines import ReferenceEngine
-from fastmlp.reference_trainer import mlp_ref
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.data.dataset import Normalization, Part
+from fastmlp.engines.base import EvalStats
+from fastmlp.engines.registry import ReferenceEngine
+from fastmlp.engines.reference import mlp_ref
 
 pytestmark = needs_native
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from tiny import tiny_data
 
-from fastmlp.config import TrainConfig
-from fastmlp.experiments import (
+from fastmlp.training.config import TrainConfig
+from fastmlp.report.experiments import (
     ABLATION,
     BEST,
     COURSE_BEST,
@@ -24,7 +24,7 @@ from fastmlp.experiments import (
     studies,
     sweep_label,
 )
-from fastmlp.fitting import fit, fit_many
+from fastmlp.training.api import fit, fit_many
 
 
 def test_the_sweeps_are_the_courses() -> None:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fastmlp.files import atomic_path, write_text
+from fastmlp.utils.files import atomic_path, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path):

@@ -11,12 +11,12 @@ from conftest import needs_native
 from tiny import assert_same_tensors, stop_after, tiny_data
 
 import fastmlp
-from fastmlp import fitting
-from fastmlp.backend import native_available
-from fastmlp.cohort import Cohort
-from fastmlp.config import TrainConfig
-from fastmlp.errors import UserError
-from fastmlp.fitting import Run, fit, fit_many
+from fastmlp.training import api as fitting
+from fastmlp.ops._load import native_available
+from fastmlp.training.cohort import Cohort
+from fastmlp.training.config import TrainConfig
+from fastmlp.utils.errors import UserError
+from fastmlp.training.api import Run, fit, fit_many
 
 DATA = tiny_data()
 CONFIG = TrainConfig(hidden=(16,), batch_size=8, epochs=3, lr=0.05, device="cpu", threads=1)
@@ -150,7 +150,7 @@ def test_threads_are_those_of_the_runs_only_while_they_run(threads: Any) -> None
 def test_a_cohort_goes_on_from_its_states_bit_by_bit(
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
     changes = [{}, {"batch_size": 40}, {"seed": 1}, {"normalize": "unit"}, {"epochs": 1}]
     configs = [replace(CONFIG, engine=engine, **change) for change in changes]
     alone = [fit(config, DATA) for config in configs]

@@ -22,13 +22,13 @@ from tiny import (
 )
 from torch import nn
 
-from fastmlp.backend import native_available
-from fastmlp.config import TrainConfig
-from fastmlp.data import make_normalization
-from fastmlp.epochs import epoch_order, initial_parameters
-from fastmlp.errors import UserError
-from fastmlp.fitting import DivergedError, Run, fit, resume
-from fastmlp.reference_trainer import mlp_ref, train_epoch_ref
+from fastmlp.ops._load import native_available
+from fastmlp.training.config import TrainConfig
+from fastmlp.data.dataset import make_normalization
+from fastmlp.training.epochs import epoch_order, initial_parameters
+from fastmlp.utils.errors import UserError
+from fastmlp.training.api import DivergedError, Run, fit, resume
+from fastmlp.engines.reference import mlp_ref, train_epoch_ref
 
 DATA = tiny_data()
 # 12 steps an epoch, with a chance to stop after each; more threads only slow it down.
@@ -42,7 +42,7 @@ ENGINES = [*(pytest.param(name, marks=native) for name in ("blocked", "eager")),
 def _no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than these runs; test_plots.py looks at them."""
     if "draws" not in request.fixturenames:
-        monkeypatch.setattr("fastmlp.plots.learning_curves", lambda *args: None)
+        monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
 def test_stopped_anywhere_a_run_goes_on_bit_by_bit(
     engine: str, save_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)  # every call is one block
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)  # every call is one block
     config = replace(CONFIG, engine=engine, save_every=save_every)
     calls = 0
 
@@ -218,7 +218,7 @@ def test_killed_at_any_write_a_run_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit(CONFIG, DATA, out=tmp_path / "whole")
-    import fastmlp.files as files
+    import fastmlp.utils.files as files
 
     os_replace = files.os.replace
     for survived in range(100):
@@ -231,13 +231,13 @@ def test_killed_at_any_write_a_run_goes_on_bit_by_bit(
             left -= 1
             os_replace(source, target)
 
-        monkeypatch.setattr("fastmlp.files.os.replace", replace_or_die)
+        monkeypatch.setattr("fastmlp.utils.files.os.replace", replace_or_die)
         try:
             fit(CONFIG, DATA, out=folder)
             finished = True
         except Killed:
             finished = False
-        monkeypatch.setattr("fastmlp.files.os.replace", os_replace)
+        monkeypatch.setattr("fastmlp.utils.files.os.replace", os_replace)
         for path in folder.glob("*"):
             if path.suffix == ".pt":
                 tensors(path)
@@ -357,7 +357,7 @@ def test_a_diverging_run_says_where_and_keeps_the_best(engine: str, tmp_path: Pa
 def test_a_full_disk_is_told_and_what_was_saved_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fastmlp.files as files
+    import fastmlp.utils.files as files
 
     os_fsync, calls = files.os.fsync, 0
 
@@ -369,7 +369,7 @@ def test_a_full_disk_is_told_and_what_was_saved_stays(
         os_fsync(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastmlp.files.os.fsync", fsync)
+        patch.setattr("fastmlp.utils.files.os.fsync", fsync)
         with pytest.raises(UserError, match=r"The disk is full while writing .*\.pt; free some"):
             fit(CONFIG, DATA, out=tmp_path / "run")
     assert not list((tmp_path / "run").glob(".*.tmp"))

@@ -15,11 +15,11 @@ from graph_cases import GraphTests
 from tape import TapeRecording
 from tiny import assert_same_run, assert_same_tensors, stop_after, tiny_data
 
-from fastmlp.config import TrainConfig
-from fastmlp.engines import GraphEngine, choose_engine
-from fastmlp.errors import UserError
-from fastmlp.fitting import fit, fit_many, resume
-from fastmlp.graph_engine import chunk_steps
+from fastmlp.training.config import TrainConfig
+from fastmlp.engines.registry import GraphEngine, choose_engine
+from fastmlp.utils.errors import UserError
+from fastmlp.training.api import fit, fit_many, resume
+from fastmlp.engines.graph import chunk_steps
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ class TestGraph(GraphTests):
     @pytest.fixture(autouse=True)
     def device(self, monkeypatch, threads):
         threads(1)
-        monkeypatch.setattr("fastmlp.graph_engine.Recording", TapeRecording)
+        monkeypatch.setattr("fastmlp.engines.graph.Recording", TapeRecording)
         return CPU
 
 
@@ -72,10 +72,10 @@ def test_it_says_why_not():
 
 @needs_native
 def test_it_is_chosen_on_cuda(monkeypatch):
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device="cpu": True)
+    monkeypatch.setattr("fastmlp.ops._load.native_available", lambda device="cpu": True)
     engine, why = choose_engine("auto", torch.device("cuda", 0), [12, 16, 8, 3])
     assert (engine, "not blocked" in why) == (GraphEngine, True)
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device="cpu": device == "cpu")
+    monkeypatch.setattr("fastmlp.ops._load.native_available", lambda device="cpu": device == "cpu")
     assert "no compiled kernels for cuda" in (GraphEngine.why_not(torch.device("cuda")) or "")
 
 
@@ -83,8 +83,8 @@ def test_it_is_chosen_on_cuda(monkeypatch):
 def test_the_trainer_runs_it(tmp_path, monkeypatch, threads):
     threads(1)
     monkeypatch.setattr(GraphEngine, "why_not", staticmethod(lambda *args: None))
-    monkeypatch.setattr("fastmlp.graph_engine.Recording", TapeRecording)
-    monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 4)
+    monkeypatch.setattr("fastmlp.engines.graph.Recording", TapeRecording)
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     config = TrainConfig(
         **{"hidden": (16, 8), "epochs": 4, "momentum": 0.9, "lr_schedule": "cosine"},
         **{"batch_size": 8, "threads": 1, "device": "cpu", "engine": "graph"},

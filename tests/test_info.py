@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import needs_native
 
-from fastmlp import backend, info
-from fastmlp.errors import UserError
+from fastmlp.ops import _load as backend
+from fastmlp.cli import info
+from fastmlp.utils.errors import UserError
 
 
 def test_says_what_is_there(capsys):

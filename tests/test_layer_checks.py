@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastmlp import functional, manual
-from fastmlp.layer_checks import LayerCheck, check_layers
+from fastmlp.report.layer_checks import LayerCheck, check_layers
 
 
 def test_all_layers_pass_and_every_result_is_there() -> None:

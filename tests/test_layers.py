@@ -14,11 +14,12 @@ import torch
 from compare import assert_within_2x
 from torch import Tensor, nn
 
-import fastmlp.backend
-from fastmlp import layers, reference
-from fastmlp.layers import MLP, Linear, LinearReLU, ReLU, SoftmaxCrossEntropyLoss
+import fastmlp.ops._load
+from fastmlp.nn import modules as layers
+from fastmlp.ops import reference
+from fastmlp.nn.modules import MLP, Linear, LinearReLU, ReLU, SoftmaxCrossEntropyLoss
 
-BACKENDS = ["reference"] + (["native"] if fastmlp.backend.native_available() else [])
+BACKENDS = ["reference"] + (["native"] if fastmlp.ops._load.native_available() else [])
 SIZES = [7, 5, 4, 3]
 INITS = ["kaiming", "torch", "xavier", "normal:0.03"]
 
@@ -341,7 +342,7 @@ def test_every_layer_follows_its_backend_and_the_default(monkeypatch):
     """The reference functions are swapped for ones that mark their result: is it them who ran?"""
     for name in ("linear_ref", "relu_ref", "softmax_xent_ref"):
         monkeypatch.setattr(reference, name, lambda *args, name=name: name)
-    monkeypatch.setattr(fastmlp.backend, "_default", "reference")
+    monkeypatch.setattr(fastmlp.ops._load, "_default", "reference")
     x, target = randn(2, 3), torch.tensor([0, 1])
     for backend in ("reference", None):
         assert Linear(3, 3, backend=backend)(x) == "linear_ref"

@@ -14,8 +14,10 @@ from compare import assert_same_gradients, assert_within_2x
 from conftest import needs_native
 from torch import Tensor
 
-from fastmlp import float32, functional, ops
-from fastmlp.reference import linear_backward_ref, linear_ref
+from fastmlp.ops import matmul_precision as float32
+from fastmlp.ops import linear as ops
+from fastmlp import functional
+from fastmlp.ops.reference import linear_backward_ref, linear_ref
 
 pytestmark = needs_native
 

@@ -7,10 +7,10 @@ import torch
 from conftest import needs_native
 from test_blocked import problem
 
-from fastmlp.data import Normalization, Part
-from fastmlp.engine_base import Engine, StepOptions
-from fastmlp.engines import ReferenceEngine, engine_for
-from fastmlp.epochs import epoch_order, initial_parameters
+from fastmlp.data.dataset import Normalization, Part
+from fastmlp.engines.base import Engine, StepOptions
+from fastmlp.engines.registry import ReferenceEngine, engine_for
+from fastmlp.training.epochs import epoch_order, initial_parameters
 
 SEEDS = range(5)
 EPOCHS = 200

@@ -14,12 +14,12 @@ from compare import assert_within_2x
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-import fastmlp.backend
-from fastmlp import reference
-from fastmlp.layers import MLP, init_parameters
-from fastmlp.manual import Classifier, FullyConnectedLayer, ReLU, SoftmaxCrossEntropy
+import fastmlp.ops._load
+from fastmlp.ops import reference
+from fastmlp.nn.modules import MLP, init_parameters
+from fastmlp.manual.layers import Classifier, FullyConnectedLayer, ReLU, SoftmaxCrossEntropy
 
-BACKENDS = ["reference"] + (["native"] if fastmlp.backend.native_available() else [])
+BACKENDS = ["reference"] + (["native"] if fastmlp.ops._load.native_available() else [])
 SHAPES = [(6, 5, 4), (1, 1, 1), (16, 33, 7), (8, 3, 1)]  # N, D, F
 
 
@@ -206,7 +206,7 @@ def test_a_label_out_of_range_is_an_error_not_an_ignored_row(label, backend):
 
 def test_the_messages_survive_python_without_asserts():
     code = (
-        "import torch; from fastmlp.manual import FullyConnectedLayer as L\n"
+        "import torch; from fastmlp.manual.layers import FullyConnectedLayer as L\n"
         "try: L('reference').forward(torch.ones(2, 3), torch.ones(4, 5), torch.ones(5))\n"
         "except AssertionError as error: print(error)"
     )

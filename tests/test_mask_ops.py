@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import fastmlp
-from fastmlp import functional, mask_ops
-from fastmlp.reference import (
+from fastmlp.ops import mask_ops
+from fastmlp import functional
+from fastmlp.ops.reference import (
     linear_relu_with_mask_ref,
     pack_mask_ref,
     relu_backward_ref,

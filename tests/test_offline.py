@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastmlp import offline
+from fastmlp.data import synthetic as offline
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from fastmlp.pictures import (
+from fastmlp.plotting.sweeps import (
     LINES,
     NAMED,
     SweepPoint,
@@ -20,7 +20,7 @@ from fastmlp.pictures import (
     sweep_picture,
     weights_picture,
 )
-from fastmlp.run_folder import EpochRecord
+from fastmlp.training.checkpoint import EpochRecord
 
 NAMES = ("cat", "dog", "s_hip $")
 

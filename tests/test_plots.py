@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tiny import tiny_data
 
-from fastmlp.config import TrainConfig
-from fastmlp.fitting import fit
-from fastmlp.plots import TRAIN, VALIDATION, learning_curves
-from fastmlp.run_folder import EpochRecord
+from fastmlp.training.config import TrainConfig
+from fastmlp.training.api import fit
+from fastmlp.plotting.curves import TRAIN, VALIDATION, learning_curves
+from fastmlp.training.checkpoint import EpochRecord
 
 
 def history(epochs: int) -> list[EpochRecord]:
@@ -73,7 +73,7 @@ def test_the_summary_is_there_where_the_picture_fails(
     def fail(*args: object) -> None:
         raise ValueError("cannot draw")
 
-    monkeypatch.setattr("fastmlp.plots.learning_curves", fail)
+    monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", fail)
     with pytest.raises(ValueError, match="cannot draw"):
         fit(TrainConfig(hidden=(4,), epochs=1), tiny_data(), out=tmp_path)
     assert (tmp_path / "summary.json").exists()

@@ -13,13 +13,13 @@ from test_adam import assert_blocked_refuses
 from tiny import CLASSES, FEATURES, assert_same_run, assert_same_tensors, stop_after, tiny_data
 from torch import Tensor, nn
 
-from fastmlp.backend import native_available
-from fastmlp.config import TrainConfig
-from fastmlp.data import make_normalization
-from fastmlp.engine_base import Engine, StepOptions
-from fastmlp.engines import ENGINES
-from fastmlp.epochs import epoch_order, initial_parameters
-from fastmlp.fitting import fit, resume
+from fastmlp.ops._load import native_available
+from fastmlp.training.config import TrainConfig
+from fastmlp.data.dataset import make_normalization
+from fastmlp.engines.base import Engine, StepOptions
+from fastmlp.engines.registry import ENGINES
+from fastmlp.training.epochs import epoch_order, initial_parameters
+from fastmlp.training.api import fit, resume
 
 CPU = torch.device("cpu")
 IMAGES = 90
@@ -88,7 +88,7 @@ def test_steps_are_those_of_autocast(
     name: str, options: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nearer to it than float32 is, which differs by the rounding of all factors."""
-    monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 1)
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 1)
     engine = make(name, options)
     engine.train_epoch(epoch_order(0, 0, IMAGES), 0.01, should_stop=stop_after(steps))
     theirs, float32 = (plain_pytorch(options, steps, autocast) for autocast in (True, False))
@@ -123,7 +123,7 @@ def test_an_evaluation_is_that_of_autocast(name: str) -> None:
 def test_an_epoch_in_two_parts_is_the_same_epoch(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.graph_engine.CHUNK_STEPS", 1)
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 1)
     order = epoch_order(0, 0, IMAGES)
     whole, first, second = (make(name, options) for _ in range(3))
     whole.train_epoch(order, 0.01)
@@ -145,7 +145,7 @@ def test_what_makes_no_sense() -> None:
 
 
 def test_the_engine_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.backend.native_available", lambda device: True)
+    monkeypatch.setattr("fastmlp.ops._load.native_available", lambda device: True)
     why = "it computes in the parameters' own dtype alone, not in bfloat16"
     assert_blocked_refuses(StepOptions(8, precision="bfloat16"), why)
     with pytest.raises(ValueError, match=why):

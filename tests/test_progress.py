@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from tiny import tiny_data
 
-from fastmlp.config import TrainConfig
-from fastmlp.engine_base import EpochStats
-from fastmlp.fitting import fit, resume
-from fastmlp.progress import Progress
-from fastmlp.run_folder import EpochRecord
+from fastmlp.training.config import TrainConfig
+from fastmlp.engines.base import EpochStats
+from fastmlp.training.api import fit, resume
+from fastmlp.cli.progress import Progress
+from fastmlp.training.checkpoint import EpochRecord
 
 RECORD = EpochRecord(2, 1.23456, 0.5, 1.5, 0.456, 0.02, 1.25, 24000.4)
 STATS = EpochStats(10, 500, 650.0, 200)
@@ -64,8 +64,8 @@ def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_bar_of_a_resumed_epoch_counts_what_was_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.step_engines.REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("fastmlp.step_engines.CHUNK_ROWS", 16)
+    monkeypatch.setattr("fastmlp.engines.eager.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.eager.CHUNK_ROWS", 16)
     config = TrainConfig(hidden=(4,), batch_size=8, epochs=2, device="cpu", engine="reference")
     answers = iter([False] * 5 + [True] * 2)  # asked before the epoch and after every step
     fit(config, tiny_data(), out=tmp_path, should_stop=lambda: next(answers))

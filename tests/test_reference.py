@@ -15,7 +15,7 @@ from compare import assert_within_2x
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastmlp import reference
+from fastmlp.ops import reference
 
 INF, NAN = math.inf, math.nan
 SHAPES = [  # (leading dimensions of x, inputs, outputs)

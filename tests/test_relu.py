@@ -7,8 +7,9 @@ import torch
 from cases import DTYPES, LAYOUTS, randn
 from conftest import needs_native
 
-from fastmlp import functional, ops
-from fastmlp.reference import relu_backward_ref, relu_ref
+from fastmlp.ops import linear as ops
+from fastmlp import functional
+from fastmlp.ops.reference import relu_backward_ref, relu_ref
 
 pytestmark = needs_native
 

@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from small_set import TINY, small_set
 
-from fastmlp.data import split_dataset
-from fastmlp.document import Box, Mark, Picture, Points, Table, to_markdown
-from fastmlp.epochs import initial_parameters
-from fastmlp.experiments import (
+from fastmlp.data.dataset import split_dataset
+from fastmlp.report.html import Box, Mark, Picture, Points, Table, to_markdown
+from fastmlp.training.epochs import initial_parameters
+from fastmlp.report.experiments import (
     ABLATION,
     BEST,
     FULL,
@@ -25,12 +25,12 @@ from fastmlp.experiments import (
     ablation_label,
     studies,
 )
-from fastmlp.findings import Material, make_results
-from fastmlp.layer_checks import LayerCheck
-from fastmlp.report import make_report
-from fastmlp.report_pictures import drawings
-from fastmlp.run_data import RunData
-from fastmlp.run_folder import EpochRecord
+from fastmlp.report.results import Material, make_results
+from fastmlp.report.layer_checks import LayerCheck
+from fastmlp.report.sections import make_report
+from fastmlp.report.figures import drawings
+from fastmlp.training.run_data import RunData
+from fastmlp.training.checkpoint import EpochRecord
 
 RIGHT = LayerCheck("relu", "8 x 256", "dx", 1.0, 0.0, 0.0, 0.0)
 WRONG = replace(RIGHT, layer="linear", error=0.1)
@@ -178,7 +178,7 @@ def test_the_matrix_is_of_the_best_network(monkeypatch: pytest.MonkeyPatch) -> N
     parameters["2.weight"].zero_()
     parameters["2.bias"][3] = 1.0  # it takes everything for class 3
     seen = []
-    monkeypatch.setattr("fastmlp.report_pictures.confusion_picture", lambda *a: seen.append(a))
+    monkeypatch.setattr("fastmlp.report.figures.confusion_picture", lambda *a: seen.append(a))
     drawings(given, small_set(), parameters)["confusion"](Path("c.png"))
     labels = given.data.split.test.labels
     want = torch.zeros(10, 10, dtype=torch.int64)

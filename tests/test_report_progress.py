@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastmlp import report_progress
-from fastmlp.report_progress import ReportProgress
+from fastmlp.report import progress as report_progress
+from fastmlp.report.progress import ReportProgress
 
 COSTS = {("a", 0): 10.0, ("a", 1): 10.0, ("b", 0): 80.0}
 

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from small_set import TINY, no_drawings, small_set
 
-from fastmlp import fitting, report_pictures, reproduce
-from fastmlp.errors import UserError
-from fastmlp.layer_checks import check_layers
-from fastmlp.reproduce import main
+from fastmlp.training import api as fitting
+from fastmlp.report import figures as report_pictures
+from fastmlp.cli import reproduce
+from fastmlp.utils.errors import UserError
+from fastmlp.report.layer_checks import check_layers
+from fastmlp.cli.reproduce import main
 
 QUICK = ["--quick", "--threads", "1", "--device", "cpu", "--out", "out"]
 LAYER_CHECKS = functools.lru_cache(check_layers)

@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-from fastmlp.resident import _copies, resident
+from fastmlp.engines.resident import _copies, resident
 
 META = torch.device("meta")  # the only other device that is everywhere
 

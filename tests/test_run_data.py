@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import tiny_data
 
-from fastmlp.config import TrainConfig
-from fastmlp.data import Dataset, Part
-from fastmlp.errors import UserError
-from fastmlp.run_data import RunData, load_run_data
+from fastmlp.training.config import TrainConfig
+from fastmlp.data.dataset import Dataset, Part
+from fastmlp.utils.errors import UserError
+from fastmlp.training.run_data import RunData, load_run_data
 
 
 def test_a_configuration_decides_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_a_configuration_decides_what_is_loaded(monkeypatch: pytest.MonkeyPatch)
         test = (images[:10], labels[:10])
         return Dataset("offline", "built in", True, ("a", "b"), images, labels, *test)
 
-    monkeypatch.setattr("fastmlp.run_data.load_dataset", load_dataset)
+    monkeypatch.setattr("fastmlp.training.run_data.load_dataset", load_dataset)
     config = TrainConfig(dataset="offline", data_dir="here", data_url="there", split="50/30/20")
     data = load_run_data(config, progress=False)
     assert asked == [("offline", "here", "there", False)]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastmlp.config import TrainConfig
-from fastmlp.engine_base import EpochStats
-from fastmlp.errors import UserError
-from fastmlp.run_folder import EpochRecord, RunFolder, RunState
+from fastmlp.training.config import TrainConfig
+from fastmlp.engines.base import EpochStats
+from fastmlp.utils.errors import UserError
+from fastmlp.training.checkpoint import EpochRecord, RunFolder, RunState
 
 
 def record(epoch: int, val_acc: float = 0.5) -> EpochRecord:
@@ -65,7 +65,7 @@ def test_resume_pt_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         written.append(Path(target).name)
         os_replace(source, target)
 
-    monkeypatch.setattr("fastmlp.files.os.replace", note)
+    monkeypatch.setattr("fastmlp.utils.files.os.replace", note)
     RunFolder(tmp_path).save(state())
     assert sorted(written[:-1]) == ["best.pt", "last.pt", "metrics.csv"]
     assert written[-1] == "resume.pt"
@@ -125,7 +125,7 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def flock(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fastmlp.run_folder.fcntl.flock", flock)
+    monkeypatch.setattr("fastmlp.training.checkpoint.fcntl.flock", flock)
     with RunFolder.existing(path):  # as well as the file system allows
         pass
 
@@ -198,7 +198,7 @@ def test_whatever_the_unpickler_raises(
     def load(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("fastmlp.run_folder.torch.load", load)
+    monkeypatch.setattr("fastmlp.training.checkpoint.torch.load", load)
     (tmp_path / "resume.pt").touch()
     with pytest.raises(UserError, match=r"resume.pt is damaged"):
         RunFolder(tmp_path).read_state()
@@ -258,7 +258,7 @@ def test_a_file_that_cannot_be_written(
         if Path(target).name == "last.pt":
             raise OSError(number, os.strerror(number), source)
 
-    monkeypatch.setattr("fastmlp.files.os.replace", fail)
+    monkeypatch.setattr("fastmlp.utils.files.os.replace", fail)
     with pytest.raises(UserError, match=words):
         folder.save(state())
     monkeypatch.undo()

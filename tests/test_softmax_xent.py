@@ -11,8 +11,9 @@ from cases import DTYPES, LAYOUTS, randn
 from compare import assert_within_2x
 from conftest import needs_native
 
-from fastmlp import functional, ops
-from fastmlp.reference import softmax_xent_ref
+from fastmlp.ops import linear as ops
+from fastmlp import functional
+from fastmlp.ops.reference import softmax_xent_ref
 
 pytestmark = needs_native
 

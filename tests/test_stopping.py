@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from fastmlp.stopping import stop_on_signals
+from fastmlp.utils.signals import stop_on_signals
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny import tiny_data
 
-from fastmlp.config import TrainConfig
-from fastmlp.engine_base import EvalStats
-from fastmlp.run_folder import EpochRecord, RunState
-from fastmlp.summary import device_name, git_commit, make_summary
+from fastmlp.training.config import TrainConfig
+from fastmlp.engines.base import EvalStats
+from fastmlp.training.checkpoint import EpochRecord, RunState
+from fastmlp.training.summary import device_name, git_commit, make_summary
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.0004])

@@ -18,12 +18,13 @@ from rich.live import Live
 from tiny_sweep import BASE, DATA, assert_same_sweep
 
 import fastmlp
-from fastmlp import __main__, sweeping
-from fastmlp.cohort import Cohort
-from fastmlp.config import TrainConfig, load_config_file, resolve_config
-from fastmlp.errors import run_command
-from fastmlp.sweep import main
-from fastmlp.sweeping import SweepResult, sweep
+from fastmlp.cli import main as __main__
+from fastmlp.sweeps import sweep as sweeping
+from fastmlp.training.cohort import Cohort
+from fastmlp.training.config import TrainConfig, load_config_file, resolve_config
+from fastmlp.utils.errors import run_command
+from fastmlp.cli.sweep import main
+from fastmlp.sweeps.sweep import SweepResult, sweep
 
 QUICK = ["--hidden=8", "--epochs=2", "--threads=1", "--device=cpu"]
 
@@ -32,7 +33,7 @@ QUICK = ["--hidden=8", "--epochs=2", "--threads=1", "--device=cpu"]
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command trains on the tiny problem, below a folder of its own, and draws nothing."""
     monkeypatch.setattr(sweeping, "load_run_data", lambda config, progress: DATA)
-    monkeypatch.setattr("fastmlp.pictures.sweep_picture", lambda *args: None)
+    monkeypatch.setattr("fastmlp.plotting.sweeps.sweep_picture", lambda *args: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -348,10 +349,10 @@ def test_the_console_script_and_the_function_of_the_same_name(
 IMPORTS = """
 import sys
 import fastmlp
-loaded = [name for name in ("matplotlib", "rich", "fastmlp.fitting") if name in sys.modules]
+loaded = [name for name in ("matplotlib", "rich", "fastmlp.training.api") if name in sys.modules]
 assert not loaded, loaded
-assert fastmlp.sweep.__module__ == "fastmlp.sweeping", fastmlp.sweep
-assert fastmlp.fit.__module__ == fastmlp.fit_many.__module__ == "fastmlp.fitting"
+assert fastmlp.sweep.__module__ == "fastmlp.sweeps.sweep", fastmlp.sweep
+assert fastmlp.fit.__module__ == fastmlp.fit_many.__module__ == "fastmlp.training.api"
 assert fastmlp.TrainConfig().hidden == (256,)
 assert "matplotlib" not in sys.modules and "rich" not in sys.modules
 assert set(fastmlp.__all__) <= set(dir(fastmlp)), set(fastmlp.__all__) - set(dir(fastmlp))

@@ -19,11 +19,11 @@ from tiny import stop_after, tiny_data
 from tiny_sweep import BASE, DATA, MIXED, assert_same_sweep, table
 
 import fastmlp
-from fastmlp.errors import EXIT_USAGE, UserError
-from fastmlp.fitting import fit
-from fastmlp.sweep_folder import SweepFolder
-from fastmlp.sweeping import SweepResult, sweep
-from fastmlp.workers import Workers
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.training.api import fit
+from fastmlp.sweeps.checkpoint import SweepFolder
+from fastmlp.sweeps.sweep import SweepResult, sweep
+from fastmlp.sweeps.distributed import Workers
 
 LRS = [0.2, 0.05, 0.01, 0.002, 1e25]
 
@@ -31,9 +31,9 @@ LRS = [0.2, 0.05, 0.01, 0.002, 1e25]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures, and a chance to stop after every block."""
-    monkeypatch.setattr("fastmlp.pictures.sweep_picture", lambda *args: None)
-    monkeypatch.setattr("fastmlp.plots.learning_curves", lambda *args: None)
-    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.plotting.sweeps.sweep_picture", lambda *args: None)
+    monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """Sweeps, with and without successive halving, that nobody stopped."""
     paths = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.pictures.sweep_picture", lambda *args: None)
+        patch.setattr("fastmlp.plotting.sweeps.sweep_picture", lambda *args: None)
         for halving in (False, True):
             paths[halving] = tmp_path_factory.mktemp("whole")
             sweep(BASE, MIXED, data=DATA, out=paths[halving], successive_halving=halving)
@@ -79,8 +79,8 @@ class Killed(BaseException):
 def test_killed_at_any_write_a_sweep_goes_on_bit_by_bit(
     survived: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[bool, Path]
 ) -> None:
-    monkeypatch.setattr("fastmlp.sweep_folder.SAVE_SECONDS", 0.0)
-    import fastmlp.files as files
+    monkeypatch.setattr("fastmlp.sweeps.checkpoint.SAVE_SECONDS", 0.0)
+    import fastmlp.utils.files as files
 
     os_replace, left = files.os.replace, survived
 
@@ -92,7 +92,7 @@ def test_killed_at_any_write_a_sweep_goes_on_bit_by_bit(
         os_replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastmlp.files.os.replace", replace_or_die)
+        patch.setattr("fastmlp.utils.files.os.replace", replace_or_die)
         with pytest.raises(Killed):  # after nine saves come results.csv, epochs.csv, best.toml
             sweep(BASE, MIXED, data=DATA, out=tmp_path)
     (tmp_path / ".resume-0.pt.0123.tmp").write_bytes(b"half")  # what a real kill leaves
@@ -248,7 +248,7 @@ def test_a_sweep_from_before_a_field_was_there(tmp_path: Path, whole: dict[bool,
 def test_a_full_disk_is_told_and_what_was_saved_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[bool, Path]
 ) -> None:
-    monkeypatch.setattr("fastmlp.sweep_folder.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.sweeps.checkpoint.SAVE_SECONDS", 0.0)
     os_fsync, left = os.fsync, 0
 
     def fsync(handle: int) -> None:
@@ -261,7 +261,7 @@ def test_a_full_disk_is_told_and_what_was_saved_stays(
     for name, writes in (("early", 2), ("late", 9)):
         left = writes
         with monkeypatch.context() as patch:
-            patch.setattr("fastmlp.files.os.fsync", fsync)
+            patch.setattr("fastmlp.utils.files.os.fsync", fsync)
             with pytest.raises(UserError, match=r"The disk is full while writing"):
                 sweep(BASE, MIXED, data=DATA, out=tmp_path / name)
         assert not list((tmp_path / name).glob(".*.tmp"))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fastmlp.config import TrainConfig, resolve_config
-from fastmlp.errors import EXIT_USAGE, UserError
-from fastmlp.sweep_plan import plan, shown
+from fastmlp.training.config import TrainConfig, resolve_config
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.sweeps.search_space import plan, shown
 
 BASE = resolve_config({"hidden": 64, "lr": 1e-3, "batch_size": 16}, preset="sweep")
 VALUES: dict[str, list[Any]] = {"lr": [1e-2, 1e-3], "hidden": [32, 64, "512,256"]}

@@ -17,22 +17,24 @@ from tiny import assert_same_tensors
 from tiny_sweep import BASE, DATA, MIXED, table
 
 import fastmlp
-from fastmlp import fitting, sweeping, train
-from fastmlp.cohort import Cohort
-from fastmlp.config import MACHINE_FIELDS, TrainConfig
-from fastmlp.errors import UserError
-from fastmlp.fitting import Run, fit
-from fastmlp.run_folder import EpochRecord, RunFolder
-from fastmlp.sweeping import SweepResult, Trial, make_result, mean_sd, sweep
-from fastmlp.workers import Workers
+from fastmlp.training import api as fitting
+from fastmlp.sweeps import sweep as sweeping
+from fastmlp.cli import train
+from fastmlp.training.cohort import Cohort
+from fastmlp.training.config import MACHINE_FIELDS, TrainConfig
+from fastmlp.utils.errors import UserError
+from fastmlp.training.api import Run, fit
+from fastmlp.training.checkpoint import EpochRecord, RunFolder
+from fastmlp.sweeps.sweep import SweepResult, Trial, make_result, mean_sd, sweep
+from fastmlp.sweeps.distributed import Workers
 
 
 @pytest.fixture(autouse=True)
 def _no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than these sweeps; test_pictures.py looks at them."""
     if "draws" not in request.fixturenames:
-        monkeypatch.setattr("fastmlp.pictures.sweep_picture", lambda *args: None)
-    monkeypatch.setattr("fastmlp.plots.learning_curves", lambda *args: None)
+        monkeypatch.setattr("fastmlp.plotting.sweeps.sweep_picture", lambda *args: None)
+    monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
 
 
 @pytest.fixture
@@ -179,7 +181,7 @@ def test_results_csv_is_replaced_as_a_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastmlp.files.os.fsync", fail)
+        patch.setattr("fastmlp.utils.files.os.fsync", fail)
         with pytest.raises(OSError, match="No space left"):
             result.to_csv(target)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("results.csv", "as it was")]

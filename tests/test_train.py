@@ -16,14 +16,15 @@ import pytest
 from tiny import assert_same_run, assert_same_tensors, rows, tensors, tiny_data
 
 import fastmlp
-from fastmlp import __main__, fitting
-from fastmlp.backend import native_available
-from fastmlp.config import TrainConfig
-from fastmlp.engines import ENGINES
-from fastmlp.errors import UserError, run_command
-from fastmlp.run_data import RunData
-from fastmlp.run_folder import RunFolder
-from fastmlp.train import main
+from fastmlp.cli import main as __main__
+from fastmlp.training import api as fitting
+from fastmlp.ops._load import native_available
+from fastmlp.training.config import TrainConfig
+from fastmlp.engines.registry import ENGINES
+from fastmlp.utils.errors import UserError, run_command
+from fastmlp.training.run_data import RunData
+from fastmlp.training.checkpoint import RunFolder
+from fastmlp.cli.train import main
 
 QUICK = ["--hidden", "8", "--batch-size", "16", "--epochs", "2", "--threads", "1", "--device=cpu"]
 STEPWISE = "eager" if native_available() else "reference"
@@ -35,7 +36,7 @@ TINY = Path(__file__).with_name("tiny.py")
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command trains on the tiny problem, below a folder of its own, and draws nothing."""
     monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: tiny_data())
-    monkeypatch.setattr("fastmlp.plots.learning_curves", lambda *args: None)
+    monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
     monkeypatch.chdir(tmp_path)
 
 

@@ -12,15 +12,15 @@ import torch
 from conftest import needs_native
 from tiny import FEATURES, assert_same_run, assert_same_tensors, tiny_data
 
-from fastmlp.config import TrainConfig, resolve_config
-from fastmlp.data import Part, Split
-from fastmlp.engine_base import EpochStats, EvalStats, NonFiniteLossError
-from fastmlp.engines import BlockedEngine
-from fastmlp.epochs import sliding_part
-from fastmlp.errors import EXIT_USAGE, UserError
-from fastmlp.fitting import fit, resume
-from fastmlp.run_data import RunData
-from fastmlp.training import DivergedError, Training, train_epochs
+from fastmlp.training.config import TrainConfig, resolve_config
+from fastmlp.data.dataset import Part, Split
+from fastmlp.engines.base import EpochStats, EvalStats, NonFiniteLossError
+from fastmlp.engines.registry import BlockedEngine
+from fastmlp.training.epochs import sliding_part
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.training.api import fit, resume
+from fastmlp.training.run_data import RunData
+from fastmlp.training.trainer import DivergedError, Training, train_epochs
 
 DATA = tiny_data()
 CONFIG = TrainConfig(hidden=(16,), batch_size=8, epochs=3, lr=0.05, device="cpu", threads=1)
@@ -30,7 +30,7 @@ RICH = replace(CONFIG, hidden=(16, 5), augment="flip,shift:1", loader="sliding")
 
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.plots.learning_curves", lambda *args: None)
+    monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
 
 
 def narrow(features: int) -> RunData:
@@ -132,7 +132,7 @@ def test_a_run_notes_its_parts_and_keeps_the_first_best() -> None:
 def test_a_run_with_everything_goes_on_bit_by_bit(
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.blocked.CALL_SECONDS", 0.0)  # every call is one block
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)  # every call is one block
     config = replace(RICH, engine="blocked", block_steps=4)
     calls = 0
 

@@ -19,10 +19,10 @@ from tiny import stop_after
 from tiny_sweep import BASE, DATA, MIXED, assert_same_results, table
 
 import fastmlp
-from fastmlp import sweeping
-from fastmlp.sweep import main
-from fastmlp.sweeping import sweep
-from fastmlp.workers import Workers
+from fastmlp.sweeps import sweep as sweeping
+from fastmlp.cli.sweep import main
+from fastmlp.sweeps.sweep import sweep
+from fastmlp.sweeps.distributed import Workers
 
 ALTERNATING: dict[str, list[Any]] = {"lr": [0.05, 1e25, 0.01, 1e24]}
 """With two processes, all that diverge are the second one's."""
@@ -69,7 +69,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.pictures.sweep_picture", lambda *args: None)
+    monkeypatch.setattr("fastmlp.plotting.sweeps.sweep_picture", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def program() -> None:
     """What each of the two processes does, in the folder that it was started in."""
     rank = Workers.from_environment().rank
     drawn = Path(f"drawn-by-{rank}")
-    sys.modules["fastmlp.pictures"].sweep_picture = lambda *args: drawn.touch()  # type: ignore[attr-defined]
+    sys.modules["fastmlp.plotting.sweeps"].sweep_picture = lambda *args: drawn.touch()  # type: ignore[attr-defined]
     placed = Workers.placed  # a place of its own, as with several GPUs
     Workers.placed = lambda self, config: replace(placed(self, config), save_every=1 + self.rank)  # type: ignore[method-assign]
     for halving, name in ((False, "all"), (True, "halving")):
@@ -185,7 +185,7 @@ def program() -> None:
 
 
 if __name__ == "__main__":
-    import fastmlp.pictures
+    import fastmlp.plotting.sweeps
 
     torch.set_num_threads(1)
     program()

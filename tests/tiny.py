@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastmlp import fitting
-from fastmlp.data import Part, Split
-from fastmlp.errors import run_command
-from fastmlp.run_data import RunData
+from fastmlp.training import api as fitting
+from fastmlp.data.dataset import Part, Split
+from fastmlp.utils.errors import run_command
+from fastmlp.training.run_data import RunData
 
 FEATURES, CLASSES = 12, 3
 
@@ -83,7 +83,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    from fastmlp.train import main
+    from fastmlp.cli.train import main
 
     data = tiny_data(int(os.environ.get("TINY_IMAGES", "90")))
     fitting.load_run_data = lambda config, progress: data

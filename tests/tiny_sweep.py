@@ -13,9 +13,9 @@ import torch
 from tiny import assert_same_tensors, tiny_data
 
 import fastmlp
-from fastmlp import sweep_folder
-from fastmlp.config import resolve_config
-from fastmlp.sweep_folder import SweepFolder
+from fastmlp.sweeps import checkpoint as sweep_folder
+from fastmlp.training.config import resolve_config
+from fastmlp.sweeps.checkpoint import SweepFolder
 
 DATA = tiny_data()
 BASE = resolve_config(

@@ -1,0 +1,1 @@
+"""The command line, and the only importers of argparse and rich."""

@@ -1,0 +1,137 @@
+"""What was built, what runs here, and why not.
+
+python -m fastmlp.info                      versions, kernels, devices, engines
+python -m fastmlp.info --shape 8,3072,256   who computes a layer of that shape, and why
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from typing import Any
+
+import torch
+
+from fastmlp.ops import _load as backend
+from fastmlp import __version__
+from fastmlp.engines.registry import ENGINES, choose_engine, engine_for, resolve_device
+from fastmlp.utils.errors import EXIT_USAGE, ArgumentParser, UserError, run_command
+from fastmlp.ops.matmul_precision import allowed_float32
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
+    """Everything this command says, as plain data; ``shapes`` are (batch, inputs, outputs)."""
+    built = backend.NATIVE_ERROR is None
+    device = resolve_device("auto")
+    engine, reason = choose_engine("auto", device)
+    return {
+        "fastmlp": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "native": {
+            "built": built,
+            "why_not": backend.NATIVE_ERROR,
+            "devices": list(backend.NATIVE_DEVICES),
+            "cpu_kernels": torch.ops.fastmlp.cpu_isa() if built else None,
+        },
+        "cpu": {"threads": torch.get_num_threads(), "machine": platform.machine()},
+        "cuda": {
+            "devices": _gpus(),
+            "kernels": "cuda" in backend.NATIVE_DEVICES,
+            "kernels_why_not": backend.CUDA_ERROR,
+            "why_not": _why_no_cuda(),
+        },
+        "engines": {
+            name: engine_for(name, device).why_not(device) or f"runs on {device.type}"
+            for name in ENGINES
+        },
+        "auto": {"device": str(device), "engine": engine.name, "reason": reason},
+        "plans": _plans(shapes, device) if built else {},
+    }
+
+
+def _plans(shapes: list[tuple[int, int, int]], device: torch.device) -> dict[str, str]:
+    def plan(*args: Any) -> str:
+        if device.type != "cuda" or not backend.native_available("cuda"):
+            return str(torch.ops.fastmlp.linear_plan(*args))
+        gpu = torch.cuda.get_device_properties(device)
+        described = gpu.multi_processor_count, 10 * gpu.major + gpu.minor
+        return str(torch.ops.fastmlp.linear_plan_cuda(*args, *described, allowed_float32()))
+
+    return {
+        f"{batch} x {inputs} -> {outputs}, {name}": plan(batch, inputs, outputs, dtype)
+        for batch, inputs, outputs in shapes
+        for name, dtype in DTYPES.items()
+    }
+
+
+def _gpus() -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _why_no_cuda() -> str | None:
+    """Why fastmlp runs nothing on a GPU here, or None where it does."""
+    if backend.native_available("cuda") and torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return "this PyTorch is a CPU build"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU"
+    return f"{backend.why_not('cuda')}; on a GPU the reference backend and engine run"
+
+
+def render(info: dict[str, Any]) -> str:
+    """The lines that a person reads."""
+    native, cuda, auto = info["native"], info["cuda"], info["auto"]
+    kernels = (
+        f"built; CPU kernels for {native['cpu_kernels']}"
+        if native["built"]
+        else f"not there: {native['why_not']}"
+    )
+    gpus = ", ".join(cuda["devices"]) or "no GPU"
+    gpus += "; CUDA kernels built" if cuda["kernels"] else ""
+    rows = [
+        ("fastmlp", f"{info['fastmlp']} with torch {info['torch']}, Python {info['python']}"),
+        ("extension", kernels),
+        ("cpu", f"{info['cpu']['machine']}, {info['cpu']['threads']} threads"),
+        ("cuda", gpus if cuda["why_not"] is None else f"{gpus}; {cuda['why_not']}"),
+        *((f"engine {name}", state) for name, state in info["engines"].items()),
+        ("auto", f"{auto['engine']} on {auto['device']} ({auto['reason']})"),
+        *((f"layer {shape}", plan) for shape, plan in info["plans"].items()),
+    ]
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in rows)
+
+
+def _parse_shape(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(re.fullmatch(r"\s*\d{1,18}\s*", part) for part in parts):
+        raise UserError(
+            f"--shape must be BATCH,INPUTS,OUTPUTS like 8,3072,256, got {text!r}", EXIT_USAGE
+        )
+    batch, inputs, outputs = (int(part) for part in parts)
+    return batch, inputs, outputs
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code, raises UserError for a user's mistake."""
+    parser = ArgumentParser(prog="fastmlp info", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--shape",
+        action="append",
+        metavar="BATCH,INPUTS,OUTPUTS",
+        default=None,
+        help="say who computes a layer of this shape; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    shapes = [_parse_shape(text) for text in args.shape or ["8,3072,256", "1024,1024,1024"]]
+    info = collect(shapes)
+    print(json.dumps(info, indent=2) if args.json else render(info))
+    return 0
+

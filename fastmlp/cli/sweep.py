@@ -1,0 +1,223 @@
+"""The command ``sweep``: trains many configurations side by side and compares them.
+
+python -m fastmlp.sweep --lr 1e-2,1e-3,1e-4 --hidden 32,64,256     one at a time, from the base
+python -m fastmlp.sweep --lr 1e-3,1e-1 --vary random:50 --seeds 3    50 draws in between
+torchrun --nproc-per-node=8 -m fastmlp.sweep ...                   shared by eight processes
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fastmlp.training.config import PRESETS, TrainConfig, load_config_file, resolve_config
+from fastmlp.data.dataset import add_data_arguments
+from fastmlp.utils.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    ArgumentParser,
+    UserError,
+    run_command,
+)
+from fastmlp.cli.options import add_machine_arguments, add_training_arguments, given_flags
+from fastmlp.sweeps.search_space import VARY, plan, shown
+from fastmlp.sweeps.sweep import SweepResult, Trial, sweep
+from fastmlp.sweeps.distributed import Workers
+
+RUNS = Path("runs")
+"""Where a sweep's folder is made when ``--out`` names none."""
+REPORT_SECONDS = 10.0
+"""How often a line is printed where there is no terminal to draw on."""
+FILE_WIDTH = 200
+"""Columns of a table that no terminal limits."""
+LISTED = ("hidden", "batch_size", "lr", "lr_decay", "momentum", "weight_decay")
+"""Flags that take several values."""
+ROWS = 20
+"""Configurations in the table that is drawn while a sweep runs; the file has all of them."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code, raises :class:`UserError` for a user's mistake."""
+    flags = given_flags(_build_parser(), argv)
+    if flags.get("out") == "":
+        raise UserError("--out must be a folder, got an empty name", EXIT_USAGE)
+    options = {name: flags.pop(name) for name in ("vary", "seeds", "halve") if name in flags}
+    quiet = flags.pop("quiet", False)
+    out = Path(flags.pop("out", RUNS / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"))
+    base, values = _base_and_values(flags)
+    plan(base, values, options.get("vary", "one"))  # refused before anything is loaded
+    view = _View(quiet, base.epochs)
+    with view:
+        result = sweep(
+            base,
+            values,
+            vary=options.get("vary", "one"),
+            seeds=options.get("seeds", 1),
+            successive_halving=options.get("halve", False),
+            out=out,
+            on_epoch=view.update,
+            on_progress=view.move,
+        )
+    return _tell(result, out, view)
+
+
+def _base_and_values(flags: dict[str, Any]) -> tuple[TrainConfig, dict[str, list[Any]]]:
+    """The configuration to start from, and the lists of more than one value."""
+    file = load_config_file(flags.pop("config")) if "config" in flags else {}
+    file_preset = file.pop("preset", "sweep")
+    preset = flags.pop("preset", file_preset)
+    values = {name: flags.pop(name) for name in LISTED if len(flags.get(name, ())) > 1}
+    single = {name: value[0] if name in LISTED else value for name, value in flags.items()}
+    if single.get("nesterov") and "momentum" in values:  # which needs one above 0 in the base
+        single["momentum"] = max(values["momentum"])
+    return resolve_config(single, file, preset), values
+
+
+def _tell(result: SweepResult, out: Path, view: _View) -> int:
+    """The last lines; returns the exit code."""
+    if not Workers.from_environment().is_first:
+        return EXIT_INTERRUPTED if result.interrupted else 0
+    view.show(result)
+    if result.interrupted:
+        same = f"The same command with --out {shlex.quote(str(out))} goes on."
+        view.final(f"Stopped, and everything is saved. {same}")
+        return EXIT_INTERRUPTED
+    best = result.best_trial
+    if not best.score:
+        raise UserError("All runs diverged; try smaller values of --lr")
+    settings = ", ".join(f"{name} {shown(getattr(best.config, name))}" for name in result.values)
+    mean, sd = best.best_val
+    file = shlex.quote(str(out / "best.toml"))
+    if best.config.data_dir is not None:  # which belongs to the machine, so the file lacks it
+        file += f" --data-dir {shlex.quote(best.config.data_dir)}"
+    view.final(
+        f"Best in validation: {mean:.2%}{_plus_minus(sd, best)}{' with ' if settings else ''}"
+        f"{settings}. Train it with: python -m fastmlp.train --config {file}"
+    )
+    view.say(f"Everything is in {out}: results.csv, epochs.csv, best.toml, pictures, ...")
+    return 0
+
+
+class _View:
+    """What a person sees: on a terminal a table that is drawn anew after each epoch over a bar that
+    moves within it, elsewhere a line now and then."""
+
+    def __init__(self, quiet: bool, epochs: int) -> None:
+        width = None if sys.stdout.isatty() else FILE_WIDTH
+        self._console = Console(file=sys.stdout, highlight=False, width=width)
+        self._quiet, self._epochs = quiet, epochs
+        self._live: Live | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self._console)
+        self._task = self._progress.add_task("", total=epochs)
+        self._first = Workers.from_environment().is_first
+        self._next_line = time.monotonic() + REPORT_SECONDS
+
+    def __enter__(self) -> _View:
+        if self._console.is_terminal and not self._quiet and self._first:
+            self._live = Live(self._progress, console=self._console, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, result: SweepResult, epoch: int) -> None:
+        """``result`` is what there is after so many epochs."""
+        self.move(epoch)
+        if self._live is not None:
+            self._live.update(Group(_table(result), self._progress))
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + REPORT_SECONDS
+            best = max(result.trials, key=lambda trial: trial.score)
+            self.say(f"epoch {epoch}/{self._epochs}  best validation so far {best.score:.2%}")
+
+    def move(self, epochs: float) -> None:
+        """So many epochs are done, and a part of one."""
+        description = f"epoch {int(epochs)}/{self._epochs}"
+        self._progress.update(self._task, completed=epochs, description=description)
+
+    def show(self, result: SweepResult) -> None:
+        """The table as it stands."""
+        if not self._quiet:
+            self._console.print(_table(result))
+
+    def say(self, text: str) -> None:
+        """A line for those who want to follow."""
+        if not self._quiet and self._first:
+            self.final(text)
+
+    def final(self, text: str) -> None:
+        """A line that even a quiet sweep writes."""
+        print(text, flush=True)
+
+
+def _table(result: SweepResult) -> Table:
+    ranked = sorted(result.trials, key=lambda trial: trial.score, reverse=True)
+    table = Table(title="Validation accuracy, best first", title_justify="left")
+    for name in result.values:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name in ("best", "last", "training", "state"):
+        table.add_column(name, justify="right")
+    for trial in ranked[:ROWS]:
+        settings = [str(shown(getattr(trial.config, name))) for name in result.values]
+        numbers = [
+            f"{mean:.2%}{_plus_minus(sd, trial)}" if mean == mean else "-"
+            for mean, sd in (trial.best_val, trial.final_val, trial.final_train)
+        ]
+        table.add_row(*settings, *numbers, trial.status)
+    if len(ranked) > ROWS:
+        table.caption = f"and {len(ranked) - ROWS} more"
+    return table
+
+
+def _plus_minus(sd: float, trial: Trial) -> str:
+    return f" +- {100 * sd:.2f}" if len(trial.runs) > 1 else ""
+
+
+def _build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="fastmlp sweep",
+        description="Trains many configurations side by side and compares them in validation.",
+        epilog="Values with commas between them are varied; a single one changes the base. A flag "
+        "beats the --config file, which beats the preset; the defaults shown are those of the "
+        "preset 'sweep'.",
+    )
+    add_data_arguments(parser.add_argument_group("data"))
+    add, none = parser.add_argument_group("sweep").add_argument, "%(default).0s"
+    add(
+        "--vary",
+        metavar=VARY.replace(", ", "|").replace(" or ", "|"),
+        default="one",
+        help="one value at a time from the base, all combinations, or N draws in between",
+    )
+    add("--seeds", type=int, metavar="N", default=1, help="runs of each configuration")
+    add(
+        "--successive-halving",
+        dest="halve",
+        action="store_true",
+        help="drop the worse half after an eighth, a quarter and a half of the epochs",
+    )
+    add("--preset", choices=PRESETS, default="sweep", help="where the base comes from")
+    add("--config", metavar="FILE", help=f"TOML file of values of the base{none}")
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder for the results; a sweep that is in it goes on "
+        f"(default: runs/sweep-DATE-TIME){none}",
+    )
+    add("--quiet", action="store_true", help="only errors and the final line")
+    base = resolve_config({}, preset="sweep")
+    add_training_arguments(parser.add_argument_group("training"), base, lists=True)
+    add_machine_arguments(parser.add_argument_group("machine"))
+    return parser

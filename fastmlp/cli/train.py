@@ -1,0 +1,202 @@
+"""The command ``train``: trains one network on CIFAR-10 and keeps the run in a folder.
+
+python -m fastmlp.train                       about a minute on two cores
+python -m fastmlp.train --preset course       the exercise this project grew out of
+python -m fastmlp.train --resume runs/NAME    goes on where a run stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastmlp.training.config import PRESETS, TrainConfig, load_config_file, resolve_config
+from fastmlp.data.dataset import add_data_arguments
+from fastmlp.utils.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    ArgumentParser,
+    UserError,
+    run_command,
+)
+from fastmlp.training.api import Run, fit, resume
+from fastmlp.cli.options import add_machine_arguments, add_training_arguments, given_flags
+from fastmlp.cli.progress import Progress
+from fastmlp.training.checkpoint import RunFolder
+
+RUNS = Path("runs")
+"""Where a run's folder is made when ``--out`` names none."""
+RESUME_FLAGS = ("resume", "epochs", "device", "data_dir", "quiet", "json")
+"""What may stand beside --resume; all else is as the run was started."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code, raises :class:`UserError` for a user's mistake."""
+    flags = given_flags(_build_parser(), argv)
+    for name in ("out", "resume"):
+        if flags.get(name) == "":
+            raise UserError(f"{_as_flag(name)} must be a folder, got an empty name", EXIT_USAGE)
+    quiet, as_json = flags.pop("quiet", False), flags.pop("json", False)
+    progress = Progress(sys.stderr if as_json else sys.stdout, quiet=quiet, bar=sys.stderr.isatty())
+    if "resume" in flags:
+        if _already_finished(flags, progress, as_json):
+            return 0
+        start = _resume
+    else:
+        start = _start
+    run = start(flags, progress)
+    assert run.folder is not None  # the command always has one
+    if run.interrupted:
+        command = f"python -m fastmlp.train --resume {shlex.quote(str(run.folder))}"
+        progress.final(f"Stopped, and everything is saved. Go on with: {command}")
+        return EXIT_INTERRUPTED
+    _tell(run, progress)
+    if as_json:
+        _print_json(run.folder, run.summary)
+    return 0
+
+
+def _start(flags: dict[str, Any], progress: Progress) -> Run:
+    out = flags.pop("out", None)
+    file = load_config_file(flags.pop("config")) if "config" in flags else {}
+    file_preset = file.pop("preset", "default")
+    preset = flags.pop("preset", file_preset)
+    config = resolve_config(flags, file, preset)
+    with contextlib.nullcontext(out) if out is not None else _new_folder(preset) as folder:
+        return fit(config, out=folder, progress=progress)
+
+
+def _resume(flags: dict[str, Any], progress: Progress) -> Run:
+    for name in flags:
+        if name not in RESUME_FLAGS:
+            allowed = ", ".join(_as_flag(flag) for flag in RESUME_FLAGS[1:])
+            raise UserError(
+                f"{_as_flag(name)} cannot be given with --resume, which allows only {allowed}",
+                EXIT_USAGE,
+            )
+    return resume(flags.pop("resume"), progress=progress, **flags)
+
+
+def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) -> bool:
+    """Says so where the run to resume is at its end and is not to be made longer."""
+    folder = RunFolder(flags["resume"])
+    if not folder.finished:
+        return False
+    config = folder.read_config()
+    if flags.get("epochs", config.epochs) != config.epochs:
+        return False
+    summary = folder.read_summary()
+    longer = "" if config.lr_schedule == "cosine" else "; a larger --epochs trains it longer"
+    progress.final(
+        f"The run in {folder.path} is finished: {summary['epochs']} epochs, test accuracy "
+        f"{summary['test_accuracy']:.2%}{longer}"
+    )
+    if as_json:
+        _print_json(folder.path, summary)
+    return True
+
+
+def _tell(run: Run, progress: Progress) -> None:
+    """The last lines of a run."""
+    summary, best = run.summary, run.summary["best"]
+    offline = ", on the built-in set and not CIFAR-10" if summary["offline"] else ""
+    progress.say("")
+    progress.final(
+        f"Test accuracy {summary['test_accuracy']:.2%} (loss {summary['test_loss']:.4f}, "
+        f"{summary['test_images']:,} images{offline}) after epoch {best['epoch']} of "
+        f"{summary['epochs']}, the best in validation ({best['val_acc']:.2%})"
+    )
+    progress.say(
+        f"Trained in {_duration(summary['train_seconds'])} at "
+        f"{summary['images_per_s']:,.0f} images/s; {_duration(summary['total_seconds'])} in all"
+    )
+    progress.say(f"Everything is in {run.folder}: best.pt, last.pt, metrics.csv, curves.png, ...")
+    if summary["offline"]:
+        progress.say(
+            "Warning: this run used the built-in offline set, not CIFAR-10; its accuracies say "
+            "nothing about CIFAR-10."
+        )
+
+
+def _print_json(folder: Path, summary: dict[str, Any]) -> None:
+    print(json.dumps({"folder": str(folder), **summary}, indent=2), flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+@contextlib.contextmanager
+def _new_folder(preset: str) -> Iterator[Path]:
+    """Makes a folder named after the preset and the time, which no other process has; it is gone
+    again where nothing was written into it."""
+    name = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for count in itertools.count(1):
+        path = RUNS / (name if count == 1 else f"{name}-{count}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
+
+
+def _as_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="fastmlp train",
+        description="Trains a small network on CIFAR-10 and keeps everything in a run folder.",
+        epilog="A flag beats the --config file, which beats the preset; the defaults shown are "
+        "those of the preset 'default'.",
+    )
+    add_data_arguments(parser.add_argument_group("data"))
+    _add_run_arguments(parser.add_argument_group("run"))
+    add_training_arguments(parser.add_argument_group("training"), TrainConfig())
+    add_machine_arguments(parser.add_argument_group("machine"))
+    return parser
+
+
+def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
+    # These have no default to show; SUPPRESS keeps "(default: None)" out of the help.
+    add, none = group.add_argument, argparse.SUPPRESS
+    add("--preset", choices=PRESETS, default="default", help="where values come from first")
+    add("--config", metavar="FILE", default=none, help="TOML file of values, named as the flags")
+    add(
+        "--out",
+        metavar="DIR",
+        default=none,
+        help="folder for the run, new or empty (default: runs/PRESET-DATE-TIME)",
+    )
+    add("--resume", metavar="RUN", default=none, help="go on with the run in this folder")
+    add(
+        "--save-every",
+        type=int,
+        metavar="N",
+        default=TrainConfig.save_every,
+        help="epochs between two saves",
+    )
+    add("--quiet", action="store_true", default=none, help="only errors and the final line")
+    add(
+        "--json",
+        action="store_true",
+        default=none,
+        help="a JSON summary on standard output at the end, all else on standard error",
+    )
+

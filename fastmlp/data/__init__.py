@@ -1,0 +1,1 @@
+"""Data sets: found, downloaded, split, normalised, augmented and put in order."""

@@ -1,0 +1,169 @@
+"""What CIFAR-10 is on disk: the official archives, their folders, the readers of the two layouts.
+
+Nothing here touches the network or writes a file, and nothing in a data file is executed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.utils.errors import UserError
+
+DIRECTORY_VARIABLE = "FASTMLP_DATA"
+"""The environment variable that names the data folder, as ``--data-dir`` does."""
+CACHE = "~/.cache/fastmlp"
+
+BATCH = 10_000
+"""Images in each of the six files of CIFAR-10."""
+PIXELS = 3 * 32 * 32
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One of the official archives. ``members`` are the files of its folder with their sizes in
+    bytes: the five training batches in order, the test batch, the class names."""
+
+    url: str
+    size: int
+    sha256: str
+    folder: str
+    members: Mapping[str, int]
+
+    @property
+    def filename(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+BINARY = Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    size=170_052_171,
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    folder="cifar-10-batches-bin",
+    members={
+        **{f"data_batch_{number}.bin": 30_730_000 for number in range(1, 6)},
+        "test_batch.bin": 30_730_000,
+        "batches.meta.txt": 61,
+    },
+)
+PYTHON = Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    size=170_498_071,
+    sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    folder="cifar-10-batches-py",
+    members={
+        "data_batch_1": 31_035_704,
+        "data_batch_2": 31_035_320,
+        "data_batch_3": 31_035_999,
+        "data_batch_4": 31_035_696,
+        "data_batch_5": 31_035_623,
+        "test_batch": 31_035_526,
+        "batches.meta": 158,
+    },
+)
+ARCHIVES = (BINARY, PYTHON)
+"""In order of preference: the binary one needs no unpickling."""
+
+
+def search_path(data_dir: str | os.PathLike[str] | None) -> list[Path]:
+    """The folders to look in. Raises UserError for one that was named but is no folder."""
+    given, source = data_dir, "--data-dir"
+    if given is None:
+        given, source = os.environ.get(DIRECTORY_VARIABLE) or None, f"${DIRECTORY_VARIABLE}"
+    if given is None:
+        return [Path(CACHE).expanduser()]
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"{source} wants an existing folder, and {root} is"
+            f" {'a file' if root.exists() else 'not there'}; correct it or make the folder."
+        )
+    return [root] if data_dir is not None else [root, Path(CACHE).expanduser()]
+
+
+def find_folder(root: Path) -> tuple[Archive, Path] | None:
+    """The unpacked CIFAR-10 that ``root`` is or holds: the archive it came from and its folder."""
+    for folder in (root, *(root / archive.folder for archive in ARCHIVES)):
+        for archive in ARCHIVES:
+            if (folder.name == archive.folder and folder.is_dir()) or any(
+                (folder / name).exists() for name in archive.members
+            ):
+                return archive, folder
+    return None
+
+
+def read(archive: Archive, folder: Path) -> tuple[Images, Labels]:
+    """The six batches in their order, the test batch last: images (60000, 3072) uint8 and labels
+    (60000,) int64. Raises :class:`UserError` that names the file which is missing or not right."""
+    parse = _parse_pickle if archive.folder == PYTHON.folder else _parse_binary
+    images, labels = [], []
+    for path in (folder / name for name in list(archive.members)[:6]):
+        if not path.is_file():
+            raise _refusal(path, "is missing")
+        pixels, indices = parse(path)
+        if indices.min() < 0 or indices.max() > 9:
+            raise _refusal(path, f"has labels from {indices.min()} to {indices.max()}, not 0 to 9")
+        images.append(pixels)
+        labels.append(indices)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _parse_binary(path: Path) -> tuple[Images, Labels]:
+    """One file of the binary layout: records of one byte of label and 3072 of image."""
+    size, wanted = path.stat().st_size, BATCH * (1 + PIXELS)
+    if size != wanted:
+        raise _refusal(path, f"has {size:,} bytes, not {wanted:,}")
+    records = np.fromfile(path, np.uint8).reshape(BATCH, 1 + PIXELS)
+    return records[:, 1:], records[:, 0].astype(np.int64)
+
+
+def _parse_pickle(path: Path) -> tuple[Images, Labels]:
+    """One file of the pickled layout: a dictionary with ``data``, an array, and ``labels``."""
+    with open(path, "rb") as file:
+        try:
+            batch = _ArrayUnpickler(file, encoding="bytes").load()
+            images, labels = (batch.get(key, batch.get(key.encode())) for key in ("data", "labels"))
+            labels = np.asarray(labels).astype(np.int64, casting="same_kind")
+        except Exception as error:  # a malformed pickle can raise anything
+            raise _refusal(path, f"cannot be read ({error})") from error
+    if getattr(images, "dtype", None) != np.uint8 or images.shape != (BATCH, PIXELS):
+        raise _refusal(path, f"has no uint8 array of {BATCH:,} x {PIXELS:,} as its data")
+    if labels.shape != (BATCH,):
+        raise _refusal(path, f"has {labels.size:,} labels, not {BATCH:,}")
+    return images, labels
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles built-in types and NumPy arrays, and calls nothing else."""
+
+    # Under the names of NumPy 1. The two functions live in private modules: NumPy hands them out.
+    _known: ClassVar[dict[tuple[str, str], object]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy.core.numeric", "_frombuffer"): np.empty(0).__reduce_ex__(5)[0],
+        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes, to protocol 2
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        known = self._known.get((module.replace("numpy._core", "numpy.core"), name))
+        if known is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, not allowed in a data file")
+        return known
+
+
+def _refusal(path: Path, problem: str) -> UserError:
+    return UserError(
+        f"{path} {problem}; put the right file there, or move its folder away and run again to"
+        " download CIFAR-10 anew."
+    )

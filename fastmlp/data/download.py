@@ -1,0 +1,271 @@
+"""Brings CIFAR-10 here: downloaded, checked, unpacked; whole or not at all.
+
+A download goes to ``<archive>.part`` and can be stopped at any moment: the next one goes on from
+there. Size and SHA-256 are checked before anything is unpacked, only the files that CIFAR-10
+consists of are unpacked, and their folder appears under its name in one step, when it is complete.
+A lock in the data folder makes a second process wait instead of writing to the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from fastmlp.data.cifar10 import ARCHIVES, Archive
+from fastmlp.utils.errors import UserError
+
+URL_VARIABLE = "FASTMLP_CIFAR10_URL"
+"""The environment variable that names a mirror, as ``--data-url`` does."""
+
+TIMEOUT = 20.0
+"""Seconds without a byte after which a connection counts as broken."""
+RETRY_PAUSES = (1.0, 5.0, 15.0, 60.0)
+"""Seconds to wait before each new try after a download that had begun broke off."""
+
+
+class DownloadError(UserError):
+    """CIFAR-10 could not be brought here: no network, a wrong file, no room, no permission."""
+
+
+def fetch(root: Path, url: str | None = None, *, progress: bool = True) -> tuple[Archive, Path]:
+    """Downloads CIFAR-10 to ``root`` (made if need be) and unpacks it: the archive and its folder.
+
+    ``url``: a mirror of either official archive; without it ``$FASTMLP_CIFAR10_URL``, without that
+    the official host. Goes on from what an earlier download left. ``progress`` shows what is going
+    on on standard error. Raises :class:`DownloadError`, or :class:`UserError` for a malformed URL.
+    """
+    url = url or os.environ.get(URL_VARIABLE) or ARCHIVES[0].url
+    archive = _archive_at(url)
+    folder = root / archive.folder
+    part = root / f"{archive.filename}.part"
+    with _locked(root, progress):
+        if not folder.is_dir():  # else another process brought it while this one waited
+            if progress:
+                _announce(archive, url, part)
+            _download(archive, url, part, progress)
+            difference = _difference(archive, part)
+            if difference:
+                part.unlink()
+                raise DownloadError(
+                    f"What came from {url} {difference}, so it is not the official archive and"
+                    " was deleted; try again or pass another --data-url."
+                )
+            _extract(archive, part, folder)
+            part.unlink()
+    return archive, folder
+
+
+def unpack(archive: Archive, path: Path, root: Path, *, progress: bool = True) -> Path:
+    """Checks the archive at ``path``, unpacks it below ``root``, and returns the folder.
+
+    Raises :class:`UserError` where it is not the official archive or cannot be unpacked there.
+    """
+    folder = root / archive.folder
+    with _locked(root, progress):
+        if not folder.is_dir():  # else another process unpacked it while this one waited
+            difference = _difference(archive, path)
+            if difference:
+                raise UserError(
+                    f"{path} {difference}, so it is damaged or not the official archive; delete it,"
+                    " and the next run downloads CIFAR-10 again."
+                )
+            if progress:
+                print(f"Unpacking {path} to {folder}.", file=sys.stderr)
+            _extract(archive, path, folder)
+    return folder
+
+
+def _archive_at(url: str) -> Archive:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UserError(f"--data-url wants an http:// or https:// address, got {url!r}.")
+    named = (archive for archive in ARCHIVES if parts.path.endswith(archive.filename))
+    return next(named, ARCHIVES[0])
+
+
+@contextlib.contextmanager
+def _locked(root: Path, progress: bool) -> Iterator[None]:
+    """Holds the lock of the folder ``root``; the system frees it when the process ends, however it
+    ends. An OSError within becomes a DownloadError: the folder cannot be used."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with open(root / ".fastmlp.lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if progress:
+                    print(f"Waiting for another process that fills {root}.", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise DownloadError(
+            f"Could not store CIFAR-10 in {root}: {_reason(error)}; it takes 360 MB there and"
+            " permission to write; pass another --data-dir."
+        ) from error
+
+
+def _announce(archive: Archive, url: str, part: Path) -> None:
+    lines = [f"Downloading CIFAR-10 ({archive.size / 1e6:.0f} MB) from {url} to {part.parent}."]
+    if url == archive.url:
+        lines.append("The official host is slow: this may take the better part of an hour.")
+    lines += [
+        "  Ctrl-C is safe: the next run goes on where this one stopped.",
+        "  --dataset offline trains at once, on the built-in set.",
+        f"  --data-url URL (or ${URL_VARIABLE}) takes it from a mirror.",
+    ]
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _download(archive: Archive, url: str, part: Path, progress: bool) -> None:
+    """Brings ``part`` to the archive's size, going on from what it holds."""
+    with open(part, "ab") as file:
+        if file.tell() > archive.size:  # whatever it is, it is not a beginning of this archive
+            _empty(file)
+        longest = file.tell()
+        pauses: Iterator[float] = iter(())  # a host that never sent a byte is not asked again
+        with tqdm(
+            total=archive.size,
+            initial=longest,
+            unit="B",
+            unit_scale=True,
+            desc="CIFAR-10",
+            disable=not progress,
+        ) as bar:
+            while file.tell() < archive.size:
+                try:
+                    _receive(archive, url, file, bar)
+                except (OSError, HTTPException, UnicodeError) as error:
+                    if file.tell() > longest:
+                        longest, pauses = file.tell(), iter(RETRY_PAUSES)
+                    pause = next(pauses, None)
+                    if pause is None:
+                        raise DownloadError(
+                            f"Could not download {url}: {_reason(error)} (after {file.tell():,} of"
+                            f" {archive.size:,} bytes); check the network and run again to go on,"
+                            " or pass a mirror as --data-url."
+                        ) from error
+                    time.sleep(pause)
+
+
+def _receive(archive: Archive, url: str, file: BinaryIO, bar: tqdm[NoReturn]) -> None:
+    """One request for what ``file`` still lacks, appended as it comes. Raises OSError or
+    HTTPException where the connection breaks, DownloadError where the host has another file."""
+    start = file.tell()
+    headers = {"User-Agent": "fastmlp"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
+            raise
+        _empty(file)  # the host's file ends before ours: ask again, from the beginning
+        return
+    with response:
+        offset, size = _offer(response)
+        if size != archive.size:  # checked before a byte of ours is given up for it
+            raise DownloadError(
+                f"{url} answers with {'an unknown number of' if size is None else f'{size:,}'}"
+                f" bytes where the official {archive.filename} has {archive.size:,}; pass another"
+                " --data-url."
+            )
+        if offset == 0:  # the host does not know ranges and sends the file from the beginning
+            _empty(file)
+        elif offset != start:
+            raise ConnectionError("the host sent another part of the file than it was asked for")
+        while chunk := response.read1(1 << 16):
+            file.write(chunk)
+            bar.update(file.tell() - bar.n)
+    if file.tell() < archive.size:
+        raise ConnectionError("the host closed the connection early")
+
+
+def _offer(response: HTTPResponse) -> tuple[int, int | None]:
+    """Where in the file the body of the response begins, and the size of the whole file (None
+    where the host does not tell)."""
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    if response.status == HTTPStatus.PARTIAL_CONTENT and found:
+        return int(found[1]), int(found[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _empty(file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+def _difference(archive: Archive, path: Path) -> str | None:
+    """What tells the file at ``path`` from the official archive; None where nothing does."""
+    size = path.stat().st_size
+    if size != archive.size:
+        return f"has {size:,} bytes where {archive.filename} has {archive.size:,}"
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != archive.sha256:
+        return f"has sha256 {digest.hexdigest()} where {archive.filename} has {archive.sha256}"
+    return None
+
+
+def _extract(archive: Archive, path: Path, folder: Path) -> None:
+    """Unpacks the members of ``archive`` and nothing else to ``folder``, which appears complete.
+
+    File names come from the table of members, never from the tar file, so nothing can be written
+    elsewhere. Raises UserError for a member that is no regular file of its size, or is missing.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        unpacked = Path(scratch, folder.name)
+        unpacked.mkdir()
+        missing = {f"{archive.folder}/{name}": name for name in archive.members}
+        try:
+            with tarfile.open(path, "r:gz") as tar:
+                for member in tar:
+                    name = missing.pop(member.name, None)
+                    if name is not None:
+                        _extract_member(tar, member, archive.members[name], unpacked / name)
+            if missing:
+                raise tarfile.ReadError(f"{', '.join(missing)} missing")
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it and run again.") from error
+        os.rename(unpacked, folder)
+
+
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int, target: Path) -> None:
+    source = tar.extractfile(member) if member.isreg() and member.size == size else None
+    if source is None:
+        raise tarfile.ReadError(f"{member.name} is not a regular file of {size:,} bytes")
+    with source, open(target, "xb") as file:
+        shutil.copyfileobj(source, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without urllib's wrapping and the number of the error."""
+    if isinstance(error, URLError) and isinstance(error.reason, Exception):
+        error = error.reason
+    text: str = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text

@@ -1,0 +1,1 @@
+"""How an epoch is run: one module per engine."""

@@ -1,0 +1,332 @@
+"""What every engine has in common: its interface, its options and the numbers it returns."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastmlp.data.transforms import Moves
+from fastmlp.data.dataset import Normalization, Part
+from fastmlp.engines.resident import resident
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+OPTIMIZERS = {
+    "sgd": ("momentum",),
+    "adam": ("exp_avg", "exp_avg_sq", "step"),
+    "adamw": ("exp_avg", "exp_avg_sq", "step"),
+}
+"""By name, and what each keeps of every parameter: tensors of its shape; ``step``, how many there
+have been, is a float32 scalar, as in ``torch.optim``."""
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Steps on mini-batches as ``torch.optim.SGD``, ``Adam`` or ``AdamW`` makes them, the latter
+    two with betas of 0.9 and 0.999 and an eps of 1e-8.
+
+    ``momentum`` and ``nesterov`` are SGD's. ``weight_decay`` times the parameter is added to the
+    gradient; AdamW takes it from the parameter itself. ``grad_average`` divides the gradients,
+    already means over a batch, by its size once more. With the ``precision`` bfloat16 the layers,
+    forward and backward, are those of ``torch.autocast``, on copies of the float32 parameters;
+    loss, update and what the optimiser keeps stay float32. With float32 all is in the parameters'
+    own dtype. Raises ValueError for an ``optimizer`` that is none of :data:`OPTIMIZERS`, for a
+    momentum that it does not have and for a ``precision`` that is none of :data:`PRECISIONS`.
+    """
+
+    batch_size: int
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    grad_average: bool = False
+    optimizer: str = "sgd"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
+            )
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum and nesterov are for sgd, not for {self.optimizer}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """What one call of :meth:`Engine.train_epoch` has done: steps, images, the sum of their losses
+    and how many were classified correctly, each before the step that used it."""
+
+    steps: int = 0
+    samples: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    finished: bool = False
+    """Whether the last batch of the epoch is done."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per image; nan before the first step."""
+        return self.loss_sum / self.samples if self.samples else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images classified correctly, 0 to 1; nan before the first step."""
+        return self.correct / self.samples if self.samples else math.nan
+
+    def __add__(self, later: EpochStats) -> EpochStats:
+        """The two parts of an epoch that was stopped in between."""
+        return EpochStats(
+            self.steps + later.steps,
+            self.samples + later.samples,
+            self.loss_sum + later.loss_sum,
+            self.correct + later.correct,
+            later.finished,
+        )
+
+
+@dataclass(frozen=True)
+class EvalStats:
+    """Mean loss per image, share classified correctly (0 to 1) and number of images."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one network trains on in an epoch.
+
+    ``order`` (n,) int64, on the CPU, names the training images in the order they are used, any of
+    them more than once or never, in batches of ``options.batch_size``, the last one perhaps
+    smaller. ``moves``, if there are any, flip and shift them. ``start_step`` is where an epoch that
+    was stopped goes on.
+    """
+
+    order: Tensor
+    lr: float
+    moves: Moves | None = None
+    start_step: int = 0
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a step, counted from 0 in its epoch, was nan or infinite."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss of step {step} is {loss}")
+        self.step = step
+        self.loss = loss
+
+
+class Engine(ABC):
+    """A ReLU network and its training part on one device.
+
+    ``parameters`` is the ``state_dict`` of ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear, ...)``,
+    all float32 or all float64, weights (O, I) and biases (O,); it is copied. Inputs are
+    ``normalization.apply(images)``.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        train: Part,
+        normalization: Normalization,
+        options: StepOptions,
+        device: torch.device,
+    ) -> None:
+        self.options = options
+        self.device = device
+        self._parameters = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(
+                tensor.detach()
+            )
+            for name, tensor in parameters.items()
+        }
+        self._tensors = list(self._parameters.values())
+        self._layers_dtype = self._tensors[0].dtype
+        if options.precision == "bfloat16":
+            if self._layers_dtype != torch.float32:
+                raise ValueError(
+                    f"precision bfloat16 wants float32 parameters, got {self._layers_dtype}"
+                )
+            self._layers_dtype = torch.bfloat16
+        self._images = resident(train.images, device)
+        self._labels = resident(train.labels, device)
+        self._normalization = replace(
+            normalization,
+            scale=resident(normalization.scale, device),
+            shift=resident(normalization.shift, device),
+        )
+        self._set_up()
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Makes what this kind of engine needs beside parameters and data."""
+
+    @staticmethod
+    @abstractmethod
+    def why_not(
+        device: torch.device,
+        sizes: Sequence[int] | None = None,
+        options: StepOptions | None = None,
+    ) -> str | None:
+        """Why this engine cannot run on the device, or not for a network of these layer sizes or
+        with these options, or None where it can."""
+
+    def train_epoch(
+        self,
+        order: Tensor,
+        lr: float,
+        *,
+        moves: Moves | None = None,
+        start_step: int = 0,
+        should_stop: Callable[[], bool] | None = None,
+        on_progress: Callable[[EpochStats], None] | None = None,
+    ) -> EpochStats:
+        """Runs the steps of an :class:`Epoch` until all batches are done or ``should_stop()`` is
+        true after a step.
+
+        ``on_progress`` is called about every 0.15 s. Both it and the result count from
+        ``start_step``. Raises ValueError for a ``start_step`` beyond the epoch and
+        :class:`NonFiniteLossError`.
+        """
+        epoch = Epoch(order, lr, moves, start_step)
+        report = (lambda all_stats: on_progress(all_stats[0])) if on_progress else None
+        (result,) = self.train_together([self], [epoch], should_stop, report)
+        if isinstance(result, NonFiniteLossError):
+            raise result
+        return result
+
+    @classmethod
+    @abstractmethod
+    def train_together(
+        cls,
+        engines: Sequence[Self],
+        epochs: Sequence[Epoch],
+        should_stop: Callable[[], bool] | None = None,
+        on_progress: Callable[[list[EpochStats]], None] | None = None,
+    ) -> list[EpochStats | NonFiniteLossError]:
+        """:meth:`train_epoch` of several engines with the same training images and normalisation,
+        side by side where this kind of engine can. Each gives what it gives alone, to the last
+        bit; one whose loss is not finite stops, and its error stands in its place. Raises
+        ValueError for a ``start_step`` beyond its epoch."""
+
+    @classmethod
+    def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
+        """:meth:`evaluate` of several engines with the same normalisation."""
+        return [engine.evaluate(part) for engine in engines]
+
+    @abstractmethod
+    def evaluate(self, part: Part) -> EvalStats:
+        """Loss and accuracy on ``part`` with the parameters as they are."""
+
+    @abstractmethod
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """Copies, on the CPU, of what the optimiser keeps: for each name in :data:`OPTIMIZERS` the
+        tensors by parameter name, empty where there are none yet."""
+
+    @abstractmethod
+    def _load_optimizer(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes copies of an :meth:`optimizer_state`; one that is empty is a fresh start."""
+
+    def parameters_state(self) -> dict[str, Tensor]:
+        """Copies of the parameters, on the CPU, as a plain ``state_dict``."""
+        return copies_on_cpu(self._parameters)
+
+    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copies ``parameters`` into the network; raises ValueError where they do not fit it."""
+        self._check_fits("parameters", parameters)
+        for name, tensor in self._parameters.items():
+            tensor.detach().copy_(parameters[name])
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that training goes on from, bit by bit, even in the middle of an epoch: the
+        same for every engine, so that one may take over from another."""
+        return {"parameters": self.parameters_state(), **self.optimizer_state()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Goes on from a :meth:`state_dict`; raises ValueError where it does not fit."""
+        kept = OPTIMIZERS[self.options.optimizer]
+        if set(state) != {"parameters", *kept}:
+            raise ValueError(
+                f"a state of {self.options.optimizer} must hold parameters, {', '.join(kept)}, "
+                f"got {', '.join(state)}"
+            )
+        begun = any(state[kind] for kind in kept)
+        for kind in ("parameters", *(kept if begun else ())):
+            self._check_fits(kind, state[kind])
+        self.load_parameters(state["parameters"])
+        self._load_optimizer({kind: state[kind] for kind in kept})
+
+    def _check_fits(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        ours = {
+            name: () if kind == "step" else tuple(tensor.shape)
+            for name, tensor in self._parameters.items()
+        }
+        theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if ours != theirs:
+            raise ValueError(f"{kind} must be {ours}, got {theirs}")
+
+
+class Tally:
+    """The losses and hits of one call of train_epoch. They stay on the device until they are read,
+    so that no step waits for it."""
+
+    def __init__(self, samples: int, batch: int, start_step: int, device: torch.device) -> None:
+        self.total = -(-samples // batch)
+        if not 0 <= start_step < self.total:
+            raise ValueError(f"start_step must be from 0 to {self.total - 1}, got {start_step}")
+        self._start = self._next = start_step
+        self._losses = torch.empty(self.total, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._sizes = torch.full((self.total,), batch, dtype=torch.float64)
+        if samples % batch:
+            self._sizes[-1] = samples % batch
+
+    def add(self, losses: Tensor, correct: Tensor) -> None:
+        """Takes the mean losses (steps,) of the next steps and how many images were classified
+        correctly in them, as one number or one for each step."""
+        self._losses[self._next : self._next + len(losses)] = losses
+        self._correct += correct.sum()
+        self._next += len(losses)
+
+    @property
+    def next_step(self) -> int:
+        """The step, counted from the epoch's first, that comes next."""
+        return self._next
+
+    def read(self) -> EpochStats:
+        """The sums so far; raises NonFiniteLossError for the first loss that is not finite."""
+        done = slice(self._start, self._next)
+        losses, sizes = self._losses[done].double().cpu(), self._sizes[done]
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            raise NonFiniteLossError(self._start + step, losses[step].item())
+        return EpochStats(
+            steps=len(losses),
+            samples=int(sizes.sum()),
+            loss_sum=(losses * sizes).sum().item(),
+            correct=int(self._correct),
+            finished=self._next == self.total,
+        )
+
+
+def copies_on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that later training does not change."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -1,0 +1,264 @@
+"""A chunk of blocks of many networks of one shape, on a GPU, recorded once and replayed.
+
+docs/blocked-sgd.md step by step: the products are PyTorch's, the chain is ``blocked_chain_``. All
+of it works on buffers that keep their addresses; what the device has to know of a chunk is copied
+into them, and nothing waits for it. Blocks that are not full are padded with copies of their last
+image, which change nothing, so that one recording serves every chunk of every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmlp.data.transforms import flip_shift_ref
+from fastmlp.data.dataset import Normalization
+from fastmlp.engines.cuda_graph import Beside, Recording
+from fastmlp.ops.reference import blocked_chain_ref
+
+CHUNK_BYTES = 256 << 20
+"""What the inputs of a chunk may take, about."""
+CHUNK_BLOCKS = 32
+"""At most so many blocks in a chunk: between two chunks a run can be stopped."""
+OVERLAPPED_NETWORKS = 32
+"""Up to so many networks leave most of a GPU free while their chains run."""
+
+
+def run_kernel(*args: Any) -> None:
+    """The compiled chain; the tests put an emulated one in its place."""
+    torch.ops.fastmlp.blocked_chain_.default(*args)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a recording depends on: ``groups`` of ``networks`` each; those of a group share their
+    images. A block has ``steps`` batches, a chunk ``blocks`` blocks."""
+
+    groups: int
+    networks: int
+    inputs: int
+    hidden: int
+    classes: int
+    batch: int
+    steps: int
+    blocks: int
+    momentum: bool
+    decay: bool
+    dtype: torch.dtype
+    moved: tuple[int, int, int] | None
+    """The images' (planes, height, width) where they are flipped and shifted."""
+    compiled: bool
+    """Whether the chain is the kernel, or PyTorch's operators where no kernel takes the shape."""
+
+    @property
+    def rows(self) -> int:
+        """Images in a block."""
+        return self.batch * self.steps
+
+    @property
+    def all(self) -> int:
+        """How many networks there are."""
+        return self.groups * self.networks
+
+    @property
+    def overlapped(self) -> bool:
+        """Whether products run beside the chain. With momentum or decay what the chain changes of
+        the next block's product takes more than one product of its own."""
+        few = self.all <= OVERLAPPED_NETWORKS
+        return few and self.steps > 1 and self.blocks > 1 and not (self.momentum or self.decay)
+
+
+def block_bytes(rows: int, inputs: int, steps: int, dtype: torch.dtype) -> int:
+    """What the inputs of a group's block take, and their Gram matrix."""
+    numbers = inputs + (rows if steps > 1 else 0)
+    extra = 5 if dtype == torch.float64 else 1  # bytes of a pixel, and as float32 on the way
+    return rows * (numbers * dtype.itemsize + inputs * extra)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which images the blocks of a call hold: ``index`` (blocks, R) into the order, the last of a
+    block repeated behind its end, and ``rows`` (blocks,), how many of them are there."""
+
+    index: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, images: int, start_step: int, shape: Shape) -> Schedule:
+        """Blocks end at the same steps wherever the epoch is taken up."""
+        first = start_step // shape.steps
+        ends = torch.arange(first + 1, -(-images // shape.rows) + 1) * shape.rows
+        begins = (ends - shape.rows).clamp(min=start_step * shape.batch)
+        ends = ends.clamp(max=images)
+        index = begins[:, None] + torch.arange(shape.rows)
+        return cls(torch.minimum(index, ends[:, None] - 1), ends - begins)
+
+    def padded(self, blocks: int) -> Schedule:
+        """With blocks without images behind its end."""
+        missing = blocks - len(self.rows)
+        index = torch.cat([self.index, self.index[-1:, -1:].expand(missing, self.index.shape[1])])
+        return Schedule(index, torch.cat([self.rows, self.rows.new_zeros(missing)]))
+
+
+class Runner:
+    """Buffers and recording of a shape. ``parameters`` and ``momentum`` (empty without) hold the
+    weight (M, H, I), bias (M, H), weight (M, C, H) and bias (M, C) of all its networks."""
+
+    def __init__(
+        self, shape: Shape, images: Tensor, labels: Tensor, normalization: Normalization
+    ) -> None:
+        self.shape = shape
+        self._images, self._labels, self._normalization = images, labels, normalization
+        n, device = shape, images.device
+
+        def make(*sizes: int, dtype: torch.dtype = shape.dtype) -> Tensor:
+            return torch.zeros(sizes, dtype=dtype, device=device)
+
+        layers = [[n.all, n.hidden, n.inputs], [n.all, n.hidden]]
+        layers += [[n.all, n.classes, n.hidden], [n.all, n.classes]]
+        self.parameters = [make(*sizes) for sizes in layers]
+        self.momentum = [make(*sizes) for sizes in layers if n.momentum]
+        self._spare = make(*layers[0]) if n.momentum and n.decay else None
+        self.recurrence, self.options = make(n.all, n.steps + 1, 6), make(n.all, 5)
+        chunk = (n.blocks, n.groups, n.rows)
+        self._index = make(*chunk, dtype=torch.int64)
+        self._moves = make(*chunk, 3, dtype=torch.int8) if n.moved else None
+        self._rows = make(n.blocks, n.groups, dtype=torch.int64)
+        self._chunk_labels = make(*chunk, dtype=torch.int64)
+        self._pixels = make(n.blocks * n.groups * n.rows, n.inputs, dtype=torch.uint8)
+        self._x = make(*chunk, n.inputs)
+        # Pixels are normalised in float32 whatever the network's dtype.
+        self._floats = make(*chunk, n.inputs, dtype=torch.float32) if self._doubles else self._x
+        self._gram = make(*chunk, n.rows if n.steps > 1 else 0)
+        self._cross = make(*chunk, n.rows) if n.overlapped else None
+        products = (n.groups, n.rows, n.networks, n.hidden)
+        # Where products overlap the chain, those of even and of odd blocks.
+        self._p, self._to_w = ([make(*products) for _ in range(1 + n.overlapped)] for _ in range(2))
+        self._q = make(*products) if n.momentum and n.steps > 1 else None
+        self._to_v = make(*products) if n.momentum else None
+        self._ends = make(n.all, 4)
+        self.losses = make(n.blocks, n.all, n.steps)
+        self.correct = make(n.blocks, n.all, n.steps, dtype=torch.int64)
+        self._beside = Beside(device)
+        self._recording = Recording(self._run, device)
+
+    @property
+    def _doubles(self) -> bool:
+        return self.shape.dtype == torch.float64
+
+    def replay(self, index: Tensor, rows: Tensor, moves: Tensor | None) -> None:
+        """Runs the chunk of the images ``index`` (blocks, G, R), of which ``rows`` (blocks, G) are
+        there, moved by ``moves`` (blocks, G, R, 3); all on the device."""
+        self._index.copy_(index)
+        self._rows.copy_(rows)
+        if self._moves is not None and moves is not None:
+            self._moves.copy_(moves)
+        self._recording.replay()
+
+    def _run(self) -> None:
+        self._gather()
+        if self._cross is not None:
+            self._run_overlapped(self._cross)
+            return
+        for block in range(self.shape.blocks):
+            self._multiply(block)
+            self._walk(block)
+            self._update(block)
+
+    def _run_overlapped(self, cross: Tensor) -> None:
+        """While a chain runs, the weights of the block before it are updated and the product of the
+        block after it is made of them. What the chain then changes of that product is one small
+        product more: x(n+1) [w + to_w^T x(n)]^T = x(n+1) w^T + [x(n+1) x(n)^T] to_w.
+        """
+        n = self.shape
+
+        def make_ready(block: int) -> None:
+            if block > 1:
+                self._update(block - 2)
+            if block < n.blocks:
+                self._multiply(block)
+
+        self._multiply(0)
+        for block in range(n.blocks):
+            self._beside.run(partial(make_ready, block + 1))
+            self._walk(block)
+            self._beside.join()
+            if block + 1 < n.blocks:
+                p, to_w = self._of(self._p, block + 1), self._of(self._to_w, block)
+                p = p.view(n.groups, n.rows, -1)
+                p.baddbmm_(cross[block + 1], to_w.view(n.groups, n.rows, -1))
+        self._update(n.blocks - 1)
+
+    @staticmethod
+    def _of(buffers: Sequence[Tensor], block: int) -> Tensor:
+        return buffers[block % len(buffers)]
+
+    def _gather(self) -> None:
+        """The inputs of all blocks, their labels and Gram matrices."""
+        n, index = self.shape, self._index.view(-1)
+        torch.index_select(self._labels, 0, index, out=self._chunk_labels.view(-1))
+        torch.index_select(self._images, 0, index, out=self._pixels)
+        pixels = self._pixels
+        if self._moves is not None and n.moved is not None:
+            pixels = flip_shift_ref(pixels, self._moves.view(-1, 3), n.moved)
+        floats = self._floats.view(-1, n.inputs)
+        torch.mul(pixels, self._normalization.scale, out=floats).add_(self._normalization.shift)
+        if self._doubles:
+            self._x.copy_(self._floats)
+        if n.steps > 1:
+            x = self._x.view(-1, n.rows, n.inputs)
+            gram = self._gram.view(-1, n.rows, n.rows)
+            torch.bmm(x, x.transpose(1, 2), out=gram).add_(1)
+        if self._cross is not None:  # the same of neighbouring blocks, without the biases
+            later, earlier = x[n.groups :], x[: -n.groups]
+            out = self._cross[1:].view(-1, n.rows, n.rows)
+            torch.bmm(later, earlier.transpose(1, 2), out=out)
+
+    def _multiply(self, block: int) -> None:
+        """p = x w^T, and q of the momenta."""
+        self._product(self._x[block], self.parameters[0], self._of(self._p, block))
+        if self._q is not None:
+            self._product(self._x[block], self.momentum[0], self._q)
+
+    def _product(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        n = self.shape
+        stacked = weight.view(n.groups, n.networks * n.hidden, n.inputs)
+        torch.bmm(x, stacked.transpose(1, 2), out=out.view(n.groups, n.rows, -1))
+
+    def _walk(self, block: int) -> None:
+        """The chain."""
+        chain: Callable[..., None] = run_kernel if self.shape.compiled else blocked_chain_ref
+        chain(
+            *(self._of(self._p, block), self._q, self._gram[block], self._chunk_labels[block]),
+            *(self._rows[block], self.recurrence, self.options, self.shape.batch),
+            *(self.parameters[1:], self.momentum[1:]),
+            *(self._of(self._to_w, block), self._to_v, self._ends),
+            *(self.losses[block], self.correct[block]),
+        )
+
+    def _update(self, block: int) -> None:
+        """w <- w + ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v + to_v^T x."""
+        w, x = self.parameters[0], self._x[block]
+        w_w, w_v, v_w, v_v = self._ends[:, :, None, None].unbind(1)
+        if self._spare is not None:
+            torch.mul(w, v_w, out=self._spare)
+        if self.shape.decay:
+            w.addcmul_(w, w_w)
+        if self._to_v is not None:
+            v = self.momentum[0]
+            w.addcmul_(v, w_v)
+            v.mul_(v_v)
+            if self._spare is not None:
+                v.add_(self._spare)
+            self._add_product(v, self._to_v, x)
+        self._add_product(w, self._of(self._to_w, block), x)
+
+    def _add_product(self, weight: Tensor, factors: Tensor, x: Tensor) -> None:
+        n = self.shape
+        stacked = weight.view(n.groups, n.networks * n.hidden, n.inputs)
+        stacked.baddbmm_(factors.view(n.groups, n.rows, -1).transpose(1, 2), x)

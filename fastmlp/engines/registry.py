@@ -1,0 +1,85 @@
+"""How an epoch is run: one class per engine, chosen by name, never silently.
+
+``blocked`` runs whole blocks of exact SGD steps as large matrix products; ``graph`` records many
+steps of fastmlp's operators as one CUDA graph; ``eager`` runs them one by one, without autograd;
+``reference`` is plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines.base import Engine, StepOptions
+from fastmlp.utils.errors import UserError
+from fastmlp.engines.graph import GraphEngine
+from fastmlp.engines.eager import EagerEngine, ReferenceEngine
+
+__all__ = [
+    "ENGINES",
+    "BlockedCudaEngine",
+    "BlockedEngine",
+    "EagerEngine",
+    "GraphEngine",
+    "ReferenceEngine",
+    "choose_engine",
+    "engine_for",
+    "resolve_device",
+]
+
+ENGINES: dict[str, type[Engine]] = {
+    engine.name: engine for engine in (BlockedEngine, GraphEngine, EagerEngine, ReferenceEngine)
+}
+"""By name, fastest first: ``auto`` takes the first that runs on the device."""
+
+_ON_CUDA: dict[str, type[Engine]] = {"blocked": BlockedCudaEngine}
+
+
+def engine_for(name: str, device: torch.device) -> type[Engine]:
+    """What one of :data:`ENGINES` is on the device."""
+    return _ON_CUDA.get(name, ENGINES[name]) if device.type == "cuda" else ENGINES[name]
+
+
+def choose_engine(
+    name: str,
+    device: torch.device,
+    sizes: Sequence[int] | None = None,
+    options: StepOptions | None = None,
+) -> tuple[type[Engine], str]:
+    """The engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of these
+    layer sizes with these options, and why.
+
+    Raises :class:`UserError` where the engine that was asked for cannot run.
+    """
+    if name != "auto":
+        asked = engine_for(name, device)
+        reason = asked.why_not(device, sizes, options)
+        if reason is not None:
+            raise UserError(f"The engine {name} cannot run here: {reason}; try --engine auto")
+        return asked, "asked for by name"
+    passed_over: list[str] = []
+    for engine in (engine_for(each, device) for each in ENGINES):
+        reason = engine.why_not(device, sizes, options)
+        if reason is None:
+            return engine, "; ".join(["the fastest that runs here", *passed_over])
+        passed_over.append(f"not {engine.name}, because {reason}")
+    raise AssertionError("the reference engine runs everywhere")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:1" means here; auto takes a GPU if there is
+    one. Raises :class:`UserError` where there is no such device."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        if count == 0:
+            raise UserError(f"device {name} is not there: PyTorch sees no GPU; use --device cpu")
+        if device.index >= count:
+            raise UserError(f"device {name} is not there: the last GPU is cuda:{count - 1}")
+    return device

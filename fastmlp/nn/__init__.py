@@ -1,0 +1,1 @@
+"""What ``torch.nn`` has, on fastmlp's operators: functions, modules, initialisation, conversion."""

@@ -1,0 +1,103 @@
+"""The layers as functions, on either backend: compiled kernels or their pure-PyTorch twins.
+
+``backend="native"`` runs the compiled operators of :mod:`fastmlp.ops.linear`, ``backend="reference"`` the
+functions of :mod:`fastmlp.ops.reference`. ``None`` takes the default: native, or, where there are no
+compiled kernels for the tensor's device, the reference, after one warning that says why.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastmlp.ops import mask_ops
+from fastmlp.ops import linear as ops
+from fastmlp.ops import reference
+from fastmlp.ops._load import resolve_backend
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """``act(x @ weight.T + bias)``: x (..., I), weight (O, I), bias (O,) -> (..., O).
+
+    ``activation`` is "none" or "relu". Counterpart of ``torch.nn.functional.linear`` (+ ``relu``).
+    Raises ValueError on shapes that do not fit, TypeError on dtypes that are not floating point or
+    that differ.
+    """
+    ops.check_linear(x, weight, bias, activation)
+    if resolve_backend(backend, x.device.type) == "reference":
+        return reference.linear_ref(x, weight, bias, activation)
+    return ops.linear(x, weight, bias, activation)
+
+
+def linear_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    save_mask: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """``relu(x @ weight.T + bias)`` in one kernel; see :func:`linear`.
+
+    ``save_mask=True`` keeps one bit an output for the backward pass instead of the output, so that
+    its memory is free as soon as nobody else holds it. Results and gradients are the same bits. It
+    saves where what comes next does not save its input (a sum, a mean, a residual addition, a
+    concatenation, dropout, a linear layer with a frozen weight). Where it does, as the next linear
+    layer of a network in training, the mask is kept besides. The reference backend computes the
+    same and saves what PyTorch saves.
+    """
+    if save_mask and torch.is_grad_enabled():
+        ops.check_linear(x, weight, bias, "relu")
+        if resolve_backend(backend, x.device.type) == "native":
+            return mask_ops.linear_relu_with_mask(x, weight, bias)[0]
+    return linear(x, weight, bias, "relu", backend=backend)
+
+
+def relu(x: Tensor, *, save_mask: bool = False, backend: str | None = None) -> Tensor:
+    """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``.
+
+    ``save_mask`` as in :func:`linear_relu`: a bit for each element of x, in whole bytes for each
+    row of the last dimension.
+    """
+    ops.check_relu(x)
+    if resolve_backend(backend, x.device.type) == "reference":
+        return reference.relu_ref(x)
+    if not (save_mask and torch.is_grad_enabled()):
+        return ops.relu(x)
+    if x.is_contiguous():
+        return mask_ops.relu_with_mask(x)[0]
+    # The mask follows memory, so that the result can have x's strides, as relu's has.
+    order = x.dim_order()
+    back = sorted(range(x.dim()), key=order.__getitem__)
+    return mask_ops.relu_with_mask(x.permute(order))[0].permute(back)
+
+
+def softmax_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax cross entropy with class-index targets, as ``torch.nn.functional.cross_entropy``.
+
+    logits (C,), (N, C) or (N, C, d1, ...); target (), (N,) or (N, d1, ...), int64 or uint8;
+    weight (C,) -> a scalar for "mean" and "sum", target's shape for "none".
+    Raises ValueError on shapes or options that do not fit, TypeError on dtypes, IndexError (CPU) on
+    a label outside [0, C) that is not ``ignore_index``.
+    """
+    args = (logits, target, weight, reduction, ignore_index, label_smoothing)
+    ops.check_softmax_xent(*args)
+    if resolve_backend(backend, logits.device.type) == "reference":
+        return reference.softmax_xent_ref(*args)
+    return ops.softmax_xent(*args)

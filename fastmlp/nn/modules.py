@@ -1,0 +1,320 @@
+"""The layers as ``nn.Module``: what ``torch.nn`` has, on fastmlp's kernels.
+
+Each one takes the constructor arguments of its ``torch.nn`` counterpart (plus ``backend=``) and has
+the same ``state_dict``, so weights move between the two unchanged in both directions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp.nn import functional
+from fastmlp.ops._load import resolve_backend
+
+Net = TypeVar("Net", bound=nn.Sequential)
+
+INITS = "kaiming, torch, xavier or normal:STD"
+"""The names that :func:`init_parameters` knows, as its messages and --help texts list them."""
+
+
+def _checked_backend(backend: str | None) -> str | None:
+    """``backend`` itself, after the errors of :func:`resolve_backend`. None stays None: the default
+    is looked up at every call, so that ``set_backend`` reaches layers that exist already."""
+    if backend is not None:
+        resolve_backend(backend)
+    return backend
+
+
+def _with_backend(text: str, backend: str | None) -> str:
+    """An ``extra_repr`` that names the backend where one was chosen."""
+    return ", ".join(part for part in (text, backend and f"backend={backend!r}") if part)
+
+
+class Linear(nn.Linear):
+    """``y = x @ weight.T + bias``: x (..., I) -> y (..., O). Counterpart: ``torch.nn.Linear``.
+
+    Same constructor, initialisation and ``state_dict`` (weight (O, I), bias (O,)). Errors are those
+    of :func:`fastmlp.functional.linear`, and of :func:`resolve_backend` for ``backend``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.backend = _checked_backend(backend)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight, self.bias, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return _with_backend(super().extra_repr(), self.backend)
+
+
+class LinearReLU(Linear):
+    """``y = relu(x @ weight.T + bias)`` in one kernel. Counterpart: ``nn.Linear`` then ``nn.ReLU``.
+
+    Constructor and ``state_dict`` are those of :class:`Linear`; ``save_mask=True`` saves a bit an
+    output for the backward pass instead of the output, which pays where what follows the layer does
+    not save its input, so not between the layers of an MLP (see
+    :func:`fastmlp.functional.linear_relu`).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        save_mask: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype, backend=backend)
+        self.save_mask = save_mask
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear_relu(
+            input, self.weight, self.bias, save_mask=self.save_mask, backend=self.backend
+        )
+
+    def extra_repr(self) -> str:
+        text = nn.Linear.extra_repr(self) + (", save_mask=True" if self.save_mask else "")
+        return _with_backend(text, self.backend)
+
+
+class ReLU(nn.ReLU):
+    """``max(x, 0)``, any shape; nan stays nan. Counterpart: ``torch.nn.ReLU``, never in place.
+
+    ``save_mask`` as :class:`LinearReLU` has it.
+    """
+
+    def __init__(self, *, save_mask: bool = False, backend: str | None = None) -> None:
+        super().__init__()
+        self.save_mask = save_mask
+        self.backend = _checked_backend(backend)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.relu(input, save_mask=self.save_mask, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return _with_backend("save_mask=True" if self.save_mask else "", self.backend)
+
+
+class SoftmaxCrossEntropyLoss(nn.CrossEntropyLoss):
+    """Mean, sum or vector of -log softmax(input)[target]. Counterpart: ``nn.CrossEntropyLoss``.
+
+    input (C,), (N, C) or (N, C, d1, ...); target class indices, int64 or uint8 (not probabilities).
+    ``weight`` (C,) is a buffer and part of the ``state_dict``, as in PyTorch. Errors are those of
+    :func:`fastmlp.functional.softmax_cross_entropy`.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+        self.backend = _checked_backend(backend)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.softmax_cross_entropy(
+            input,
+            target,
+            self.weight,
+            self.reduction,
+            self.ignore_index,
+            self.label_smoothing,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        text = (
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
+            f"label_smoothing={self.label_smoothing}"
+        )
+        return _with_backend(text, self.backend)
+
+
+class MLP(nn.Sequential):
+    """Linear layers of the given sizes with ReLU in between: x (..., sizes[0]) -> (..., sizes[-1]).
+
+    Counterpart: ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear, ...)``, with the same ``state_dict``
+    keys ("0.weight", "0.bias", "2.weight", ...) and the same index for each layer: a LinearReLU
+    stands at 0, an Identity where its ReLU was, a Linear at the end. Inputs are not flattened.
+
+    ``init`` is a name of :func:`init_parameters`, drawn from PyTorch's global generator; for a
+    generator of your own, call :func:`init_parameters` on the model. Raises ValueError for other
+    sizes than a list or tuple of at least two integers >= 1, and for an unknown ``init``.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        bias: bool = True,
+        init: str = "kaiming",
+        backend: str | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = _checked_sizes(sizes)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(sizes[:-1]):
+            layers.append(LinearReLU(fan_in, fan_out, bias, device, dtype, backend=backend))
+            layers.append(nn.Identity())
+        layers.append(Linear(sizes[-2], sizes[-1], bias, device, dtype, backend=backend))
+        super().__init__(*layers)
+        if init != "torch":  # the layers have just drawn that one, as torch.nn's would
+            init_parameters(self, init)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The widths from input to output, as given to the constructor."""
+        linears = list(_linears(self))
+        return [linears[0].in_features, *(layer.out_features for layer in linears)]
+
+    def __getitem__(self, index: Any) -> Any:
+        """As ``nn.Sequential``; a slice is a plain ``nn.Sequential`` of the same layers."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
+        return super().__getitem__(index)
+
+    @classmethod
+    def from_torch(cls, sequential: nn.Sequential, backend: str | None = None) -> MLP:
+        """An MLP with copies of the parameters of ``nn.Sequential(Linear, ReLU, Linear, ...)``.
+
+        dtype, device, ``requires_grad`` and train/eval mode are the original's. Raises ValueError
+        for a module of another make.
+        """
+        modules = list(sequential) if isinstance(sequential, nn.Sequential) else []
+        linears = [m for m in modules[::2] if isinstance(m, nn.Linear)]
+        relus = [m for m in modules[1::2] if isinstance(m, nn.ReLU)]
+        fused = any(isinstance(m, LinearReLU) for m in linears)
+        if fused or len(linears) != len(relus) + 1 or len(linears) + len(relus) != len(modules):
+            made_of = ", ".join(type(m).__name__ for m in modules) or "no layers"
+            raise ValueError(
+                "sequential must be an nn.Sequential of Linear, ReLU, Linear, ..., Linear, "
+                f"got {type(sequential).__name__} of {made_of}"
+            )
+        sizes = [linears[0].in_features, *(layer.out_features for layer in linears)]
+        return _transplant(sequential, cls(sizes, init="torch", backend=backend, device="meta"))
+
+    def to_torch(self) -> nn.Sequential:
+        """The equivalent ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear, ...)``, parameters copied.
+
+        dtype, device, ``requires_grad`` and train/eval mode are kept.
+        """
+        modules: list[nn.Module] = []
+        for layer in _linears(self):
+            modules.append(nn.Linear(layer.in_features, layer.out_features, device="meta"))
+            modules.append(nn.ReLU())
+        return _transplant(self, nn.Sequential(*modules[:-1]))
+
+
+def parse_init(name: str) -> tuple[str, float]:
+    """(kind, std) of an initialisation name; std is 0 for the kinds that take none.
+
+    "normal:0.01" -> ("normal", 0.01), "kaiming" -> ("kaiming", 0.0). Raises ValueError otherwise.
+    """
+    if name in ("kaiming", "torch", "xavier"):
+        return name, 0.0
+    kind, _, text = str(name).partition(":")
+    try:
+        std = float(text)
+    except ValueError:
+        std = math.nan
+    if kind != "normal" or not 0 <= std < math.inf:
+        raise ValueError(f"init must be {INITS} with a finite STD >= 0, got {name!r}")
+    return kind, std
+
+
+@torch.no_grad()
+def init_parameters(
+    model: nn.Module, name: str = "kaiming", generator: torch.Generator | None = None
+) -> None:
+    """Draws new parameters for every ``nn.Linear`` in ``model``, in the order of its modules.
+
+    kaiming     weight ~ N(0, gain^2 / I), gain sqrt(2) and, for the last layer, 1; bias 0 (He 2015)
+    torch       ``nn.Linear``'s own: weight and bias ~ U(-1/sqrt(I), 1/sqrt(I))
+    xavier      weight ~ U(-a, a), a = sqrt(6 / (I + O)); bias 0 (Glorot 2010)
+    normal:STD  weight ~ STD * N(0, 1); bias 0
+
+    The numbers are drawn in float32 on the generator's device (None: PyTorch's global CPU
+    generator), then cast and moved: one seed gives the same weights on every device, in every dtype
+    and on every backend. Raises ValueError for an unknown name or a model without linear layers.
+    """
+    kind, std = parse_init(name)
+    linears = list(_linears(model))
+    if not linears:
+        raise ValueError(f"model must contain a Linear layer, got {type(model).__name__} without")
+    generator = torch.default_generator if generator is None else generator
+    for layer in linears:
+        fan_in, fan_out = layer.in_features, layer.out_features
+        weight = torch.empty(fan_out, fan_in, dtype=torch.float32, device=generator.device)
+        bias = torch.zeros(fan_out, dtype=torch.float32, device=generator.device)
+        if kind == "kaiming":
+            gain = 1.0 if layer is linears[-1] else math.sqrt(2)
+            nn.init.normal_(weight, std=gain / math.sqrt(fan_in), generator=generator)
+        elif kind == "xavier":
+            nn.init.xavier_uniform_(weight, generator=generator)
+        elif kind == "normal":
+            nn.init.normal_(weight, std=std, generator=generator)
+        else:
+            bound = 1 / math.sqrt(fan_in)
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+            if layer.bias is not None:  # no draw for a bias that is not there, as nn.Linear
+                nn.init.uniform_(bias, -bound, bound, generator=generator)
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
+
+
+def _checked_sizes(sizes: Sequence[int]) -> list[int]:
+    """``sizes`` as plain integers; ValueError unless a list or tuple of two or more, each >= 1."""
+    good = isinstance(sizes, (list, tuple)) and len(sizes) >= 2
+    if not good or not all(
+        isinstance(size, numbers.Integral) and not isinstance(size, bool) and size >= 1
+        for size in sizes
+    ):
+        raise ValueError(
+            "sizes must be a list of at least two integers >= 1, such as [3072, 256, 10], "
+            f"got {sizes!r}"
+        )
+    return [int(size) for size in sizes]
+
+
+def _linears(model: nn.Module) -> Iterator[nn.Linear]:
+    """The linear layers of ``model``, in the order of its modules."""
+    return (module for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def _transplant(source: nn.Sequential, target: Net) -> Net:
+    """``target`` with copies of the parameters of ``source``'s linear layers, and its mode."""
+    for old, new in zip(_linears(source), _linears(target), strict=True):
+        new.weight, new.bias = copy.deepcopy(old.weight), copy.deepcopy(old.bias)
+    return target.train(source.training)

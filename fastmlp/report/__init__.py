@@ -1,0 +1,1 @@
+"""The course's experiments, done again, as one HTML file."""

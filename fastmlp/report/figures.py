@@ -1,0 +1,84 @@
+"""The report's pictures: which there are, and what is drawn on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastmlp.data.dataset import Dataset, draw_samples
+from fastmlp.report.experiments import BEST, NAMES, RECIPES, SWEEPS, Outcome, sweep_label
+from fastmlp.report.results import Material
+from fastmlp.nn.modules import MLP
+from fastmlp.plotting.sweeps import (
+    SweepPoint,
+    confusion_picture,
+    mistakes_picture,
+    sweep_picture,
+    weights_picture,
+)
+from fastmlp.plotting.curves import learning_curves
+
+Drawings = dict[str, Callable[[Path], None]]
+
+
+def drawings(
+    material: Material, dataset: Dataset, parameters: Mapping[str, Tensor] | None
+) -> Drawings:
+    """By name, functions that draw a picture each into the PNG file they are given.
+
+    ``parameters`` is the ``state_dict`` of the best network, None where all of them diverged.
+    """
+    found: Drawings = {"classes": lambda path: draw_samples(dataset, path)}
+    for preset, recipe in RECIPES.items():
+        for name in SWEEPS:
+            found[f"sweep-{preset}-{name}"] = _sweep(material, preset, recipe, name)
+    for study, network, title in (
+        ("final", BEST, "the course's best network, trained with its recipe"),
+        ("network", "default", "the best network of the preset default"),
+    ):
+        outcome = material.best_outcome(study, network)
+        if outcome is not None:
+            found[study] = _curves(outcome, f"{title}, seed {outcome.seed}")
+    if parameters is not None and material.data.shape is not None:
+        found |= _of_best(material, parameters)
+    return found
+
+
+def _sweep(material: Material, preset: str, recipe: str, name: str) -> Callable[[Path], None]:
+    outcomes = material.outcomes[f"sweep-{preset}"]
+    points = [
+        SweepPoint(value, [outcome.history for outcome in outcomes[sweep_label(name, value)]])
+        for value in SWEEPS[name]
+    ]
+    return lambda path: sweep_picture(NAMES[name], points, path, recipe)
+
+
+def _curves(outcome: Outcome, title: str) -> Callable[[Path], None]:
+    return lambda path: learning_curves(outcome.history, outcome.best.epoch, title, path)
+
+
+def _of_best(material: Material, parameters: Mapping[str, Tensor]) -> Drawings:
+    """What the best network does with the test images, and its weights."""
+    data, test = material.data, material.data.split.test
+    shape, names = data.shape, data.class_names
+    assert shape is not None
+    config = material.study("network").configs["default"]
+    model = MLP([test.images.shape[1], *config.hidden, data.classes])
+    model.load_state_dict(dict(parameters))
+    with torch.no_grad():
+        logits = model(data.normalization(config.normalize).apply(test.images))
+    guesses = logits.argmax(1)
+    counts = torch.bincount(test.labels * data.classes + guesses, minlength=data.classes**2)
+    matrix = counts.reshape(data.classes, data.classes)
+    right = float((guesses == test.labels).float().mean())
+    title = f"{len(guesses):,} test images of {data.name}, {right:.1%} of them recognised"
+    return {
+        "confusion": lambda path: confusion_picture(matrix, names, title, path),
+        "weights": lambda path: weights_picture(parameters["0.weight"], shape, path),
+        "mistakes": lambda path: mistakes_picture(
+            test.images, test.labels, logits.softmax(1), shape, names, path
+        ),
+    }

@@ -1,0 +1,125 @@
+"""What the report is made from, the conclusions drawn from it, and all of it as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastmlp.report.statistics import Finding, Stat, best_of, higher
+from fastmlp.report.experiments import (
+    COURSE_BEST,
+    FINAL,
+    NAMES,
+    RECIPES,
+    SWEEPS,
+    Outcome,
+    Outcomes,
+    Study,
+    sweep_label,
+)
+from fastmlp.report.layer_checks import LayerCheck
+from fastmlp.training.run_data import RunData
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that the report is made from."""
+
+    data: RunData
+    studies: list[Study]
+    outcomes: Outcomes
+    checks: list[LayerCheck]
+    quick: bool
+    seconds: dict[str, float]
+    """What each study took; an experiment that was done in an earlier sitting keeps its time."""
+    facts: dict[str, str]
+    """The machine and the versions, by what they are called."""
+
+    def study(self, name: str) -> Study:
+        """By its name."""
+        return next(study for study in self.studies if study.name == name)
+
+    def test(self, study: str, network: str) -> Stat | None:
+        """Test accuracy with the best parameters, over the seeds that did not diverge."""
+        outcomes = self.outcomes[study][network]
+        return Stat.of([o.test_accuracy for o in outcomes if o.test_accuracy is not None])
+
+    def last(self, study: str, network: str, field: str) -> Stat | None:
+        """``train_acc`` or ``val_acc`` after the last epoch, over the seeds that did not
+        diverge."""
+        whole = [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
+        return Stat.of([getattr(outcome.history[-1], field) for outcome in whole])
+
+    def best_outcome(self, study: str, network: str) -> Outcome | None:
+        """Of the seeds, the one with the highest validation accuracy."""
+        whole = [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
+        return max(whole, key=lambda outcome: outcome.best.val_acc, default=None)
+
+
+def make_results(material: Material) -> dict[str, Any]:
+    """Every number of the report, as JSON has it."""
+    return {
+        "data": {
+            "name": material.data.name,
+            "offline": material.data.offline,
+            "fingerprint": material.data.fingerprint,
+        },
+        "quick": material.quick,
+        "facts": material.facts,
+        "findings": [
+            {"recipe": preset, **asdict(finding)}
+            for preset in RECIPES
+            for finding in sweep_findings(material, preset).values()
+        ]
+        + [asdict(finding) for finding in final_findings(material)],
+        "layer_checks": [{**asdict(check), "passed": check.passed} for check in material.checks],
+        "studies": {
+            study.name: {
+                "title": study.title,
+                "epochs": study.epochs,
+                "seeds": study.seeds,
+                "seconds": material.seconds[study.name],
+                "networks": {
+                    name: _network_results(material, study, name) for name in study.configs
+                },
+            }
+            for study in material.studies
+        },
+    }
+
+
+def _network_results(material: Material, study: Study, name: str) -> dict[str, Any]:
+    def numbers(stat: Stat | None) -> dict[str, Any] | None:
+        return None if stat is None else asdict(stat)
+
+    return {
+        "config": study.configs[name].to_dict(),
+        "test_acc": numbers(material.test(study.name, name)),
+        "last_train_acc": numbers(material.last(study.name, name, "train_acc")),
+        "last_val_acc": numbers(material.last(study.name, name, "val_acc")),
+        "runs": [outcome.to_dict() for outcome in material.outcomes[study.name][name]],
+    }
+
+
+def sweep_findings(material: Material, preset: str) -> dict[str, Finding]:
+    """What becomes of the course's conclusions with a recipe, by hyper-parameter: it compares the
+    validation accuracies after the last epoch."""
+    study = f"sweep-{preset}"
+    return {
+        name: best_of(
+            NAMES[name],
+            values,
+            [material.last(study, sweep_label(name, value), "val_acc") for value in values],
+            COURSE_BEST[name],
+        )
+        for name, values in SWEEPS.items()
+    }
+
+
+def final_findings(material: Material) -> list[Finding]:
+    """How the variants of the final training stand to each other."""
+    best, rate, batch = ((name, material.test("final", name)) for name in FINAL)
+    return [
+        higher("learning rate 0.01 is better than 0.0001", best, rate),
+        higher("batch 4 is better than batch 8", batch, best),
+    ]

@@ -1,0 +1,1 @@
+"""Many configurations, trained side by side and compared."""

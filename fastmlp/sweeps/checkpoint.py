@@ -1,0 +1,168 @@
+"""The folder of a sweep.
+
+    results.csv       a row for each run: what was varied, how it ended, its accuracies
+    epochs.csv        a row for each epoch of each run
+    sweep-NAME.png    a picture for each hyper-parameter that was varied
+    best.toml         the best configuration, as ``train --config`` takes it
+    resume-N.pt       where all runs of process N stand; what a stopped sweep goes on from
+    .lock             empty; the process whose sweep it is holds a lock on it
+
+A sweep goes on with every run that it finds in such a folder: the same command finishes one that
+was stopped, another one with more values or seeds only adds to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastmlp.training.config import TrainConfig, config_from_dict
+from fastmlp.utils.errors import UserError, describe_os_error
+from fastmlp.utils.files import write_text
+from fastmlp.training.checkpoint import (
+    LOCK,
+    EpochRecord,
+    RunFolder,
+    RunState,
+    state_from_dict,
+    state_to_dict,
+    torch_bytes,
+    write_file,
+)
+from fastmlp.sweeps.search_space import shown
+
+if TYPE_CHECKING:
+    from fastmlp.sweeps.sweep import SweepResult
+    from fastmlp.sweeps.distributed import Workers
+
+SAVE_SECONDS = 30.0
+"""How much work a killed sweep may lose, about."""
+
+
+def config_key(config: TrainConfig) -> str:
+    """The same for configurations that come to the same."""
+    return json.dumps(config.essentials(), sort_keys=True)
+
+
+def _present(key: str) -> str:
+    """A :func:`config_key` that may have been made before there were all the fields of today: what
+    it does not name had its default."""
+    return config_key(config_from_dict(json.loads(key)))
+
+
+class SweepFolder:
+    """The folder at ``path``. Its methods raise :class:`UserError` where a file cannot be read or
+    written."""
+
+    def __init__(self, path: str | Path, rank: int) -> None:
+        self.path = Path(os.path.expanduser(path))
+        self._resume = self.path / f"resume-{rank}.pt"
+        self._others: dict[str, RunState] = {}  # runs in the folder that are not this process's
+        self._saved = time.monotonic()
+
+    @classmethod
+    @contextlib.contextmanager
+    def at(cls, path: str | Path, workers: Workers) -> Iterator[SweepFolder]:
+        """The folder, which no other sweep may use meanwhile; it is made, and is gone again where
+        nothing was written into it. Raises :class:`UserError` where there is something in it that
+        is no sweep."""
+        folder = cls(path, workers.rank)
+        names = os.listdir(folder.path) if folder.path.is_dir() else []
+        content = [n for n in names if n != LOCK and not (n[0] == "." and n.endswith(".tmp"))]
+        if folder.path.exists() and not folder.path.is_dir():
+            raise UserError(f"{folder.path} is a file; pass --out another folder")
+        if content and not any(name.startswith("resume-") for name in content):
+            raise UserError(f"{folder.path} holds something else than a sweep; pass another --out")
+        made = not folder.path.exists()
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        locked = RunFolder(folder.path).locked() if workers.is_first else contextlib.nullcontext()
+        with locked:
+            try:
+                yield folder
+            finally:
+                if made and os.listdir(folder.path) == [LOCK]:
+                    (folder.path / LOCK).unlink()
+                    folder.path.rmdir()
+
+    def read_states(self) -> dict[str, RunState]:
+        """Where the runs in the folder stand, by :func:`config_key`."""
+        states: dict[str, RunState] = {}
+        for path in sorted(self.path.glob("resume-*.pt")):
+            try:
+                data = io.BytesIO(path.read_bytes())
+            except OSError as error:
+                raise UserError(describe_os_error(error)) from error
+            try:
+                values = torch.load(data, map_location="cpu", weights_only=True)
+                found = {_present(key): state_from_dict(run) for key, run in values.items()}
+            except Exception as error:  # torch's unpickler raises any, by the byte that is wrong
+                raise UserError(
+                    f"{path} is damaged, so the sweep cannot go on; remove it to start anew"
+                ) from error
+            for key, state in found.items():
+                if key not in states or _progress(state) > _progress(states[key]):
+                    states[key] = state
+            if path == self._resume:
+                self._others = found
+        return states
+
+    def save_now_and_then(self, states: Callable[[], Mapping[str, RunState]]) -> None:
+        """Saves if the last time was a while ago."""
+        if time.monotonic() - self._saved >= SAVE_SECONDS:
+            self.save(states())
+
+    def save(self, states: Mapping[str, RunState]) -> None:
+        """Writes where this process's runs stand."""
+        self._others.update(states)
+        values = {key: state_to_dict(state) for key, state in self._others.items()}
+        write_file(self._resume, torch_bytes(values))
+        self._saved = time.monotonic()
+
+    def write(self, result: SweepResult) -> None:
+        """Writes the results and the pictures."""
+        try:
+            result.to_csv(self.path / "results.csv")
+            write_text(self.path / "epochs.csv", _epochs_csv(result))
+            if any(trial.score for trial in result.trials):
+                write_text(self.path / "best.toml", as_toml(result.best))
+            result.plot(self.path)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+
+
+def _progress(state: RunState) -> tuple[int, int]:
+    return len(state.history), state.partial.steps
+
+
+def _epochs_csv(result: SweepResult) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*result.values, "seed", *(field.name for field in fields(EpochRecord))])
+    for run in result.runs:
+        settings = [shown(getattr(run.config, name)) for name in result.values]
+        for record in run.history:
+            writer.writerow([*settings, run.config.seed, *astuple(record)])
+    return text.getvalue()
+
+
+def as_toml(config: TrainConfig) -> str:
+    """The configuration as ``train --config`` reads it, without what belongs to the machine."""
+    lines = [
+        f"{name} = {json.dumps(value)}"
+        for name, value in config.essentials().items()
+        if value is not None
+    ]
+    return "\n".join(lines) + "\n"

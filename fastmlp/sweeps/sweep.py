@@ -1,0 +1,341 @@
+"""A sweep: many configurations, each with several seeds, trained side by side and compared."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastmlp.training.cohort import Cohort
+from fastmlp.training.config import TrainConfig
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.files import write_text
+from fastmlp.training.api import Run, runs_of, thread_count
+from fastmlp.training.run_data import RunData, load_run_data
+from fastmlp.training.checkpoint import RunState
+from fastmlp.utils.signals import stop_on_signals
+from fastmlp.sweeps.checkpoint import SweepFolder, config_key
+from fastmlp.sweeps.search_space import check_count, plan, shown
+from fastmlp.sweeps.distributed import Workers
+
+if TYPE_CHECKING:
+    from fastmlp.plotting.sweeps import SweepPoint
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A configuration and what its runs with different seeds came to; accuracies are shares, 0 to
+    1, nan where no run has got so far."""
+
+    config: TrainConfig
+    runs: list[Run]
+
+    @property
+    def status(self) -> str:
+        """ "finished", "diverged" where any of its runs has, or how far they have come."""
+        if any(run.diverged for run in self.runs):
+            return "diverged"
+        done = min(len(run.history) for run in self.runs)
+        return "finished" if done == self.config.epochs else f"{done} epochs"
+
+    @property
+    def best_val(self) -> tuple[float, float]:
+        """Mean and standard deviation over the seeds of the best validation accuracy."""
+        return mean_sd(
+            [max((r.val_acc for r in run.history), default=math.nan) for run in self.runs]
+        )
+
+    @property
+    def final_val(self) -> tuple[float, float]:
+        """The same after the last epoch."""
+        return mean_sd([run.history[-1].val_acc if run.history else math.nan for run in self.runs])
+
+    @property
+    def final_train(self) -> tuple[float, float]:
+        """The same of the training accuracy."""
+        return mean_sd(
+            [run.history[-1].train_acc if run.history else math.nan for run in self.runs]
+        )
+
+    @property
+    def score(self) -> float:
+        """What trials are compared by: the mean best validation accuracy, 0 for a diverged one and
+        where a run has not got so far."""
+        done = self.status != "diverged" and all(run.history for run in self.runs)
+        return self.best_val[0] if done else 0.0
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of a sample; the latter is 0 for a single value. Both are nan
+    where a value is."""
+    if any(map(math.isnan, values)):
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What came of a sweep: a trial for each configuration, in the order they were planned."""
+
+    base: TrainConfig
+    """What "one at a time" starts from."""
+    values: dict[str, list[Any]]
+    """The hyper-parameters that were varied, and their values."""
+    trials: list[Trial]
+    interrupted: bool = False
+    """Whether it was stopped before its end."""
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs: every configuration with every seed."""
+        return [run for trial in self.trials for run in trial.runs]
+
+    @property
+    def best_trial(self) -> Trial:
+        """The trial with the best score, of equals one that has come furthest."""
+        return max(self.trials, key=lambda t: (t.score, min(len(r.history) for r in t.runs)))
+
+    @property
+    def best(self) -> TrainConfig:
+        """The configuration with the best score. Raises :class:`UserError` where all diverged."""
+        best = self.best_trial
+        if not best.score:
+            raise UserError("No run of the sweep has finished an epoch; try smaller values of lr")
+        return best.config
+
+    def points(self, name: str) -> list[SweepPoint]:
+        """The trials by the value of one hyper-parameter: those that have the base's values
+        otherwise, or, where there are none for some value, all that have it."""
+        by_value: dict[Any, list[Trial]] = {}
+        for trial in self.trials:
+            by_value.setdefault(getattr(trial.config, name), []).append(trial)
+        from fastmlp.plotting.sweeps import SweepPoint
+
+        others = [other for other in self.values if other != name]
+        points = []
+        for value, trials in by_value.items():
+            alone = [
+                trial
+                for trial in trials
+                if all(getattr(trial.config, o) == getattr(self.base, o) for o in others)
+            ]
+            runs = [run for trial in alone or trials for run in trial.runs]
+            early = [run for run in runs if len(run.history) < run.config.epochs]
+            ends = {"diverged" if run.diverged else "stopped" for run in early}
+            histories = [run.history for run in runs]
+            points.append(SweepPoint(shown(value), histories, " or ".join(sorted(ends))))
+        numbers = [p for p in points if not isinstance(p.value, str)]
+        return sorted(points, key=lambda p: p.value) if len(numbers) == len(points) else points
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes a row for each run to a file: the values that were varied, the seed, how it ended,
+        its accuracies (shares, 0 to 1) and seconds of training."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*self.values, "seed", "status", "epochs", *RESULT_COLUMNS])
+        for run in self.runs:
+            settings = [shown(getattr(run.config, name)) for name in self.values]
+            last = run.history[-1] if run.history else None
+            best = max(run.history, key=lambda r: r.val_acc, default=None)
+            results = (
+                [last.train_loss, last.train_acc, last.val_loss, last.val_acc, best.epoch]
+                if last and best
+                else [""] * 5
+            )
+            done = len(run.history) == run.config.epochs
+            status = "diverged" if run.diverged else "finished" if done else "stopped"
+            seconds = round(sum(r.seconds for r in run.history), 3)
+            best_acc = best.val_acc if best else ""
+            writer.writerow(
+                [*settings, run.config.seed, status, len(run.history), *results, best_acc, seconds]
+            )
+        write_text(path, text.getvalue())
+
+    def plot(self, folder: str | Path) -> list[Path]:
+        """Draws a picture ``sweep-NAME.png`` for each hyper-parameter into the folder."""
+        from fastmlp.plotting.sweeps import sweep_picture  # matplotlib takes a second to import
+
+        targets = []
+        for name in self.values:
+            target = Path(folder) / f"sweep-{name.replace('_', '-')}.png"
+            sweep_picture(name, self.points(name), target)
+            targets.append(target)
+        return targets
+
+
+RESULT_COLUMNS = (
+    *("train_loss", "train_acc", "val_loss", "val_acc"),
+    *("best_epoch", "best_val_acc", "seconds"),
+)
+
+
+def sweep(
+    base: TrainConfig,
+    values: Mapping[str, Sequence[Any]],
+    *,
+    vary: str = "one",
+    seeds: int = 1,
+    successive_halving: bool = False,
+    data: RunData | None = None,
+    out: str | Path | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_epoch: Callable[[SweepResult, int], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> SweepResult:
+    """Trains the configurations that :func:`fastmlp.sweeps.search_space.plan` makes of ``values``, each with
+    ``seeds`` seeds from the base's on, all side by side, and compares them on the validation part.
+
+    Each run comes to what ``fit`` makes of it. One that diverges is marked so. With
+    ``successive_halving`` the half of the configurations with the lower scores is dropped after an
+    eighth, a quarter and a half of the epochs. ``out`` is a folder for the results, new, empty or
+    that of the same sweep, which then goes on where it was stopped. Under ``torchrun`` every
+    process trains its share, on a GPU of its own where there are any, and all get the whole result.
+    ``on_epoch`` gets the results so far, of this process, and the number of epochs done;
+    ``on_progress``, several times a second, that number with its fraction. Raises
+    :class:`UserError`.
+    """
+    if seeds < 1:
+        raise UserError(f"seeds must be at least 1, got {seeds}", EXIT_USAGE)
+    base, configs = plan(base, values, vary)
+    check_count(len(configs), seeds)
+    lists = {
+        name: list(dict.fromkeys(getattr(config, name) for config in configs)) for name in values
+    }
+    workers = Workers.join()
+    out = workers.gather([out])[0]  # where it is named by the time, each has its own
+    with contextlib.ExitStack() as stack:
+        data = data or workers.first_then_others(lambda: load_run_data(base, workers.is_first))
+        folder = stack.enter_context(SweepFolder.at(out, workers)) if out is not None else None
+        stack.enter_context(thread_count(base.threads or torch.get_num_threads()))
+        stop = should_stop or stack.enter_context(stop_on_signals())
+        seeded = [replace(c, seed=c.seed + s) for s in range(seeds) for c in configs]
+        under_way = _Sweep((base, lists, configs), workers.share(seeded), data, folder, workers)
+        rungs = _rungs(base.epochs) if successive_halving else []
+        under_way.run(stop, rungs, on_epoch, on_progress)
+        interrupted = any(workers.gather([bool(under_way.cohort.running)]))
+        result = make_result(base, lists, configs, workers.gather(under_way.runs()))
+        result = replace(result, interrupted=interrupted)
+        if folder is not None and workers.is_first:
+            folder.write(result)
+        return result
+
+
+def _rungs(epochs: int) -> list[int]:
+    return sorted({epochs // part for part in (8, 4, 2)} - {0})
+
+
+class _Sweep:
+    """This process's share of a sweep under way."""
+
+    def __init__(
+        self,
+        plan: tuple[TrainConfig, dict[str, list[Any]], list[TrainConfig]],
+        seeded: list[TrainConfig],
+        data: RunData,
+        folder: SweepFolder | None,
+        workers: Workers,
+    ) -> None:
+        self.plan, self.seeded, self.folder, self.workers = plan, seeded, folder, workers
+        states = folder.read_states() if folder is not None else {}
+        self.cohort = Cohort(
+            [workers.placed(config) for config in seeded],
+            data,
+            [states.get(config_key(config)) for config in seeded],
+        )
+
+    def run(
+        self,
+        stop: Callable[[], bool],
+        rungs: Sequence[int],
+        on_epoch: Callable[[SweepResult, int], None] | None,
+        on_progress: Callable[[float], None] | None,
+    ) -> None:
+        """Trains until all are done or ``stop()`` is true; saves now and then, and at the end."""
+        cohort, alive = self.cohort, set(self.plan[2])
+        for rung in (*rungs, self.plan[0].epochs):
+            cohort.goals = [rung if self._unseeded(c) in alive else 0 for c in self.seeded]
+            self._train(stop, on_epoch, on_progress)
+            if any(self.workers.gather([bool(cohort.running)])):
+                break  # stopped, perhaps in another process
+            if rung in rungs:
+                alive = self._better_half(alive, rung)
+        if self.folder is not None:
+            self.folder.save(self._states())
+
+    def _train(
+        self,
+        stop: Callable[[], bool],
+        on_epoch: Callable[[SweepResult, int], None] | None,
+        on_progress: Callable[[float], None] | None,
+    ) -> None:
+        """Trains until the runs have come to their goals or ``stop()`` is true."""
+        while running := self.cohort.running:
+            if stop():
+                break
+            trainings = [self.cohort.trainings[i] for i in running]
+            images = sum(training.images for training in trainings)
+            before = self.epoch + sum(t.state.partial.samples for t in trainings) / images
+
+            def report(done: int, before: float = before, images: int = images) -> None:
+                if on_progress is not None:
+                    on_progress(before + done / images)
+
+            self.cohort.train_epoch(stop, report)
+            if self.folder is not None:
+                self.folder.save_now_and_then(self._states)
+            if on_epoch is not None:
+                on_epoch(make_result(*self.plan, self.runs()), self.epoch)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs the running runs have done."""
+        running = self.cohort.running or range(len(self.seeded))
+        return max((self.cohort.trainings[i].epoch for i in running), default=0)
+
+    def _better_half(self, alive: set[TrainConfig], rung: int) -> set[TrainConfig]:
+        """Those of these configurations with the better half of the scores after so many epochs,
+        whatever they have come to since: the same in every process and sitting."""
+        runs = [
+            replace(run, history=run.history[:rung])
+            for run in self.workers.gather(self.runs())
+            if self._unseeded(run.config) in alive
+        ]
+        trials = make_result(*self.plan, runs).trials
+        trials.sort(key=lambda trial: trial.score, reverse=True)
+        return {trial.config for trial in trials[: math.ceil(len(trials) / 2)]}
+
+    def _unseeded(self, config: TrainConfig) -> TrainConfig:
+        return replace(config, seed=self.plan[0].seed)
+
+    def _states(self) -> dict[str, RunState]:
+        """Those of runs that diverged are left out: what they were is lost."""
+        states = zip(map(config_key, self.seeded), self.cohort.states(), strict=True)
+        return {key: s for i, (key, s) in enumerate(states) if i not in self.cohort.errors}
+
+    def runs(self) -> list[Run]:
+        """What the runs have come to so far."""
+        return runs_of(self.cohort, self.seeded, {})
+
+
+def make_result(
+    base: TrainConfig, values: dict[str, list[Any]], configs: list[TrainConfig], runs: list[Run]
+) -> SweepResult:
+    """The runs as trials of the configurations that they belong to; those without a run yet are
+    left out."""
+    of: dict[TrainConfig, list[Run]] = {config: [] for config in configs}
+    for run in runs:
+        of[replace(run.config, seed=base.seed)].append(run)
+    trials = [
+        Trial(config, sorted(mine, key=lambda run: run.config.seed))
+        for config, mine in of.items()
+        if mine
+    ]
+    return SweepResult(base, values, trials)

@@ -1,0 +1,289 @@
+"""The folder of a run: what is in it, and how it is written so that a crash never spoils it.
+
+    config.json    the configuration, every "auto" resolved
+    metrics.csv    one row per epoch
+    best.pt        state_dict with the highest validation accuracy so far
+    last.pt        state_dict as of the last save
+    resume.pt      everything that --resume goes on from
+    summary.json   results, versions and device; only in the folder of a finished run
+    curves.png     loss and accuracy by epoch
+    .lock          empty; the process whose run it is holds a lock on it
+
+Each file is replaced as a whole. ``resume.pt`` is written after the others and holds all that is in
+them, so resuming puts them right whenever the program was killed. The ``state_dict`` files load
+into ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear)`` with ``torch.load(..., weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmlp.training.config import TrainConfig, config_from_dict
+from fastmlp.engines.base import EpochStats
+from fastmlp.utils.errors import UserError, describe_os_error
+from fastmlp.utils.files import write_bytes
+
+FORMAT = 1
+"""The version of ``resume.pt``."""
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """A row of ``metrics.csv``. Losses are means per image; accuracies are shares, 0 to 1;
+    ``seconds`` is the time spent training, without validation."""
+
+    epoch: int
+    train_loss: float
+    train_acc: float
+    val_loss: float
+    val_acc: float
+    lr: float
+    seconds: float
+    images_per_s: float
+
+
+@dataclass
+class RunState:
+    """Where a run stands: all that changes in its course, and what identifies its data."""
+
+    fingerprint: str
+    """Of the data: a run goes on only with the same."""
+    engine_reason: str
+    """Why its engine was chosen."""
+    engine: dict[str, dict[str, Tensor]]
+    """``Engine.state_dict()``."""
+    history: list[EpochRecord] = field(default_factory=list)
+    """The finished epochs."""
+    partial: EpochStats = field(default_factory=EpochStats)
+    """What is done of the epoch after them, and in how many seconds."""
+    partial_seconds: float = 0.0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The parameters after the best epoch; empty before the first."""
+    seconds: float = 0.0
+    """All sittings together, without loading the data."""
+
+    @property
+    def best_record(self) -> EpochRecord:
+        """The epoch with the highest validation accuracy, the first of equals."""
+        return max(self.history, key=lambda record: record.val_acc)
+
+
+class RunFolder:
+    """The folder at ``path``. Its methods raise :class:`UserError` where a file cannot be read or
+    written."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(os.path.expanduser(path))
+
+    @classmethod
+    @contextlib.contextmanager
+    def new(cls, path: str | Path) -> Iterator[RunFolder]:
+        """A folder for a new run, which no other process may use meanwhile. It is made at once, and
+        is gone again where nothing was written into it.
+
+        Raises :class:`UserError` where there is something already.
+        """
+        folder = cls(path)
+        folder._check_empty()
+        made = not folder.path.exists()
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        with folder.locked():
+            folder._check_empty()  # nobody can have filled it since
+            try:
+                yield folder
+            finally:
+                with contextlib.suppress(OSError):
+                    if not folder._content():
+                        (folder.path / LOCK).unlink()
+                        if made:
+                            folder.path.rmdir()
+
+    @classmethod
+    @contextlib.contextmanager
+    def existing(cls, path: str | Path) -> Iterator[RunFolder]:
+        """The folder of a run that goes on, which no other process may use meanwhile; raises
+        :class:`UserError` where it is none."""
+        folder = cls(path)
+        folder.read_config()
+        with folder.locked():
+            yield folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder's lock; the system lets go of it however the process ends."""
+        try:
+            file = open(self.path / LOCK, "a")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process is using {self.path}; wait for it or pass another folder"
+                ) from error
+            except OSError:
+                pass  # a file system without locks, which is no reason not to train
+            yield
+
+    def _content(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != LOCK]
+
+    def _check_empty(self) -> None:
+        try:
+            taken = self.path.exists() and (not self.path.is_dir() or self._content())
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        if taken:
+            raise UserError(
+                f"{self.path} is there already and is not an empty folder; pass another --out, or "
+                f"--resume {self.path} to go on with the run in it"
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in it went through all its epochs."""
+        return (self.path / "summary.json").exists()
+
+    def read_config(self) -> TrainConfig:
+        """The configuration of the run in it."""
+        if not (self.path / "config.json").exists():
+            what, remedy = "does not exist", "pass --resume a folder that has a config.json"
+            if self.path.exists():
+                what = "is not the folder of a run"
+            if self.path.is_file():
+                remedy = "pass the folder that holds it"
+            raise UserError(f"{self.path} {what}; {remedy}")
+        return config_from_dict(self._read_json("config.json"), str(self.path / "config.json"))
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Writes ``config.json``; from then on the folder is that of a run."""
+        self._write("config.json", _json_bytes(config.to_dict()))
+
+    def read_state(self) -> RunState:
+        """Where the run stands, from ``resume.pt``."""
+        path = self.path / "resume.pt"
+        try:
+            data = path.read_bytes()  # torch.load itself raises an OSError for a file cut short
+            values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return state_from_dict(values)
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing, so the run cannot be resumed") from error
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        except Exception as error:  # torch's unpickler raises any, by the byte that is wrong
+            raise UserError(
+                f"{path} is damaged, so the run cannot be resumed; what it last saved is in "
+                "last.pt and best.pt beside it"
+            ) from error
+
+    def save(self, state: RunState) -> None:
+        """Writes where the run stands into all files that a run under way has."""
+        self.save_best(state)
+        self._write("last.pt", torch_bytes(state.engine["parameters"]))
+        self.write_metrics(state)
+        self._write("resume.pt", torch_bytes(state_to_dict(state)))
+
+    def save_best(self, state: RunState) -> None:
+        """Writes ``best.pt``, once there is a best epoch."""
+        if state.best:
+            self._write("best.pt", torch_bytes(state.best))
+
+    def write_metrics(self, state: RunState) -> None:
+        """Writes ``metrics.csv``, all of it."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([column.name for column in fields(EpochRecord)])
+        writer.writerows(asdict(record).values() for record in state.history)
+        self._write("metrics.csv", text.getvalue().encode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes ``summary.json``, which says that the run is finished."""
+        self._write("summary.json", _json_bytes(summary))
+
+    def read_summary(self) -> dict[str, Any]:
+        """The results of a finished run."""
+        summary = self._read_json("summary.json")
+        for key, kinds in (("epochs", (int,)), ("test_accuracy", (int, float))):
+            if type(summary.get(key)) not in kinds:
+                raise UserError(f"{self.path / 'summary.json'} is damaged: {key} is not a number")
+        return summary
+
+    def reopen(self) -> None:
+        """Before a run goes on: removes the summary, which it will outdate, and what a killed
+        program left half-written."""
+        try:
+            for path in (self.path / "summary.json", *self.path.glob(".*.tmp")):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON or too deep
+            raise UserError(f"{path} is damaged: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} is damaged: it does not hold a JSON object")
+        return values
+
+    def _write(self, name: str, data: bytes | memoryview) -> None:
+        write_file(self.path / name, data)
+
+
+def write_file(target: Path, data: bytes | memoryview) -> None:
+    """Writes a file as a whole; raises :class:`UserError` where it cannot be written."""
+    try:
+        write_bytes(target, data)
+    except OSError as error:
+        told = OSError(error.errno, error.strerror or str(error), str(target))
+        raise UserError(describe_os_error(told)) from error
+
+
+def state_to_dict(state: RunState) -> dict[str, Any]:
+    """What ``resume.pt`` holds of a run."""
+    values = {item.name: getattr(state, item.name) for item in fields(state)}
+    values["format"] = FORMAT
+    values["history"] = [asdict(record) for record in state.history]
+    values["partial"] = asdict(state.partial)
+    return values
+
+
+def state_from_dict(values: dict[str, Any]) -> RunState:
+    """Its reverse; raises any error where the values are not what they should be."""
+    if values.pop("format") != FORMAT:
+        raise ValueError("resume.pt has another format")
+    values["history"] = [EpochRecord(**record) for record in values["history"]]
+    values["partial"] = EpochStats(**values["partial"])
+    return RunState(**values)
+
+
+def _json_bytes(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def torch_bytes(value: object) -> memoryview:
+    """What ``torch.save`` writes; through memory, because on a full disk ``torch.save`` itself
+    raises errors that do not say so."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getbuffer()

@@ -1,0 +1,114 @@
+"""Many runs side by side, an epoch at a time: what :func:`fastmlp.fit_many` and sweeps stand on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from fastmlp.training.config import TrainConfig
+from fastmlp.engines.base import EpochStats, EvalStats
+from fastmlp.training.run_data import RunData
+from fastmlp.training.checkpoint import RunState
+from fastmlp.training.trainer import DivergedError, Training, train_epochs
+
+
+class Cohort:
+    """Runs on the same data. Each comes to what it comes to alone: to the last bit with engines
+    that promise it, as ``blocked`` does on the CPU.
+
+    ``states`` are where runs go on, None for one that begins. A run that diverges is left behind
+    and its error kept. Raises :class:`UserError` as :class:`Training` does.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        data: RunData,
+        states: Sequence[RunState | None] | None = None,
+    ) -> None:
+        states = states or [None] * len(configs)
+        self.data = data
+        self.trainings = [
+            Training(config, data, state) for config, state in zip(configs, states, strict=True)
+        ]
+        self.errors: dict[int, DivergedError] = {}
+        self.goals = [config.epochs for config in configs]
+        """How many epochs each run is to come to, of those it has; for the caller to lower."""
+
+    @property
+    def running(self) -> list[int]:
+        """Numbers of the runs that have not come to their goal."""
+        return [
+            i
+            for i, training in enumerate(self.trainings)
+            if training.epoch < self.goals[i] and i not in self.errors
+        ]
+
+    def train_epoch(
+        self,
+        should_stop: Callable[[], bool] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Runs the next epoch of all running runs and validates it, or as much of it as
+        ``should_stop`` allows. ``on_progress`` gets how many images have been used since the
+        call."""
+        images = 0
+
+        def report(stats: list[EpochStats]) -> None:
+            if on_progress is not None:
+                on_progress(images + sum(each.samples for each in stats))
+
+        for numbers in self._alike(self.running):
+            trainings = [self.trainings[i] for i in numbers]
+            before = sum(t.state.partial.samples for t in trainings)
+            errors = train_epochs(trainings, should_stop, report)
+            images += sum(t.state.partial.samples for t in trainings) - before
+            self.errors.update({i: e for i, e in zip(numbers, errors, strict=True) if e})
+            if on_progress is not None:
+                on_progress(images)
+            if should_stop is not None and should_stop():
+                break
+        self._validate()
+
+    def _validate(self) -> None:
+        done = [i for i in self.running if self.trainings[i].state.partial.finished]
+        parts: defaultdict[int, list[int]] = defaultdict(list)  # by batch size, where it matters
+        for i in done:
+            config = self.trainings[i].config
+            parts[config.batch_size if config.loader == "sliding" else 0].append(i)
+        for group in parts.values():
+            for numbers in self._alike(group):
+                first = self.trainings[numbers[0]]
+                engines = [self.trainings[i].engine for i in numbers]
+                results = type(first.engine).evaluate_together(engines, first.validation)
+                for i, result in zip(numbers, results, strict=True):
+                    try:
+                        self.trainings[i].end_epoch(result)
+                    except DivergedError as error:
+                        self.errors[i] = error
+
+    def test(self) -> dict[int, EvalStats]:
+        """Each finished run's best parameters on the test part."""
+        finished = [i for i, t in enumerate(self.trainings) if t.finished and i not in self.errors]
+        found: dict[int, EvalStats] = {}
+        for numbers in self._alike(finished):
+            engines = [self.trainings[i].engine for i in numbers]
+            for i, engine in zip(numbers, engines, strict=True):
+                engine.load_parameters(self.trainings[i].state.best)
+            results = type(engines[0]).evaluate_together(engines, self.data.split.test)
+            found.update(zip(numbers, results, strict=True))
+        return found
+
+    def _alike(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The runs in groups that an engine takes together."""
+        groups: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
+        for i in numbers:
+            config = self.trainings[i].config
+            groups[config.engine, config.device, config.normalize].append(i)
+        return list(groups.values())
+
+    def states(self) -> list[RunState]:
+        """Where each run stands, to go on from."""
+        for training in self.trainings:
+            training.state.engine = training.engine.state_dict()
+        return [training.state for training in self.trainings]
