@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 
-from fastmlp.ops import _load as backend
 from fastmlp import __version__
+from fastmlp.cli.parser import ArgumentParser
 from fastmlp.engines.registry import ENGINES, choose_engine, engine_for, resolve_device
-from fastmlp.utils.errors import EXIT_USAGE, ArgumentParser, UserError, run_command
+from fastmlp.ops._load import CUDA_ERROR, NATIVE_DEVICES, NATIVE_ERROR, native_available, why_not
 from fastmlp.ops.matmul_precision import allowed_float32
+from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
     """Everything this command says, as plain data; ``shapes`` are (batch, inputs, outputs)."""
-    built = backend.NATIVE_ERROR is None
+    built = NATIVE_ERROR is None
     device = resolve_device("auto")
     engine, reason = choose_engine("auto", device)
     return {
@@ -33,15 +34,15 @@ def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
         "python": platform.python_version(),
         "native": {
             "built": built,
-            "why_not": backend.NATIVE_ERROR,
-            "devices": list(backend.NATIVE_DEVICES),
+            "why_not": NATIVE_ERROR,
+            "devices": list(NATIVE_DEVICES),
             "cpu_kernels": torch.ops.fastmlp.cpu_isa() if built else None,
         },
         "cpu": {"threads": torch.get_num_threads(), "machine": platform.machine()},
         "cuda": {
             "devices": _gpus(),
-            "kernels": "cuda" in backend.NATIVE_DEVICES,
-            "kernels_why_not": backend.CUDA_ERROR,
+            "kernels": "cuda" in NATIVE_DEVICES,
+            "kernels_why_not": CUDA_ERROR,
             "why_not": _why_no_cuda(),
         },
         "engines": {
@@ -55,7 +56,7 @@ def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
 
 def _plans(shapes: list[tuple[int, int, int]], device: torch.device) -> dict[str, str]:
     def plan(*args: Any) -> str:
-        if device.type != "cuda" or not backend.native_available("cuda"):
+        if device.type != "cuda" or not native_available("cuda"):
             return str(torch.ops.fastmlp.linear_plan(*args))
         gpu = torch.cuda.get_device_properties(device)
         described = gpu.multi_processor_count, 10 * gpu.major + gpu.minor
@@ -76,13 +77,13 @@ def _gpus() -> list[str]:
 
 def _why_no_cuda() -> str | None:
     """Why fastmlp runs nothing on a GPU here, or None where it does."""
-    if backend.native_available("cuda") and torch.cuda.is_available():
+    if native_available("cuda") and torch.cuda.is_available():
         return None
     if torch.version.cuda is None:
         return "this PyTorch is a CPU build"
     if not torch.cuda.is_available():
         return "PyTorch sees no GPU"
-    return f"{backend.why_not('cuda')}; on a GPU the reference backend and engine run"
+    return f"{why_not('cuda')}; on a GPU the reference backend and engine run"
 
 
 def render(info: dict[str, Any]) -> str:
@@ -134,4 +135,3 @@ def main(argv: list[str]) -> int:
     info = collect(shapes)
     print(json.dumps(info, indent=2) if args.json else render(info))
     return 0
-

@@ -6,7 +6,8 @@ import importlib
 import sys
 from typing import NoReturn
 
-from fastmlp.utils.errors import EXIT_USAGE, UserError, run_command
+from fastmlp.cli.parser import run_command
+from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 COMMANDS = {
     "train": "train a network on CIFAR-10",
@@ -33,4 +34,3 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(f"{name!r} is not a command; try {', '.join(COMMANDS)}", EXIT_USAGE)
     code: int = importlib.import_module(f"fastmlp.cli.{name}").main(argv[1:])
     return code
-

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from fastmlp.training.config import LOADERS, LR_SCHEDULES, NORMALIZATIONS, TrainConfig
-from fastmlp.engines.base import OPTIMIZERS, PRECISIONS
+from fastmlp.cli.parser import ArgumentParser
+from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS
 from fastmlp.engines.registry import ENGINES
-from fastmlp.utils.errors import ArgumentParser
-from fastmlp.nn.modules import INITS
+from fastmlp.nn.init import INITS
+from fastmlp.training.config import LOADERS, LR_SCHEDULES, NORMALIZATIONS, TrainConfig
 
 
 def add_training_arguments(

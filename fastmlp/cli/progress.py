@@ -7,8 +7,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from fastmlp.engines.base import EpochStats
-from fastmlp.training.checkpoint import EpochRecord
+from fastmlp.engines.metrics import EpochRecord, EpochStats
 
 BAR_FORMAT = "{desc} |{bar}| {percentage:3.0f}%{postfix}  {rate_fmt}  {remaining} left"
 

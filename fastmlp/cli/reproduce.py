@@ -22,23 +22,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp.training import api as fitting
 from fastmlp import __version__
-from fastmlp.training.config import TrainConfig
-from fastmlp.data.dataset import Dataset, add_data_arguments, load_dataset
-from fastmlp.report.html import Document, Points, to_html, to_markdown
+from fastmlp.cli.data import add_data_arguments
+from fastmlp.cli.parser import ArgumentParser
+from fastmlp.data.dataset import Dataset, load_dataset
 from fastmlp.engines.registry import choose_engine, resolve_device
-from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, ArgumentParser, UserError, run_command
-from fastmlp.report.experiments import FULL, QUICK, Outcome, Study, studies
-from fastmlp.utils.files import write_text
-from fastmlp.report.results import Material, make_results
-from fastmlp.report.layer_checks import check_layers
-from fastmlp.report.sections import make_report
 from fastmlp.report.cache import Part, Parts
+from fastmlp.report.experiments import FULL, QUICK, Outcome, Study, studies
+from fastmlp.report.html import Document, Points, to_html, to_markdown
+from fastmlp.report.layer_checks import check_layers
 from fastmlp.report.progress import ReportProgress
+from fastmlp.report.results import Material, make_results
+from fastmlp.report.sections import make_report
+from fastmlp.training import api as fitting
+from fastmlp.training.config import TrainConfig
 from fastmlp.training.run_data import RunData, make_run_data
+from fastmlp.utils.environment import device_name, git_commit
+from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from fastmlp.utils.files import write_text
 from fastmlp.utils.signals import stop_on_signals
-from fastmlp.training.summary import device_name, git_commit
 
 OUT = "runs/reproduce"
 MARKER = ".report"
@@ -293,4 +295,3 @@ def _build_parser() -> ArgumentParser:
     add("--device", metavar="auto|cpu|cuda[:N]", default=TrainConfig.device, help="where to run")
     add("--threads", type=int, metavar="N", default=0, help="CPU threads; 0 leaves it to PyTorch")
     return parser
-

@@ -11,7 +11,6 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from rich.console import Console, Group
@@ -19,19 +18,16 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fastmlp.training.config import PRESETS, TrainConfig, load_config_file, resolve_config
-from fastmlp.data.dataset import add_data_arguments
-from fastmlp.utils.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    ArgumentParser,
-    UserError,
-    run_command,
-)
+from fastmlp.cli.data import add_data_arguments
 from fastmlp.cli.options import add_machine_arguments, add_training_arguments, given_flags
-from fastmlp.sweeps.search_space import VARY, plan, shown
-from fastmlp.sweeps.sweep import SweepResult, Trial, sweep
+from fastmlp.cli.parser import ArgumentParser
 from fastmlp.sweeps.distributed import Workers
+from fastmlp.sweeps.results import SweepResult, Trial
+from fastmlp.sweeps.search_space import VARY, plan, shown
+from fastmlp.sweeps.sweep import sweep
+from fastmlp.training.config import TrainConfig, load_config_file
+from fastmlp.training.presets import PRESETS, resolve_config
+from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 RUNS = Path("runs")
 """Where a sweep's folder is made when ``--out`` names none."""

@@ -18,19 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastmlp.training.config import PRESETS, TrainConfig, load_config_file, resolve_config
-from fastmlp.data.dataset import add_data_arguments
-from fastmlp.utils.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    ArgumentParser,
-    UserError,
-    run_command,
-)
-from fastmlp.training.api import Run, fit, resume
+from fastmlp.cli.data import add_data_arguments
 from fastmlp.cli.options import add_machine_arguments, add_training_arguments, given_flags
+from fastmlp.cli.parser import ArgumentParser
 from fastmlp.cli.progress import Progress
+from fastmlp.training.api import Run, fit, resume
 from fastmlp.training.checkpoint import RunFolder
+from fastmlp.training.config import TrainConfig, load_config_file
+from fastmlp.training.presets import PRESETS, resolve_config
+from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 RUNS = Path("runs")
 """Where a run's folder is made when ``--out`` names none."""
@@ -199,4 +195,3 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
         default=none,
         help="a JSON summary on standard output at the end, all else on standard error",
     )
-

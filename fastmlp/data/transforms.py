@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmlp.ops import _load as backend
-from fastmlp.ops._register import register_fake
+from fastmlp.ops._load import native_available
+from fastmlp.ops.flip_shift import flip_shift, flip_shift_ref
+from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 MAX_SHIFT = 127
 
@@ -35,7 +35,7 @@ class Moves:
     def apply(self, images: Tensor, *, reference: bool = False) -> Tensor:
         """:func:`flip_shift` of images (n, features), by its kernel on the CPU; ``reference`` keeps
         to plain PyTorch."""
-        if reference or images.device.type != "cpu" or not backend.native_available():
+        if reference or images.device.type != "cpu" or not native_available():
             return flip_shift_ref(images, self.values, self.shape)
         return flip_shift(images, self.values, self.shape)
 
@@ -84,33 +84,56 @@ def image_shape(features: int) -> tuple[int, int, int] | None:
     return None
 
 
-def flip_shift(images: Tensor, moves: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Images (n, planes * height * width) uint8, each flipped and shifted by its row of ``moves``
-    (n, 3) int8 as :class:`Moves` has them; what comes in at an edge is mirrored there."""
-    out: Tensor = torch.ops.fastmlp.flip_shift.default(images, moves, shape)
-    return out
+@dataclass(frozen=True)
+class Normalization:
+    """``x = u8 * scale + shift`` with float32 ``scale`` and ``shift`` of shape (features,)."""
+
+    name: str
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def apply(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (..., features) uint8 -> float32 of the same shape, on the device of ``images``.
+        Raises TypeError for another dtype: that would be normalised twice."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {images.dtype}")
+        scale, shift = self.scale.to(images.device), self.shift.to(images.device)
+        return images.to(torch.float32).mul_(scale).add_(shift)
 
 
-def flip_shift_ref(images: Tensor, moves: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """:func:`flip_shift` in plain PyTorch, on any device."""
-    planes, height, width = shape
-    down, right, flip = moves.to(images.device, torch.int64).unbind(1)
+def make_normalization(name: str, train_images: torch.Tensor) -> Normalization:
+    """``unit``: ``u8 / 255``. ``standard``: ``(u8 - mean) / std`` with the mean and the standard
+    deviation of each colour channel of ``train_images``, and of nothing else.
 
-    def sources(count: int, shift: Tensor) -> Tensor:
-        index = (torch.arange(count, device=images.device) - shift[:, None]).abs()
-        return torch.where(index < count, index, 2 * (count - 1) - index)
+    ``train_images``: (n, features) uint8, features being three colour planes one after another
+    (or, where three does not divide them, one grey plane). Raises :class:`UserError` for another
+    name.
+    """
+    features = train_images.shape[-1]
+    if name == "unit":
+        mean, std = [0.0], [255.0]
+    elif name == "standard":
+        mean, std = channel_statistics(train_images)
+    else:
+        raise UserError(f"--normalize wants unit or standard, got {name!r}.", EXIT_USAGE)
+    scale = 1 / torch.tensor(std, dtype=torch.float64)
+    shift = -torch.tensor(mean, dtype=torch.float64) * scale
+    plane = features // len(std)
+    return Normalization(
+        name, *(values.float().repeat_interleave(plane) for values in (scale, shift))
+    )
 
-    rows, columns = sources(height, down), sources(width, right)
-    columns = torch.where(flip[:, None] != 0, width - 1 - columns, columns)
-    pixels = images.reshape(-1, planes, height, width)
-    pixels = pixels.gather(2, rows[:, None, :, None].expand_as(pixels))
-    pixels = pixels.gather(3, columns[:, None, None, :].expand_as(pixels))
-    return pixels.reshape(images.shape)
 
-
-def _flip_shift_fake(images: Tensor, moves: Any, shape: Any) -> Tensor:
-    return torch.empty_like(images)
-
-
-if backend.native_available():
-    register_fake("flip_shift", _flip_shift_fake)
+def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation (of the population; 1 for a constant channel) of each channel of
+    images (n, features) uint8, on the scale of 0 to 255; exact but for the last rounding."""
+    planes = images.reshape(len(images), 3 if images.shape[-1] % 3 == 0 else 1, -1)
+    means, deviations = [], []
+    for channel in range(planes.shape[1]):
+        counts = torch.bincount(planes[:, channel].flatten(), minlength=256).tolist()
+        count = sum(counts)
+        total = sum(value * times for value, times in enumerate(counts))
+        squares = sum(value * value * times for value, times in enumerate(counts))
+        means.append(total / count)
+        deviations.append((count * squares - total * total) ** 0.5 / count or 1.0)
+    return means, deviations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,99 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from fastmlp.data.transforms import Moves
-from fastmlp.data.dataset import Normalization, Part
+from fastmlp.data.dataset import Part
+from fastmlp.data.transforms import Moves, Normalization
+from fastmlp.engines.metrics import EpochStats, EvalStats, NonFiniteLossError
+from fastmlp.engines.optimizers import OPTIMIZERS, StepOptions
 from fastmlp.engines.resident import resident
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-OPTIMIZERS = {
-    "sgd": ("momentum",),
-    "adam": ("exp_avg", "exp_avg_sq", "step"),
-    "adamw": ("exp_avg", "exp_avg_sq", "step"),
-}
-"""By name, and what each keeps of every parameter: tensors of its shape; ``step``, how many there
-have been, is a float32 scalar, as in ``torch.optim``."""
-PRECISIONS = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """Steps on mini-batches as ``torch.optim.SGD``, ``Adam`` or ``AdamW`` makes them, the latter
-    two with betas of 0.9 and 0.999 and an eps of 1e-8.
-
-    ``momentum`` and ``nesterov`` are SGD's. ``weight_decay`` times the parameter is added to the
-    gradient; AdamW takes it from the parameter itself. ``grad_average`` divides the gradients,
-    already means over a batch, by its size once more. With the ``precision`` bfloat16 the layers,
-    forward and backward, are those of ``torch.autocast``, on copies of the float32 parameters;
-    loss, update and what the optimiser keeps stay float32. With float32 all is in the parameters'
-    own dtype. Raises ValueError for an ``optimizer`` that is none of :data:`OPTIMIZERS`, for a
-    momentum that it does not have and for a ``precision`` that is none of :data:`PRECISIONS`.
-    """
-
-    batch_size: int
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    grad_average: bool = False
-    optimizer: str = "sgd"
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
-            )
-        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
-            raise ValueError(f"momentum and nesterov are for sgd, not for {self.optimizer}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
-            )
-
-
-@dataclass(frozen=True)
-class EpochStats:
-    """What one call of :meth:`Engine.train_epoch` has done: steps, images, the sum of their losses
-    and how many were classified correctly, each before the step that used it."""
-
-    steps: int = 0
-    samples: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
-    finished: bool = False
-    """Whether the last batch of the epoch is done."""
-
-    @property
-    def loss(self) -> float:
-        """Mean loss per image; nan before the first step."""
-        return self.loss_sum / self.samples if self.samples else math.nan
-
-    @property
-    def accuracy(self) -> float:
-        """Share of images classified correctly, 0 to 1; nan before the first step."""
-        return self.correct / self.samples if self.samples else math.nan
-
-    def __add__(self, later: EpochStats) -> EpochStats:
-        """The two parts of an epoch that was stopped in between."""
-        return EpochStats(
-            self.steps + later.steps,
-            self.samples + later.samples,
-            self.loss_sum + later.loss_sum,
-            self.correct + later.correct,
-            later.finished,
-        )
-
-
-@dataclass(frozen=True)
-class EvalStats:
-    """Mean loss per image, share classified correctly (0 to 1) and number of images."""
-
-    loss: float
-    accuracy: float
-    count: int
 
 
 @dataclass(frozen=True)
@@ -120,15 +34,6 @@ class Epoch:
     lr: float
     moves: Moves | None = None
     start_step: int = 0
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss of a step, counted from 0 in its epoch, was nan or infinite."""
-
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"the loss of step {step} is {loss}")
-        self.step = step
-        self.loss = loss
 
 
 class Engine(ABC):
@@ -281,50 +186,6 @@ class Engine(ABC):
         theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if ours != theirs:
             raise ValueError(f"{kind} must be {ours}, got {theirs}")
-
-
-class Tally:
-    """The losses and hits of one call of train_epoch. They stay on the device until they are read,
-    so that no step waits for it."""
-
-    def __init__(self, samples: int, batch: int, start_step: int, device: torch.device) -> None:
-        self.total = -(-samples // batch)
-        if not 0 <= start_step < self.total:
-            raise ValueError(f"start_step must be from 0 to {self.total - 1}, got {start_step}")
-        self._start = self._next = start_step
-        self._losses = torch.empty(self.total, device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._sizes = torch.full((self.total,), batch, dtype=torch.float64)
-        if samples % batch:
-            self._sizes[-1] = samples % batch
-
-    def add(self, losses: Tensor, correct: Tensor) -> None:
-        """Takes the mean losses (steps,) of the next steps and how many images were classified
-        correctly in them, as one number or one for each step."""
-        self._losses[self._next : self._next + len(losses)] = losses
-        self._correct += correct.sum()
-        self._next += len(losses)
-
-    @property
-    def next_step(self) -> int:
-        """The step, counted from the epoch's first, that comes next."""
-        return self._next
-
-    def read(self) -> EpochStats:
-        """The sums so far; raises NonFiniteLossError for the first loss that is not finite."""
-        done = slice(self._start, self._next)
-        losses, sizes = self._losses[done].double().cpu(), self._sizes[done]
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            step = int(bad[0])
-            raise NonFiniteLossError(self._start + step, losses[step].item())
-        return EpochStats(
-            steps=len(losses),
-            samples=int(sizes.sum()),
-            loss_sum=(losses * sizes).sum().item(),
-            correct=int(self._correct),
-            finished=self._next == self.total,
-        )
 
 
 def copies_on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

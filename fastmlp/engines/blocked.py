@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastmlp.ops import _load as backend
 from fastmlp.data.dataset import Part
-from fastmlp.ops._register import register_fake
-from fastmlp.engines.base import Epoch, EpochStats, EvalStats, NonFiniteLossError, StepOptions, Tally
-from fastmlp.engines.eager import REPORT_SECONDS, EagerEngine
+from fastmlp.engines.base import Epoch
+from fastmlp.engines.eager import EagerEngine
+from fastmlp.engines.metrics import EpochStats, EvalStats, NonFiniteLossError, Tally
+from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.stepwise import REPORT_SECONDS
+from fastmlp.ops._load import native_available
+from fastmlp.ops.blocked_sgd import block_steps, recurrence
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,20 +32,6 @@ CALL_SECONDS = 0.05
 """How long a call of the operator should take, about: what a person who wants to stop waits for."""
 
 _ops: Any = torch.ops.fastmlp
-
-
-def block_steps(
-    batch_size: int, hidden: int, momentum: bool = False, fresh: int | None = None
-) -> int:
-    """Steps in a block: the S of blocked SGD, as ``csrc/plan.h`` chooses it for a first hidden
-    layer of this width. One where batches are large enough by themselves.
-
-    ``fresh`` is how many images a step has that the steps just before it had not, a whole batch if
-    not given.
-    """
-    fresh = batch_size if fresh is None else fresh
-    steps: int = _ops.blocked_plan(batch_size, hidden, momentum, fresh)
-    return steps
 
 
 def fresh_images(epoch: Epoch, batch_size: int) -> int:
@@ -55,40 +44,6 @@ def fresh_images(epoch: Epoch, batch_size: int) -> int:
     if distinct == len(rows):
         return batch_size
     return -(-max(distinct - batch_size, 0) // (-(-len(rows) // batch_size) - 1))
-
-
-def recurrence(
-    steps: int,
-    lr: float,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
-) -> Tensor:
-    """How weights w and momentum v after t steps depend on where they began, and on gradients.
-
-    ``torch.optim.SGD`` is linear in w, v and the gradients d of the loss:
-
-        v' = momentum v + d + weight_decay w
-        w' = w - lr (d + weight_decay w + momentum v' if nesterov else v')
-
-    Returns (steps + 1, 6) float64; row t holds what w_t takes from w_0, from v_0 and from a
-    gradient at step 0, then the same three for v_t. A gradient at step u counts like one at step 0
-    in row t - u.
-    """
-
-    def step(w: float, v: float, d: float) -> tuple[float, float]:
-        d += weight_decay * w
-        v = momentum * v + d
-        return w - lr * (d + momentum * v if nesterov else v), v
-
-    from_w, from_v, from_g = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
-    rows = []
-    for t in range(steps + 1):
-        columns = (from_w, from_v, from_g)
-        rows.append([c[0] for c in columns] + [c[1] for c in columns])
-        from_w, from_v = step(*from_w, 0.0), step(*from_v, 0.0)
-        from_g = step(*from_g, 1.0 if t == 0 else 0.0)
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def why_not_blocked(options: StepOptions) -> str | None:
@@ -123,7 +78,7 @@ class BlockedEngine(EagerEngine):
         sizes: Sequence[int] | None = None,
         options: StepOptions | None = None,
     ) -> str | None:
-        if not backend.native_available(device.type):
+        if not native_available(device.type):
             return EagerEngine.why_not(device)
         if device.type != "cpu":
             return f"this form of it is for the CPU, not for {device.type}"
@@ -315,22 +270,3 @@ def check_alike(engines: Sequence[BlockedEngine]) -> None:
         )
         if not same or engine._tensors[0].dtype != dtype:
             raise ValueError("engines that run together must have one normalisation and dtype")
-
-
-def _steps_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    orders, batches, group, parameters = args[4], args[6], args[8], args[10]
-    steps = sum(-(-len(orders[g]) // batches[g]) for g in group)
-    return parameters[0].new_empty(steps), images.new_empty(steps, dtype=torch.int64)
-
-
-def _evaluate_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    count = len(args[4])
-    return (
-        images.new_empty(count, dtype=torch.float64),
-        images.new_empty(count, dtype=torch.int64),
-    )
-
-
-if backend.native_available():
-    register_fake("blocked_train_", _steps_fake)
-    register_fake("evaluate", _evaluate_fake)

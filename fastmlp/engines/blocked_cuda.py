@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastmlp.ops import _load as backend
-from fastmlp.engines.blocked import BlockedEngine, check_alike, check_shared, recurrence, why_not_blocked
-from fastmlp.engines.blocked_pipeline import CHUNK_BLOCKS, CHUNK_BYTES, Runner, Schedule, Shape, block_bytes
 from fastmlp.data.dataset import Part
-from fastmlp.ops._register import register_fake
-from fastmlp.engines.base import Epoch, EpochStats, EvalStats, NonFiniteLossError, StepOptions, Tally
-from fastmlp.utils.errors import UserError
+from fastmlp.engines.base import Epoch
+from fastmlp.engines.blocked import BlockedEngine, check_alike, check_shared, why_not_blocked
+from fastmlp.engines.blocked_pipeline import (
+    CHUNK_BLOCKS,
+    CHUNK_BYTES,
+    Runner,
+    Schedule,
+    Shape,
+    block_bytes,
+)
 from fastmlp.engines.cuda_graph import Pace
-from fastmlp.engines.eager import REPORT_SECONDS, EagerEngine
+from fastmlp.engines.eager import EagerEngine
+from fastmlp.engines.metrics import EpochStats, EvalStats, NonFiniteLossError, Tally
+from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.stepwise import REPORT_SECONDS
+from fastmlp.ops._load import native_available
+from fastmlp.ops.blocked_sgd import recurrence
+from fastmlp.utils.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +55,7 @@ class BlockedCudaEngine(BlockedEngine):
         sizes: Sequence[int] | None = None,
         options: StepOptions | None = None,
     ) -> str | None:
-        if not backend.native_available(device.type):
+        if not native_available(device.type):
             return EagerEngine.why_not(device)
         if options is not None and (why := why_not_blocked(options)):
             return why
@@ -368,11 +378,3 @@ def _shape_of(groups: Sequence[Sequence[_Run]]) -> Shape:
 def _make_runner(groups: Sequence[Sequence[_Run]], shape: Shape) -> Runner:
     engine = groups[0][0].engine
     return Runner(shape, engine._images, engine._labels, engine._normalization)
-
-
-def _nothing(*args: Any) -> None:
-    """The chain's results are arguments of it."""
-
-
-if backend.native_available():
-    register_fake("blocked_chain_", _nothing)

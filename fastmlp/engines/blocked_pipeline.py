@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp.data.transforms import flip_shift_ref
-from fastmlp.data.dataset import Normalization
+from fastmlp.data.transforms import Normalization
 from fastmlp.engines.cuda_graph import Beside, Recording
-from fastmlp.ops.reference import blocked_chain_ref
+from fastmlp.ops.blocked_sgd import blocked_chain_ref
+from fastmlp.ops.flip_shift import flip_shift_ref
 
 CHUNK_BYTES = 256 << 20
 """What the inputs of a chunk may take, about."""

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmlp.data.transforms import Moves
-from fastmlp.engines.base import OPTIMIZERS, Epoch, EpochStats, StepOptions, Tally
+from fastmlp.engines.base import Epoch
 from fastmlp.engines.cuda_graph import Pace, Recording
-from fastmlp.engines.eager import REPORT_SECONDS, EagerEngine
-from fastmlp.engines.optimizers import update_, update_by_parts_
+from fastmlp.engines.eager import EagerEngine
+from fastmlp.engines.metrics import EpochStats, Tally
+from fastmlp.engines.optimizers import OPTIMIZERS, StepOptions, update_, update_by_parts_
+from fastmlp.engines.stepwise import REPORT_SECONDS
 
 CHUNK_STEPS = 64
 """Steps in a chunk at most: a chunk is also what a person who wants to stop waits for."""

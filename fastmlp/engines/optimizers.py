@@ -4,11 +4,10 @@ them: what the engines do once they have the gradients."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from fastmlp.engines.base import StepOptions
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 """What ``torch.optim.Adam`` and ``AdamW`` begin with."""
@@ -101,3 +100,50 @@ def _adam_steps(gradients: list[Tensor], kept: Mapping[str, list[Tensor]]) -> li
     steps = torch._foreach_div(first, roots)
     torch._foreach_div_(steps, 1 - BETA1**step)
     return list(steps)
+
+
+OPTIMIZERS = {
+    "sgd": ("momentum",),
+    "adam": ("exp_avg", "exp_avg_sq", "step"),
+    "adamw": ("exp_avg", "exp_avg_sq", "step"),
+}
+"""By name, and what each keeps of every parameter: tensors of its shape; ``step``, how many there
+have been, is a float32 scalar, as in ``torch.optim``."""
+
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Steps on mini-batches as ``torch.optim.SGD``, ``Adam`` or ``AdamW`` makes them, the latter
+    two with betas of 0.9 and 0.999 and an eps of 1e-8.
+
+    ``momentum`` and ``nesterov`` are SGD's. ``weight_decay`` times the parameter is added to the
+    gradient; AdamW takes it from the parameter itself. ``grad_average`` divides the gradients,
+    already means over a batch, by its size once more. With the ``precision`` bfloat16 the layers,
+    forward and backward, are those of ``torch.autocast``, on copies of the float32 parameters;
+    loss, update and what the optimiser keeps stay float32. With float32 all is in the parameters'
+    own dtype. Raises ValueError for an ``optimizer`` that is none of :data:`OPTIMIZERS`, for a
+    momentum that it does not have and for a ``precision`` that is none of :data:`PRECISIONS`.
+    """
+
+    batch_size: int
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    grad_average: bool = False
+    optimizer: str = "sgd"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
+            )
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum and nesterov are for sgd, not for {self.optimizer}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastmlp.data.transforms import Moves
+from fastmlp.engines.base import copies_on_cpu
+from fastmlp.engines.optimizers import OPTIMIZERS, StepOptions
+from fastmlp.engines.stepwise import StepEngine
 
 
 def mlp_ref(parameters: Sequence[Tensor], x: Tensor, autocast: bool = False) -> Tensor:
@@ -79,3 +84,68 @@ def train_epoch_ref(
         losses.append(loss)
         correct += int((logits.argmax(1) == y).sum())
     return torch.stack(losses) if losses else parameters[0].new_empty(0), correct
+
+
+class ReferenceEngine(StepEngine):
+    """Plain PyTorch with autograd: slower, and what the other engines are tested against."""
+
+    name = "reference"
+
+    def _set_up(self) -> None:
+        options, tensors = self.options, [tensor.requires_grad_() for tensor in self._tensors]
+        decay = options.weight_decay
+        self._optimizer: torch.optim.Optimizer
+        if options.optimizer == "sgd":
+            self._optimizer = torch.optim.SGD(
+                tensors,
+                momentum=options.momentum,
+                nesterov=options.nesterov,
+                weight_decay=decay,
+            )
+        elif options.optimizer == "adam":
+            self._optimizer = torch.optim.Adam(tensors, weight_decay=decay)
+        else:
+            self._optimizer = torch.optim.AdamW(tensors, weight_decay=decay)
+
+    @staticmethod
+    def why_not(
+        device: torch.device,
+        sizes: Sequence[int] | None = None,
+        options: StepOptions | None = None,
+    ) -> str | None:
+        return None
+
+    def _moved(self, images: Tensor, moves: Moves) -> Tensor:
+        return moves.apply(images, reference=True)
+
+    def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        self._optimizer.param_groups[0]["lr"] = lr
+        average, low = self.options.grad_average, self._layers_dtype == torch.bfloat16
+        return train_step_ref(self._tensors, self._optimizer, x, labels, average, low)
+
+    def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = mlp_ref(self._tensors, x, self._layers_dtype == torch.bfloat16)
+        return F.cross_entropy(logits, labels, reduction="sum"), logits
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        states = {name: self._optimizer.state[p] for name, p in self._parameters.items()}
+        return {
+            kind: copies_on_cpu(
+                {name: s[key] for name, s in states.items() if s.get(key) is not None}
+            )
+            for kind, key in self._keys().items()
+        }
+
+    def _load_optimizer(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._optimizer.state.clear()
+        for kind, key in self._keys().items():
+            for name, tensor in state[kind].items():
+                parameter = self._parameters[name].detach()
+                # torch.optim keeps the step on the CPU
+                copy = tensor.clone() if kind == "step" else tensor.to(parameter, copy=True)
+                self._optimizer.state[self._parameters[name]][key] = copy
+
+    def _keys(self) -> dict[str, str]:
+        """What ``torch.optim`` calls what it keeps."""
+        kinds = OPTIMIZERS[self.options.optimizer]
+        return {kind: {"momentum": "momentum_buffer"}.get(kind, kind) for kind in kinds}

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
+from fastmlp.engines.base import Engine
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
-from fastmlp.engines.base import Engine, StepOptions
-from fastmlp.utils.errors import UserError
+from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.graph import GraphEngine
-from fastmlp.engines.eager import EagerEngine, ReferenceEngine
+from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.utils.errors import UserError
 
 __all__ = [
     "ENGINES",

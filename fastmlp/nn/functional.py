@@ -1,7 +1,7 @@
 """The layers as functions, on either backend: compiled kernels or their pure-PyTorch twins.
 
-``backend="native"`` runs the compiled operators of :mod:`fastmlp.ops.linear`, ``backend="reference"`` the
-functions of :mod:`fastmlp.ops.reference`. ``None`` takes the default: native, or, where there are no
+``backend="native"`` runs the compiled operators of :mod:`fastmlp.ops`, ``backend="reference"`` their
+references there. ``None`` takes the default: native, or, where there are no
 compiled kernels for the tensor's device, the reference, after one warning that says why.
 """
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmlp.ops import mask_ops
-from fastmlp.ops import linear as ops
-from fastmlp.ops import reference
+from fastmlp.ops import activations, cross_entropy, mask_ops
+from fastmlp.ops import linear as linear_ops
 from fastmlp.ops._load import resolve_backend
 
 
@@ -30,10 +29,10 @@ def linear(
     Raises ValueError on shapes that do not fit, TypeError on dtypes that are not floating point or
     that differ.
     """
-    ops.check_linear(x, weight, bias, activation)
+    linear_ops.check_linear(x, weight, bias, activation)
     if resolve_backend(backend, x.device.type) == "reference":
-        return reference.linear_ref(x, weight, bias, activation)
-    return ops.linear(x, weight, bias, activation)
+        return linear_ops.linear_ref(x, weight, bias, activation)
+    return linear_ops.linear(x, weight, bias, activation)
 
 
 def linear_relu(
@@ -54,7 +53,7 @@ def linear_relu(
     same and saves what PyTorch saves.
     """
     if save_mask and torch.is_grad_enabled():
-        ops.check_linear(x, weight, bias, "relu")
+        linear_ops.check_linear(x, weight, bias, "relu")
         if resolve_backend(backend, x.device.type) == "native":
             return mask_ops.linear_relu_with_mask(x, weight, bias)[0]
     return linear(x, weight, bias, "relu", backend=backend)
@@ -66,11 +65,11 @@ def relu(x: Tensor, *, save_mask: bool = False, backend: str | None = None) -> T
     ``save_mask`` as in :func:`linear_relu`: a bit for each element of x, in whole bytes for each
     row of the last dimension.
     """
-    ops.check_relu(x)
+    activations.check_relu(x)
     if resolve_backend(backend, x.device.type) == "reference":
-        return reference.relu_ref(x)
+        return activations.relu_ref(x)
     if not (save_mask and torch.is_grad_enabled()):
-        return ops.relu(x)
+        return activations.relu(x)
     if x.is_contiguous():
         return mask_ops.relu_with_mask(x)[0]
     # The mask follows memory, so that the result can have x's strides, as relu's has.
@@ -97,7 +96,7 @@ def softmax_cross_entropy(
     a label outside [0, C) that is not ``ignore_index``.
     """
     args = (logits, target, weight, reduction, ignore_index, label_smoothing)
-    ops.check_softmax_xent(*args)
+    cross_entropy.check_softmax_xent(*args)
     if resolve_backend(backend, logits.device.type) == "reference":
-        return reference.softmax_xent_ref(*args)
-    return ops.softmax_xent(*args)
+        return cross_entropy.softmax_xent_ref(*args)
+    return cross_entropy.softmax_xent(*args)

@@ -7,10 +7,9 @@ the same ``state_dict``, so weights move between the two unchanged in both direc
 from __future__ import annotations
 
 import copy
-import math
 import numbers
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -18,12 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp.nn import functional
+from fastmlp.nn.init import init_parameters, linears_of
 from fastmlp.ops._load import resolve_backend
 
 Net = TypeVar("Net", bound=nn.Sequential)
-
-INITS = "kaiming, torch, xavier or normal:STD"
-"""The names that :func:`init_parameters` knows, as its messages and --help texts list them."""
 
 
 def _checked_backend(backend: str | None) -> str | None:
@@ -195,7 +192,7 @@ class MLP(nn.Sequential):
     @property
     def sizes(self) -> list[int]:
         """The widths from input to output, as given to the constructor."""
-        linears = list(_linears(self))
+        linears = list(linears_of(self))
         return [linears[0].in_features, *(layer.out_features for layer in linears)]
 
     def __getitem__(self, index: Any) -> Any:
@@ -230,68 +227,10 @@ class MLP(nn.Sequential):
         dtype, device, ``requires_grad`` and train/eval mode are kept.
         """
         modules: list[nn.Module] = []
-        for layer in _linears(self):
+        for layer in linears_of(self):
             modules.append(nn.Linear(layer.in_features, layer.out_features, device="meta"))
             modules.append(nn.ReLU())
         return _transplant(self, nn.Sequential(*modules[:-1]))
-
-
-def parse_init(name: str) -> tuple[str, float]:
-    """(kind, std) of an initialisation name; std is 0 for the kinds that take none.
-
-    "normal:0.01" -> ("normal", 0.01), "kaiming" -> ("kaiming", 0.0). Raises ValueError otherwise.
-    """
-    if name in ("kaiming", "torch", "xavier"):
-        return name, 0.0
-    kind, _, text = str(name).partition(":")
-    try:
-        std = float(text)
-    except ValueError:
-        std = math.nan
-    if kind != "normal" or not 0 <= std < math.inf:
-        raise ValueError(f"init must be {INITS} with a finite STD >= 0, got {name!r}")
-    return kind, std
-
-
-@torch.no_grad()
-def init_parameters(
-    model: nn.Module, name: str = "kaiming", generator: torch.Generator | None = None
-) -> None:
-    """Draws new parameters for every ``nn.Linear`` in ``model``, in the order of its modules.
-
-    kaiming     weight ~ N(0, gain^2 / I), gain sqrt(2) and, for the last layer, 1; bias 0 (He 2015)
-    torch       ``nn.Linear``'s own: weight and bias ~ U(-1/sqrt(I), 1/sqrt(I))
-    xavier      weight ~ U(-a, a), a = sqrt(6 / (I + O)); bias 0 (Glorot 2010)
-    normal:STD  weight ~ STD * N(0, 1); bias 0
-
-    The numbers are drawn in float32 on the generator's device (None: PyTorch's global CPU
-    generator), then cast and moved: one seed gives the same weights on every device, in every dtype
-    and on every backend. Raises ValueError for an unknown name or a model without linear layers.
-    """
-    kind, std = parse_init(name)
-    linears = list(_linears(model))
-    if not linears:
-        raise ValueError(f"model must contain a Linear layer, got {type(model).__name__} without")
-    generator = torch.default_generator if generator is None else generator
-    for layer in linears:
-        fan_in, fan_out = layer.in_features, layer.out_features
-        weight = torch.empty(fan_out, fan_in, dtype=torch.float32, device=generator.device)
-        bias = torch.zeros(fan_out, dtype=torch.float32, device=generator.device)
-        if kind == "kaiming":
-            gain = 1.0 if layer is linears[-1] else math.sqrt(2)
-            nn.init.normal_(weight, std=gain / math.sqrt(fan_in), generator=generator)
-        elif kind == "xavier":
-            nn.init.xavier_uniform_(weight, generator=generator)
-        elif kind == "normal":
-            nn.init.normal_(weight, std=std, generator=generator)
-        else:
-            bound = 1 / math.sqrt(fan_in)
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
-            if layer.bias is not None:  # no draw for a bias that is not there, as nn.Linear
-                nn.init.uniform_(bias, -bound, bound, generator=generator)
-        layer.weight.copy_(weight)
-        if layer.bias is not None:
-            layer.bias.copy_(bias)
 
 
 def _checked_sizes(sizes: Sequence[int]) -> list[int]:
@@ -308,13 +247,8 @@ def _checked_sizes(sizes: Sequence[int]) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def _linears(model: nn.Module) -> Iterator[nn.Linear]:
-    """The linear layers of ``model``, in the order of its modules."""
-    return (module for module in model.modules() if isinstance(module, nn.Linear))
-
-
 def _transplant(source: nn.Sequential, target: Net) -> Net:
     """``target`` with copies of the parameters of ``source``'s linear layers, and its mode."""
-    for old, new in zip(_linears(source), _linears(target), strict=True):
+    for old, new in zip(linears_of(source), linears_of(target), strict=True):
         new.weight, new.bias = copy.deepcopy(old.weight), copy.deepcopy(old.bias)
     return target.train(source.training)

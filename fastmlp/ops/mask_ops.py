@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastmlp.ops._register import Operator
+from fastmlp.ops.activations import relu_backward, relu_ref
+from fastmlp.ops.linear import linear_backward, linear_ref
 from fastmlp.ops.matmul_precision import FLOAT32, float32_of
-from fastmlp.ops.linear import linear_backward, relu_backward
 
 
 def _mask_of(y: Tensor) -> Tensor:
@@ -100,3 +102,36 @@ def _relu_with_mask_autograd(ctx: Any, dy: Tensor | None, _: Any) -> Tensor | No
 _relu_with_mask = Operator(
     "relu_with_mask", _relu_with_mask_fake, _relu_with_mask_setup, _relu_with_mask_autograd
 )
+
+
+def linear_relu_with_mask_ref(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`linear_ref` with a ReLU, (..., O), and its mask (..., ceil(O / 8))."""
+    y = linear_ref(x, weight, bias, "relu")
+    return y, pack_mask_ref(y)
+
+
+def relu_with_mask_ref(x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`relu_ref`, contiguous, and its mask."""
+    y = relu_ref(x).contiguous()
+    return y, pack_mask_ref(y)
+
+
+def pack_mask_ref(y: Tensor) -> Tensor:
+    """A ReLU's mask, uint8 (..., ceil(C / 8)), from its output or input y (..., C).
+
+    Bit ``c % 8`` (the lowest is 0) of byte ``c // 8`` is 1 where the gradient passes element c of
+    the last dimension: where y is not <= 0, so at nan too. Bits past the last element are 0. A
+    scalar counts as C = 1.
+    """
+    bits = ~(y.reshape(1) if y.dim() == 0 else y).le(0)
+    bits = F.pad(bits, (0, -bits.shape[-1] % 8))
+    bits = bits.reshape(*bits.shape[:-1], bits.shape[-1] // 8, 8)
+    return (bits << torch.arange(8, device=y.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_mask_ref(mask: Tensor, shape: torch.Size) -> Tensor:
+    """Where the gradient passes, bool of ``shape``, which y had in :func:`pack_mask_ref`."""
+    bits = mask.unsqueeze(-1) >> torch.arange(8, device=mask.device) & 1
+    return bits.flatten(-2)[..., : shape[-1] if shape else 1].reshape(shape).bool()

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fastmlp.engines.metrics import EpochRecord
+from fastmlp.plotting.style import LEGEND
 from fastmlp.utils.files import atomic_path
-from fastmlp.training.checkpoint import EpochRecord
 
 TRAIN, VALIDATION = "#0072B2", "#D55E00"
 """Blue and vermillion of Okabe and Ito's palette, told apart with any colour vision."""
-LEGEND: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.85}
-"""A legend that stays legible where a line has to pass under it."""
 
 
 def learning_curves(

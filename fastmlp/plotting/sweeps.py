@@ -12,26 +12,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
-from torch import Tensor
 
-from fastmlp.utils.files import atomic_path
-from fastmlp.plotting.curves import LEGEND, TRAIN, VALIDATION
-from fastmlp.training.checkpoint import EpochRecord
+from fastmlp.engines.metrics import EpochRecord
+from fastmlp.plotting.curves import TRAIN, VALIDATION
+from fastmlp.plotting.style import LEGEND, LINES, new_figure, save_figure, set_title
 
-Shape = tuple[int, int, int]
-"""Planes, height, width."""
-
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7B00")
-"""One colour for each value of a sweep: Okabe and Ito's palette, its yellow made darker."""
 NAMED = 3
 """Lines that are named where there are more of them than colours: those that end highest."""
 LOG_FROM = 6
@@ -58,7 +48,7 @@ def sweep_picture(
     """
     if not points:
         raise ValueError("points must hold at least one value, got none")
-    figure = _figure(7.5, 8.6)
+    figure = new_figure(7.5, 8.6)
     final, curves = figure.subplots(2, 1, height_ratios=(1, 1.15))
     places, ticks, scale = _places([point.value for point in points])
     _draw_final(final, places, points, _whole(name, points))
@@ -72,7 +62,7 @@ def sweep_picture(
     final.set_ylabel("accuracy after the last epoch", fontsize=12)
     _draw_by_epoch(curves, name, points, _whole(name, points))
     if title:
-        _title(figure, title)
+        set_title(figure, title)
     for axes in (final, curves):
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
@@ -80,7 +70,7 @@ def sweep_picture(
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def _whole(name: str, points: Sequence[SweepPoint]) -> list[list[list[EpochRecord]]]:
@@ -221,127 +211,3 @@ def _name_lines(axes: Axes, last: int, ends: Sequence[tuple[float, str, str]]) -
             va="center",
             annotation_clip=False,
         )
-
-
-def confusion_picture(counts: Tensor, names: Sequence[str], title: str, target: str | Path) -> None:
-    """Draws what each class was taken for, in per cent of its images, and the share of each class
-    that was recognised. ``counts`` (classes, classes): images of the row's class that were taken
-    for the column's."""
-    classes = len(names)
-    shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
-    figure = _figure(8.4, 7)
-    matrix, bars = figure.subplots(1, 2, width_ratios=(5, 1), sharey=True)
-    matrix.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=max(0.5, float(shares.max())))
-    for row in range(classes):
-        for column in range(classes):
-            share = float(shares[row, column])
-            matrix.text(
-                *(column, row, f"{share:.0%}".rstrip("%")),
-                ha="center",
-                va="center",
-                fontsize=11,
-                fontweight="bold" if row == column else "normal",
-                color="black" if share > 0.5 * float(shares.max()) else "white",
-            )
-    matrix.set_xticks(range(classes), names, rotation=40, ha="right", rotation_mode="anchor")
-    matrix.set_yticks(range(classes), names)
-    matrix.set_xlabel("taken for", fontsize=12)
-    matrix.set_ylabel("true class", fontsize=12)
-    recognised = shares.diagonal().tolist()
-    bars.barh(range(classes), recognised, color=TRAIN, height=0.62)
-    for row, share in enumerate(recognised):
-        bars.text(share, row, f" {share:.0%}", va="center", fontsize=11)
-    bars.set_xlim(0, 1.25 * max(*recognised, 0.01))
-    bars.set_xticks([])
-    bars.set_xlabel("recognised", fontsize=12)
-    for axes in (matrix, bars):
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0, labelsize=11)
-    bars.tick_params(labelleft=False)
-    _title(figure, f"{title}\nper cent of the images of each true class")
-    _save(figure, target)
-
-
-def weights_picture(weight: Tensor, shape: Shape, target: str | Path, count: int = 48) -> None:
-    """Draws what the ``count`` hidden units with the largest weights look for, as small images.
-
-    ``weight`` (units, features) is the first layer's. Each image is scaled by its own largest
-    weight; grey is 0.
-    """
-    norms = weight.norm(dim=1)
-    chosen = norms.argsort(descending=True, stable=True)[:count]
-    columns = min(8, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure = _figure(columns * 1.05, rows * 1.05 + 0.55, pad=0.03)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, unit in zip(grid.flat, chosen.tolist(), strict=False):
-        image = weight[unit].reshape(shape)
-        _show(axes, 0.5 + 0.5 * image / image.abs().max().clamp(min=1e-30))
-    for axes in grid.flat:
-        axes.set_axis_off()
-    _title(
-        figure,
-        f"first-layer weights of {len(chosen)} of {len(weight)} hidden units, those with the "
-        "largest norm",
-    )
-    _save(figure, target)
-
-
-def mistakes_picture(
-    images: Tensor,
-    labels: Tensor,
-    probabilities: Tensor,
-    shape: Shape,
-    names: Sequence[str],
-    target: str | Path,
-    count: int = 15,
-) -> None:
-    """Draws the images that were classified wrongly with the highest probability.
-
-    ``images`` (n, features) uint8, ``labels`` (n,), ``probabilities`` (n, classes).
-    """
-    sure, guess = probabilities.max(1)
-    sure = torch.where(guess == labels, -1.0, sure)
-    chosen = sure.argsort(descending=True, stable=True)[:count]
-    chosen = chosen[sure[chosen] >= 0]
-    columns = 5
-    rows = max(1, -(-len(chosen) // columns))
-    figure = _figure(columns * 1.75, rows * 2.25 + 0.5)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, index in zip(grid.flat, chosen.tolist(), strict=False):
-        _show(axes, images[index].reshape(shape).float() / 255)
-        axes.set_title(
-            f"{names[int(guess[index])]}, {float(sure[index]):.1%}?\n"
-            f"no: {names[int(labels[index])]}",
-            fontsize=10.5,
-            parse_math=False,
-        )
-    _title(figure, "the most confident mistakes: what was guessed, how surely, and the true class")
-    _save(figure, target)
-
-
-def _show(axes: Axes, image: Tensor) -> None:
-    """An image (planes, height, width) of values from 0 to 1."""
-    pixels = image.permute(1, 2, 0).numpy()
-    axes.imshow(pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels, interpolation="nearest")
-
-
-def _figure(width: float, height: float, pad: float = 0.09) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
-    engine = figure.get_layout_engine()
-    assert isinstance(engine, ConstrainedLayoutEngine)
-    engine.set(w_pad=pad, h_pad=pad)
-    return figure
-
-
-def _title(figure: Figure, text: str) -> None:
-    printable = text.encode("utf-8", "replace").decode()  # a file name may hold any bytes
-    figure.suptitle(printable, fontsize=12, parse_math=False)
-
-
-def _save(figure: Figure, target: str | Path) -> None:
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fastmlp.report.experiments import Outcome
-from fastmlp.utils.files import write_bytes, write_text
 from fastmlp.training.checkpoint import torch_bytes
+from fastmlp.utils.files import write_bytes, write_text
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from fastmlp.training.config import TrainConfig, resolve_config
+from fastmlp.engines.metrics import EpochRecord
 from fastmlp.training.api import Run
-from fastmlp.training.checkpoint import EpochRecord
+from fastmlp.training.config import TrainConfig
+from fastmlp.training.presets import resolve_config
 
 RECIPES = {"course": "the course's recipe", "course-fixed": "the recipe corrected"}
 """Presets, and how they are called."""

@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastmlp.data.dataset import Dataset, draw_samples
-from fastmlp.report.experiments import BEST, NAMES, RECIPES, SWEEPS, Outcome, sweep_label
-from fastmlp.report.results import Material
+from fastmlp.data.dataset import Dataset
 from fastmlp.nn.modules import MLP
-from fastmlp.plotting.sweeps import (
-    SweepPoint,
+from fastmlp.plotting.curves import learning_curves
+from fastmlp.plotting.images import (
     confusion_picture,
+    draw_samples,
     mistakes_picture,
-    sweep_picture,
     weights_picture,
 )
-from fastmlp.plotting.curves import learning_curves
+from fastmlp.plotting.sweeps import SweepPoint, sweep_picture
+from fastmlp.report.experiments import BEST, NAMES, RECIPES, SWEEPS, Outcome, sweep_label
+from fastmlp.report.results import Material
 
 Drawings = dict[str, Callable[[Path], None]]
 

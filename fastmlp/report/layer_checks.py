@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmlp.nn import functional
 from fastmlp.manual import layers as manual
+from fastmlp.nn import functional
 
 ULPS = 4
 """What one more rounding may cost, in units of the last place of the largest true value."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastmlp.report.statistics import Finding, Stat, best_of, higher
 from fastmlp.report.experiments import (
     COURSE_BEST,
     FINAL,
@@ -18,6 +17,7 @@ from fastmlp.report.experiments import (
     sweep_label,
 )
 from fastmlp.report.layer_checks import LayerCheck
+from fastmlp.report.statistics import Finding, Stat, best_of, higher
 from fastmlp.training.run_data import RunData
 
 

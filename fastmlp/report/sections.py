@@ -9,22 +9,7 @@ from typing import Any
 
 import torch
 
-from fastmlp.report.statistics import FAILS, HOLDS, NOISE, UNKNOWN, Stat, beside_course, shown
-from fastmlp.report.html import (
-    BAD,
-    GOOD,
-    UNSURE,
-    Block,
-    Box,
-    Document,
-    Heading,
-    Mark,
-    Paragraph,
-    Picture,
-    Points,
-    Table,
-)
-from fastmlp.training.epochs import sliding_rows
+from fastmlp.data.sampling import sliding_rows
 from fastmlp.report.experiments import (
     ABLATION,
     BEST,
@@ -40,8 +25,23 @@ from fastmlp.report.experiments import (
     ablation_label,
     sweep_label,
 )
-from fastmlp.report.results import Material, final_findings, sweep_findings
+from fastmlp.report.html import (
+    BAD,
+    GOOD,
+    UNSURE,
+    Block,
+    Box,
+    Document,
+    Heading,
+    Mark,
+    Paragraph,
+    Picture,
+    Points,
+    Table,
+)
 from fastmlp.report.layer_checks import LayerCheck
+from fastmlp.report.results import Material, final_findings, sweep_findings
+from fastmlp.report.statistics import FAILS, HOLDS, NOISE, UNKNOWN, Stat, beside_course, shown
 
 TITLE = "A small network on CIFAR-10: the course's experiments, done again"
 KINDS = {HOLDS: GOOD, FAILS: BAD, NOISE: UNSURE, UNKNOWN: UNSURE}

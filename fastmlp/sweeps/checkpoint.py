@@ -26,12 +26,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastmlp.training.config import TrainConfig, config_from_dict
-from fastmlp.utils.errors import UserError, describe_os_error
-from fastmlp.utils.files import write_text
+from fastmlp.engines.metrics import EpochRecord
+from fastmlp.sweeps.search_space import shown
 from fastmlp.training.checkpoint import (
     LOCK,
-    EpochRecord,
     RunFolder,
     RunState,
     state_from_dict,
@@ -39,11 +37,13 @@ from fastmlp.training.checkpoint import (
     torch_bytes,
     write_file,
 )
-from fastmlp.sweeps.search_space import shown
+from fastmlp.training.config import TrainConfig, config_from_dict
+from fastmlp.utils.errors import UserError, describe_os_error
+from fastmlp.utils.files import write_text
 
 if TYPE_CHECKING:
-    from fastmlp.sweeps.sweep import SweepResult
     from fastmlp.sweeps.distributed import Workers
+    from fastmlp.sweeps.results import SweepResult
 
 SAVE_SECONDS = 30.0
 """How much work a killed sweep may lose, about."""

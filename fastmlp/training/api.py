@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmlp.cli.progress import Progress
+from fastmlp.engines.metrics import EpochRecord, EvalStats
+from fastmlp.training.checkpoint import RunFolder, RunState
 from fastmlp.training.cohort import Cohort
 from fastmlp.training.config import TrainConfig
-from fastmlp.engines.base import EvalStats
-from fastmlp.utils.errors import EXIT_USAGE, UserError
-from fastmlp.cli.progress import Progress
 from fastmlp.training.run_data import RunData, load_run_data
-from fastmlp.training.checkpoint import EpochRecord, RunFolder, RunState
-from fastmlp.utils.signals import stop_on_signals
 from fastmlp.training.summary import make_summary
 from fastmlp.training.trainer import DivergedError, Training, train_epochs
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.signals import stop_on_signals
 
 
 @dataclass(frozen=True)

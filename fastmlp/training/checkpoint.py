@@ -30,29 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmlp.engines.metrics import EpochRecord, EpochStats
 from fastmlp.training.config import TrainConfig, config_from_dict
-from fastmlp.engines.base import EpochStats
 from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.files import write_bytes
 
 FORMAT = 1
 """The version of ``resume.pt``."""
 LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """A row of ``metrics.csv``. Losses are means per image; accuracies are shares, 0 to 1;
-    ``seconds`` is the time spent training, without validation."""
-
-    epoch: int
-    train_loss: float
-    train_acc: float
-    val_loss: float
-    val_acc: float
-    lr: float
-    seconds: float
-    images_per_s: float
 
 
 @dataclass

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from fastmlp.training.config import TrainConfig
-from fastmlp.engines.base import EpochStats, EvalStats
-from fastmlp.training.run_data import RunData
+from fastmlp.engines.metrics import EpochStats, EvalStats
 from fastmlp.training.checkpoint import RunState
+from fastmlp.training.config import TrainConfig
+from fastmlp.training.run_data import RunData
 from fastmlp.training.trainer import DivergedError, Training, train_epochs
 
 

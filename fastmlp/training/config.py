@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.data.transforms import parse_augmentation
-from fastmlp.engines.base import OPTIMIZERS, PRECISIONS
+from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS
 from fastmlp.engines.registry import ENGINES
+from fastmlp.nn.init import parse_init
 from fastmlp.utils.errors import EXIT_USAGE, UserError
-from fastmlp.nn.modules import parse_init
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -144,69 +144,6 @@ class TrainConfig:
     def essentials(self) -> dict[str, Any]:
         """:meth:`to_dict` without :data:`MACHINE_FIELDS`: what decides the results."""
         return {k: v for k, v in self.to_dict().items() if k not in MACHINE_FIELDS}
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "course": {
-        "hidden": (256,),
-        "init": "normal:0.8",
-        "normalize": "unit",
-        "loader": "sliding",
-        "batch_size": 8,
-        "lr": 0.01,
-        "lr_decay": 1.0,
-        "lr_schedule": "constant",
-        "momentum": 0.0,
-        "nesterov": False,
-        "weight_decay": 0.0,
-        "grad_average": True,
-        "epochs": 200,
-    },
-}
-"""``course``: the exercise this project grew out of, as it was. Its weights begin 20 times too
-large, its loader shows the same few images again and again, and its gradients, already means over
-the batch, are divided by the batch size once more. ``course-fixed``: the same with the usual
-initial weights and a loader that shows every image. ``sweep``: plain SGD, where sweeps begin.
-``augmented``, ``wide`` and ``widest``: images flipped and shifted afresh in every epoch, which lets
-the default network, and those of four and eight times its width, train for longer."""
-PRESETS["course-fixed"] = {**PRESETS["course"], "init": "kaiming", "loader": "shuffle"}
-PRESETS["sweep"] = {
-    "hidden": (64,),
-    "batch_size": 16,
-    "lr": 1e-3,
-    "lr_decay": 0.95,
-    "lr_schedule": "constant",
-    "momentum": 0.0,
-    "nesterov": False,
-    "weight_decay": 0.0,
-    "epochs": 80,
-}
-PRESETS["augmented"] = {
-    "augment": "flip,shift:3",
-    "lr": 0.03,
-    "weight_decay": 7e-4,
-    "epochs": 240,
-}
-PRESETS["wide"] = {**PRESETS["augmented"], "hidden": (1024,), "weight_decay": 5e-4, "epochs": 160}
-PRESETS["widest"] = {
-    **PRESETS["augmented"],
-    "hidden": (2048,),
-    "batch_size": 16,
-    "momentum": 0.0,
-    "nesterov": False,
-    "epochs": 300,
-}
-
-
-def resolve_config(
-    flags: Mapping[str, Any], file: Mapping[str, Any] | None = None, preset: str = "default"
-) -> TrainConfig:
-    """A configuration from the values given: flags beat the file, the file beats the preset. Raises
-    :class:`UserError` for an unknown preset or key and for values that cannot be used."""
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}", EXIT_USAGE)
-    return config_from_dict({**PRESETS[preset], **(file or {}), **flags})
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "the configuration") -> TrainConfig:

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from fastmlp.data.transforms import image_shape
+from fastmlp.data.dataset import Dataset, Split, load_dataset, split_dataset
+from fastmlp.data.transforms import Normalization, image_shape, make_normalization
 from fastmlp.training.config import TrainConfig
-from fastmlp.data.dataset import Dataset, Normalization, Split, load_dataset, make_normalization, split_dataset
 from fastmlp.utils.errors import UserError
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastmlp.training.config import TrainConfig
-from fastmlp.engines.base import EvalStats
-from fastmlp.training.run_data import RunData
+from fastmlp.engines.metrics import EvalStats
 from fastmlp.training.checkpoint import RunState
+from fastmlp.training.config import TrainConfig
+from fastmlp.training.run_data import RunData
+from fastmlp.utils.environment import _package_version, device_name, git_commit
 
 
 def make_summary(
@@ -52,37 +51,3 @@ def make_summary(
         "git_commit": git_commit(Path(__file__).resolve().parents[2]),
         "config": config.to_dict(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's or processor's name, as a person knows it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def git_commit(checkout: Path) -> str | None:
-    """The commit of the git checkout whose top folder is ``checkout``, "-dirty" added where tracked
-    files differ from it; None where it is no such folder or git is not there."""
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty"]
-    try:
-        answer = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
-def _package_version() -> str:
-    try:
-        return metadata.version("fastmlp")
-    except metadata.PackageNotFoundError:
-        return "not installed"

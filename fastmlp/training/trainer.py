@@ -8,21 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from fastmlp.training.config import TrainConfig
 from fastmlp.data.dataset import Part
-from fastmlp.engines.base import (
-    Engine,
-    Epoch,
-    EpochStats,
-    EvalStats,
-    NonFiniteLossError,
-    StepOptions,
-)
-from fastmlp.engines.registry import BlockedEngine, choose_engine, resolve_device
-from fastmlp.training.epochs import initial_parameters, make_epoch, sliding_part
-from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.data.sampling import sliding_part
+from fastmlp.engines.base import Engine, Epoch
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.metrics import EpochRecord, EpochStats, EvalStats, NonFiniteLossError
+from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.registry import choose_engine, resolve_device
+from fastmlp.training.checkpoint import RunState
+from fastmlp.training.config import TrainConfig
+from fastmlp.training.epochs import initial_parameters, make_epoch
 from fastmlp.training.run_data import RunData
-from fastmlp.training.checkpoint import EpochRecord, RunState
+from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 
 class DivergedError(UserError):

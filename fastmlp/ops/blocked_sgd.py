@@ -1,152 +1,17 @@
-"""The pure-PyTorch twin of every operator: the truth that compiled kernels are tested against.
-
-Each ``<op>_ref`` has the signature of ``<op>`` in :mod:`fastmlp.ops.linear`. Forward functions are
-PyTorch's own; backward functions are written out, to be read beside the kernels. They run on any
-device and in any floating-point dtype, and autograd goes through them.
-"""
+"""The operators of blocked look-ahead SGD (docs/blocked-sgd.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def linear_ref(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
-) -> Tensor:
-    """``y = act(x @ weight.T + bias)``; x (..., I), weight (O, I), bias (O,) -> y (..., O).
-
-    As ``torch.nn.functional.linear``, followed by ``relu`` where ``activation="relu"``.
-    """
-    y = F.linear(x, weight, bias)
-    return F.relu(y) if activation == "relu" else y
-
-
-def linear_backward_ref(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    y: Tensor | None = None,
-    output_mask: tuple[bool, bool, bool] = (True, True, True),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients (dx, dw, db) of :func:`linear_ref`; those not asked for are None.
-
-    dy (..., O), x (..., I), weight (O, I). ``y`` (..., O), the output, is given where the
-    activation was ReLU: the gradient passes where y is not <= 0 (so nan passes it). The output's
-    mask (:func:`pack_mask_ref`) does as well.
-
-        g = dy * [y > 0],   dx = g @ weight,   dw = g.T @ x,   db = sum over rows of g
-    """
-    g = dy if y is None else relu_backward_ref(dy, y)
-    dx = g @ weight if output_mask[0] else None
-    rows, inputs = (t.reshape(t.shape[:-1].numel(), t.shape[-1]) for t in (g, x))
-    dw = rows.t() @ inputs if output_mask[1] else None
-    db = rows.sum(0) if output_mask[2] else None
-    return dx, dw, db
-
-
-def linear_relu_with_mask_ref(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """:func:`linear_ref` with a ReLU, (..., O), and its mask (..., ceil(O / 8))."""
-    y = linear_ref(x, weight, bias, "relu")
-    return y, pack_mask_ref(y)
-
-
-def relu_ref(x: Tensor) -> Tensor:
-    """``max(x, 0)`` elementwise, any shape; relu(nan) is nan. As ``torch.nn.functional.relu``."""
-    return F.relu(x)
-
-
-def relu_with_mask_ref(x: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`relu_ref`, contiguous, and its mask."""
-    y = relu_ref(x).contiguous()
-    return y, pack_mask_ref(y)
-
-
-def relu_backward_ref(dy: Tensor, y: Tensor) -> Tensor:
-    """``dx = 0 where y <= 0, else dy``; ``y`` is relu's output or, equally, its input, or the mask
-    of either."""
-    stops = ~unpack_mask_ref(y, dy.shape) if y.dtype == torch.uint8 else y <= 0
-    return torch.where(stops, torch.zeros_like(dy), dy)
-
-
-def pack_mask_ref(y: Tensor) -> Tensor:
-    """A ReLU's mask, uint8 (..., ceil(C / 8)), from its output or input y (..., C).
-
-    Bit ``c % 8`` (the lowest is 0) of byte ``c // 8`` is 1 where the gradient passes element c of
-    the last dimension: where y is not <= 0, so at nan too. Bits past the last element are 0. A
-    scalar counts as C = 1.
-    """
-    bits = ~(y.reshape(1) if y.dim() == 0 else y).le(0)
-    bits = F.pad(bits, (0, -bits.shape[-1] % 8))
-    bits = bits.reshape(*bits.shape[:-1], bits.shape[-1] // 8, 8)
-    return (bits << torch.arange(8, device=y.device)).sum(-1).to(torch.uint8)
-
-
-def unpack_mask_ref(mask: Tensor, shape: torch.Size) -> Tensor:
-    """Where the gradient passes, bool of ``shape``, which y had in :func:`pack_mask_ref`."""
-    bits = mask.unsqueeze(-1) >> torch.arange(8, device=mask.device) & 1
-    return bits.flatten(-2)[..., : shape[-1] if shape else 1].reshape(shape).bool()
-
-
-def softmax_xent_ref(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Cross entropy of softmax(logits) against class indices; ``F.cross_entropy`` itself.
-
-    logits (N, C), target (N,) int64 or uint8, weight (C,) -> scalar, or (N,) for ``"none"``.
-    """
-    return F.cross_entropy(
-        logits,
-        target,
-        weight,
-        reduction=reduction,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-    )
-
-
-def softmax_xent_backward_ref(
-    dloss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """dlogits (N, C) of :func:`softmax_xent_ref`; dloss is a scalar, or (N,) for ``"none"``.
-
-    With p = softmax(logits), w the class weights, s the smoothing and t the target of a row,
-
-        loss = (1-s) w_t (-log p_t) + (s/C) sum_c w_c (-log p_c)
-        dlogits_j = dloss * [ ((1-s) w_t + (s/C) sum_c w_c) p_j - (1-s) w_t [j=t] - (s/C) w_j ]
-
-    ignored rows give 0, and ``"mean"`` divides by the sum of w_t over the rows that count.
-    """
-    classes = logits.shape[1]
-    w = logits.new_ones(classes) if weight is None else weight
-    target = target.long()  # as uint8, a label of 156 would equal an ignore_index of -100
-    kept = target != ignore_index
-    t = torch.where(kept, target, 0)
-    hot = F.one_hot(t, classes).to(logits.dtype)
-    w_t = w[t]
-    q = (1 - label_smoothing) * w_t[:, None] * hot + label_smoothing / classes * w
-    dlogits = q.sum(1, keepdim=True) * torch.softmax(logits, 1) - q
-    if reduction == "mean":
-        dloss = dloss / (w_t * kept).sum()
-    dlogits = dlogits * (dloss[:, None] if reduction == "none" else dloss)
-    # last, so that the 0 of an ignored row outlives a division by 0 where every row is ignored
-    return torch.where(kept[:, None], dlogits, torch.zeros_like(dlogits))
+from fastmlp.ops._load import native_available
+from fastmlp.ops._register import register_fake
+from fastmlp.ops.activations import relu_backward_ref
 
 
 def blocked_chain_ref(
@@ -172,7 +37,7 @@ def blocked_chain_ref(
 
     p (G, R, N, H) = x w^T as the block begins, q the same of momenta (None without momentum, or
     where S = 1); gram (G, R, R) = x x^T + 1, (G, R, 0) where S = 1; labels (G, R); recurrence
-    (G * N, S + 1, 6), see :func:`fastmlp.engines.blocked.recurrence`, with 1 taken from its first column,
+    (G * N, S + 1, 6), see :func:`recurrence`, with 1 taken from its first column,
     which float32 would round; options (G * N, 5): lr, momentum, weight decay, nesterov,
     grad_average.
 
@@ -272,3 +137,75 @@ def _sgd_step(
         buffer.copy_(torch.where(real, v, buffer))
         d = torch.where(nesterov != 0, d + mu * v, v)
     w.copy_(torch.where(real, w - lr * d, w))
+
+
+def block_steps(
+    batch_size: int, hidden: int, momentum: bool = False, fresh: int | None = None
+) -> int:
+    """Steps in a block: the S of blocked SGD, as ``csrc/plan.h`` chooses it for a first hidden
+    layer of this width. One where batches are large enough by themselves.
+
+    ``fresh`` is how many images a step has that the steps just before it had not, a whole batch if
+    not given.
+    """
+    fresh = batch_size if fresh is None else fresh
+    steps: int = torch.ops.fastmlp.blocked_plan(batch_size, hidden, momentum, fresh)
+    return steps
+
+
+def recurrence(
+    steps: int,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> Tensor:
+    """How weights w and momentum v after t steps depend on where they began, and on gradients.
+
+    ``torch.optim.SGD`` is linear in w, v and the gradients d of the loss:
+
+        v' = momentum v + d + weight_decay w
+        w' = w - lr (d + weight_decay w + momentum v' if nesterov else v')
+
+    Returns (steps + 1, 6) float64; row t holds what w_t takes from w_0, from v_0 and from a
+    gradient at step 0, then the same three for v_t. A gradient at step u counts like one at step 0
+    in row t - u.
+    """
+
+    def step(w: float, v: float, d: float) -> tuple[float, float]:
+        d += weight_decay * w
+        v = momentum * v + d
+        return w - lr * (d + momentum * v if nesterov else v), v
+
+    from_w, from_v, from_g = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
+    rows = []
+    for t in range(steps + 1):
+        columns = (from_w, from_v, from_g)
+        rows.append([c[0] for c in columns] + [c[1] for c in columns])
+        from_w, from_v = step(*from_w, 0.0), step(*from_v, 0.0)
+        from_g = step(*from_g, 1.0 if t == 0 else 0.0)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _steps_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    orders, batches, group, parameters = args[4], args[6], args[8], args[10]
+    steps = sum(-(-len(orders[g]) // batches[g]) for g in group)
+    return parameters[0].new_empty(steps), images.new_empty(steps, dtype=torch.int64)
+
+
+def _evaluate_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    count = len(args[4])
+    return (
+        images.new_empty(count, dtype=torch.float64),
+        images.new_empty(count, dtype=torch.int64),
+    )
+
+
+def _nothing(*args: Any) -> None:
+    """The chain's results are arguments of it."""
+
+
+if native_available():
+    register_fake("blocked_train_", _steps_fake)
+    register_fake("evaluate", _evaluate_fake)
+    register_fake("blocked_chain_", _nothing)

@@ -1,0 +1,124 @@
+"""The command ``data``: shows or fetches the data.
+
+fastmlp data info        sizes, classes, counts and statistics
+fastmlp data samples     draws ten training images of each class
+fastmlp data download    fetches CIFAR-10 where it is missing
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from fastmlp.cli.parser import ArgumentParser
+from fastmlp.data.cifar10 import CACHE, DIRECTORY_VARIABLE
+from fastmlp.data.dataset import (
+    DATASETS,
+    TEST_SETS,
+    Dataset,
+    load_dataset,
+    parse_split,
+    split_dataset,
+)
+from fastmlp.data.download import URL_VARIABLE
+from fastmlp.data.transforms import channel_statistics
+from fastmlp.plotting.images import draw_samples
+
+
+def add_data_arguments(parser: argparse._ActionsContainer) -> None:
+    """Adds ``--dataset --data-dir --data-url --split --test-set``, whose values are the arguments
+    of :func:`load_dataset` and :func:`split_dataset` of the same names."""
+    _add_source_arguments(parser)
+    parser.add_argument(
+        "--split",
+        type=lambda text: parse_split(text) and text,  # refused before anything is downloaded
+        default="60/20/20",
+        metavar="TRAIN/VAL/TEST",
+        help="percentages of the 50,000 training images, in their order",
+    )
+    parser.add_argument(
+        "--test-set",
+        choices=TEST_SETS,
+        default="split",
+        help="test on the third part of the split or on the 10,000 official test images",
+    )
+
+
+def _add_source_arguments(parser: argparse._ActionsContainer, dataset: bool = True) -> None:
+    if dataset:
+        parser.add_argument(
+            "--dataset",
+            choices=DATASETS,
+            default="auto",
+            help="auto: CIFAR-10 if found or downloadable, else the built-in offline set",
+        )
+    # "%(default).0s" prints nothing; it keeps "(default: None)" away.
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where CIFAR-10 lies or is downloaded to; if not given, "
+        f"${DIRECTORY_VARIABLE}, then {CACHE}%(default).0s",
+    )
+    parser.add_argument(
+        "--data-url",
+        metavar="URL",
+        help="a mirror of either official archive; if not given, "
+        f"${URL_VARIABLE}, then the official host%(default).0s",
+    )
+
+
+def main(argv: list[str]) -> int:
+    """``python -m fastmlp.data``: returns the exit code. Raises UserError."""
+    parser = ArgumentParser(prog="python -m fastmlp.data", description="Shows or fetches the data.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    info = commands.add_parser("info", help="print sizes, classes, counts and statistics")
+    add_data_arguments(info)
+    samples = commands.add_parser("samples", help="draw ten training images of each class")
+    _add_source_arguments(samples)
+    samples.add_argument("--out", default="samples.png", help="image file to write")
+    download = commands.add_parser("download", help="fetch CIFAR-10 if it is not there")
+    _add_source_arguments(download, dataset=False)
+    download.set_defaults(dataset="cifar10")
+    options = parser.parse_args(argv)
+
+    dataset = load_dataset(options.dataset, options.data_dir, options.data_url)
+    if options.command == "info":
+        print(describe(dataset, options.split, options.test_set))
+    elif options.command == "samples":
+        draw_samples(dataset, Path(options.out))
+        print(f"Ten images of each class of {dataset.source} are in {options.out}")
+    else:
+        print(f"CIFAR-10 is in {dataset.source}")
+    return 0
+
+
+def describe(dataset: Dataset, split: str = "60/20/20", test_set: str = "split") -> str:
+    """What a person asks about a data set first, in lines of text."""
+    parts = split_dataset(dataset, split, test_set)
+    columns = {"train": parts.train, "val": parts.val, "test": parts.test}
+    counts = [torch.bincount(part.labels, minlength=10).tolist() for part in columns.values()]
+    means, deviations = channel_statistics(parts.train.images)
+    lines = [
+        f"data set   {dataset.name}",
+        f"source     {dataset.source}",
+        f"images     {len(dataset.images):,} training {tuple(dataset.images.shape[1:])} and"
+        f" {len(dataset.test_images):,} official test",
+        f"dtype      {str(dataset.images.dtype).removeprefix('torch.')}, values from"
+        f" {dataset.images.min()} to {dataset.images.max()}",
+        f"classes    {len(dataset.classes)}",
+        f"split      {split}, test set: {test_set}",
+        "",
+        f"{'images of':14}" + "".join(f"{name:>8}" for name in columns),
+    ]
+    for name, *row in zip(dataset.classes, *counts, strict=True):
+        lines.append(f"{name:14}" + "".join(f"{count:8,}" for count in row))
+    lines.append(f"{'all':14}" + "".join(f"{sum(column):8,}" for column in counts))
+    lines += [
+        "",
+        f"{'training part':14}" + "".join(f"{name:>8}" for name in ("red", "green", "blue")),
+    ]
+    for name, values in (("mean / 255", means), ("std / 255", deviations)):
+        lines.append(f"{name:14}" + "".join(f"{value / 255:8.4f}" for value in values))
+    return "\n".join(lines)

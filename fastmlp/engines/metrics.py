@@ -1,0 +1,119 @@
+"""What an engine measures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """What one call of :meth:`Engine.train_epoch` has done: steps, images, the sum of their losses
+    and how many were classified correctly, each before the step that used it."""
+
+    steps: int = 0
+    samples: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    finished: bool = False
+    """Whether the last batch of the epoch is done."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per image; nan before the first step."""
+        return self.loss_sum / self.samples if self.samples else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images classified correctly, 0 to 1; nan before the first step."""
+        return self.correct / self.samples if self.samples else math.nan
+
+    def __add__(self, later: EpochStats) -> EpochStats:
+        """The two parts of an epoch that was stopped in between."""
+        return EpochStats(
+            self.steps + later.steps,
+            self.samples + later.samples,
+            self.loss_sum + later.loss_sum,
+            self.correct + later.correct,
+            later.finished,
+        )
+
+
+@dataclass(frozen=True)
+class EvalStats:
+    """Mean loss per image, share classified correctly (0 to 1) and number of images."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a step, counted from 0 in its epoch, was nan or infinite."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss of step {step} is {loss}")
+        self.step = step
+        self.loss = loss
+
+
+class Tally:
+    """The losses and hits of one call of train_epoch. They stay on the device until they are read,
+    so that no step waits for it."""
+
+    def __init__(self, samples: int, batch: int, start_step: int, device: torch.device) -> None:
+        self.total = -(-samples // batch)
+        if not 0 <= start_step < self.total:
+            raise ValueError(f"start_step must be from 0 to {self.total - 1}, got {start_step}")
+        self._start = self._next = start_step
+        self._losses = torch.empty(self.total, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._sizes = torch.full((self.total,), batch, dtype=torch.float64)
+        if samples % batch:
+            self._sizes[-1] = samples % batch
+
+    def add(self, losses: Tensor, correct: Tensor) -> None:
+        """Takes the mean losses (steps,) of the next steps and how many images were classified
+        correctly in them, as one number or one for each step."""
+        self._losses[self._next : self._next + len(losses)] = losses
+        self._correct += correct.sum()
+        self._next += len(losses)
+
+    @property
+    def next_step(self) -> int:
+        """The step, counted from the epoch's first, that comes next."""
+        return self._next
+
+    def read(self) -> EpochStats:
+        """The sums so far; raises NonFiniteLossError for the first loss that is not finite."""
+        done = slice(self._start, self._next)
+        losses, sizes = self._losses[done].double().cpu(), self._sizes[done]
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            raise NonFiniteLossError(self._start + step, losses[step].item())
+        return EpochStats(
+            steps=len(losses),
+            samples=int(sizes.sum()),
+            loss_sum=(losses * sizes).sum().item(),
+            correct=int(self._correct),
+            finished=self._next == self.total,
+        )
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """A row of ``metrics.csv``. Losses are means per image; accuracies are shares, 0 to 1;
+    ``seconds`` is the time spent training, without validation."""
+
+    epoch: int
+    train_loss: float
+    train_acc: float
+    val_loss: float
+    val_acc: float
+    lr: float
+    seconds: float
+    images_per_s: float

@@ -1,0 +1,228 @@
+"""Softmax cross entropy and its derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmlp.ops._register import Operator
+from fastmlp.ops.checks import check_floating, check_same_dtype
+
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as at::Reduction numbers them
+
+
+def check_softmax_xent(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    """Raises TypeError or ValueError, in one sentence, unless the arguments fit
+    :func:`softmax_xent`."""
+    check_floating("logits", logits)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(
+            f"target must hold class indices as int64 or uint8, got {target.dtype}; "
+            "convert it with .long()"
+        )
+    if logits.dim() == 0:
+        raise ValueError("logits must have shape (C,) or (N, C, ...), got a scalar")
+    want = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else torch.Size()
+    if target.shape != want:
+        raise ValueError(
+            f"target must have shape {tuple(want)} to fit logits {tuple(logits.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    if target.device != logits.device:
+        raise ValueError(f"target must be on {logits.device} like logits, got {target.device}")
+    if weight is not None:
+        check_same_dtype("weight", weight, "logits", logits)
+        classes = logits.shape[1 if logits.dim() > 1 else 0]
+        if weight.dim() != 1 or weight.shape[0] != classes:
+            raise ValueError(f"weight must have shape ({classes},), got {tuple(weight.shape)}")
+        if weight.requires_grad and torch.is_grad_enabled():
+            raise ValueError("weight cannot require a gradient, as in PyTorch; use weight.detach()")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
+
+
+def softmax_xent(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of softmax(logits); shapes as :func:`fastmlp.functional.softmax_cross_entropy`.
+
+    Raises IndexError (CPU; compiled by torch.compile, a RuntimeError) on a label that is no class;
+    on CUDA that row's loss becomes nan.
+    """
+    shape = target.shape
+    if logits.dim() != 2:  # (C,) is a batch of one, (N, C, d1, ...) one of N * d1 * ... rows
+        logits = logits.movedim(1, -1) if logits.dim() > 2 else logits
+        logits, target = logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
+    loss = _checked_softmax_xent(
+        logits, target, weight, REDUCTIONS[reduction], ignore_index, label_smoothing
+    )[0]
+    return loss.reshape(shape) if reduction == "none" else loss
+
+
+def _checked_softmax_xent(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        result: tuple[Tensor, Tensor, Tensor] = _softmax_xent(*args)
+    except RuntimeError as error:  # the stable ABI has no other kind
+        if "is out of bounds" in str(error):
+            raise IndexError(str(error).splitlines()[0]) from None
+        raise
+    return result
+
+
+def softmax_xent_with_grad(
+    logits: Tensor, target: Tensor, dloss: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The mean loss () and its gradient (N, C) at once, for training loops without autograd.
+    ``dloss`` () multiplies the gradient; None is 1."""
+    loss, stats, total = _checked_softmax_xent(logits, target)
+    dloss = torch.ones_like(loss) if dloss is None else dloss
+    return loss, _softmax_xent_backward(dloss, logits, target, stats, total)
+
+
+def _softmax_xent_fake(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    loss = logits.new_empty(target.shape if reduction == REDUCTIONS["none"] else ())
+    stats = logits.new_empty((logits.shape[0], 2), dtype=dtype)
+    return loss, stats, logits.new_empty((), dtype=dtype)
+
+
+def _softmax_xent_setup(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    logits, target, weight, *ctx.options = inputs  # all six, defaults filled in
+    _, stats, total_weight = output
+    ctx.save_for_backward(logits, target, stats, total_weight, weight)
+    ctx.mark_non_differentiable(stats, total_weight)
+
+
+def _softmax_xent_autograd(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    dlogits = _softmax_xent_backward(dloss, *ctx.saved_tensors, *ctx.options)
+    return dlogits, None, None, None, None, None
+
+
+_softmax_xent = Operator(
+    "softmax_xent", _softmax_xent_fake, _softmax_xent_setup, _softmax_xent_autograd, "float32"
+)
+
+
+def _softmax_xent_backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _softmax_xent_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3], *inputs[4:6])
+    ctx.options = inputs[6:]
+
+
+def _softmax_xent_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor | None, ...]:
+    """With q the target distribution (class weights and smoothing in it) and p = softmax(logits),
+    dlogits = scale (sum(q) p - q), so its own gradient is scale sum(q) p (v - <v, p>)."""
+    dloss, logits, target, total_weight, weight = ctx.saved_tensors
+    reduction, ignore_index, smoothing = ctx.options
+    classes, target = logits.shape[1], target.long()  # a uint8 would wrap against ignore_index
+    kept = (target != ignore_index)[:, None]
+    w = logits.new_ones(classes) if weight is None else weight
+    hot = torch.nn.functional.one_hot(torch.where(kept[:, 0], target, 0), classes)
+    q = ((1 - smoothing) * hot * w + smoothing / classes * w) * kept
+    mass = q.sum(1, keepdim=True)
+    p = torch.softmax(logits, 1)
+    scale = dloss[:, None] if reduction == REDUCTIONS["none"] else dloss
+    if reduction == REDUCTIONS["mean"]:
+        scale = scale / total_weight.to(dloss.dtype)
+    d_logits = scale * mass * p * (ddlogits - (ddlogits * p).sum(1, keepdim=True))
+    d_dloss = torch.where(kept, ddlogits * (mass * p - q), 0).sum(1)
+    if reduction != REDUCTIONS["none"]:
+        d_dloss = d_dloss.sum()
+    if reduction == REDUCTIONS["mean"]:
+        d_dloss = d_dloss / total_weight.to(dloss.dtype)
+    return d_dloss, torch.where(kept, d_logits, 0), *([None] * 7)
+
+
+_softmax_xent_backward = Operator(
+    "softmax_xent_backward",
+    _softmax_xent_backward_fake,
+    _softmax_xent_backward_setup,
+    _softmax_xent_backward_autograd,
+)
+
+
+def softmax_xent_ref(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of softmax(logits) against class indices; ``F.cross_entropy`` itself.
+
+    logits (N, C), target (N,) int64 or uint8, weight (C,) -> scalar, or (N,) for ``"none"``.
+    """
+    return F.cross_entropy(
+        logits,
+        target,
+        weight,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+    )
+
+
+def softmax_xent_backward_ref(
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """dlogits (N, C) of :func:`softmax_xent_ref`; dloss is a scalar, or (N,) for ``"none"``.
+
+    With p = softmax(logits), w the class weights, s the smoothing and t the target of a row,
+
+        loss = (1-s) w_t (-log p_t) + (s/C) sum_c w_c (-log p_c)
+        dlogits_j = dloss * [ ((1-s) w_t + (s/C) sum_c w_c) p_j - (1-s) w_t [j=t] - (s/C) w_j ]
+
+    ignored rows give 0, and ``"mean"`` divides by the sum of w_t over the rows that count.
+    """
+    classes = logits.shape[1]
+    w = logits.new_ones(classes) if weight is None else weight
+    target = target.long()  # as uint8, a label of 156 would equal an ignore_index of -100
+    kept = target != ignore_index
+    t = torch.where(kept, target, 0)
+    hot = F.one_hot(t, classes).to(logits.dtype)
+    w_t = w[t]
+    q = (1 - label_smoothing) * w_t[:, None] * hot + label_smoothing / classes * w
+    dlogits = q.sum(1, keepdim=True) * torch.softmax(logits, 1) - q
+    if reduction == "mean":
+        dloss = dloss / (w_t * kept).sum()
+    dlogits = dlogits * (dloss[:, None] if reduction == "none" else dloss)
+    # last, so that the 0 of an ignored row outlives a division by 0 where every row is ignored
+    return torch.where(kept[:, None], dlogits, torch.zeros_like(dlogits))

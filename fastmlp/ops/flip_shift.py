@@ -1,0 +1,43 @@
+"""Images flipped and shifted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmlp.ops._load import native_available
+from fastmlp.ops._register import register_fake
+
+
+def flip_shift(images: Tensor, moves: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Images (n, planes * height * width) uint8, each flipped and shifted by its row of ``moves``
+    (n, 3) int8 as :class:`Moves` has them; what comes in at an edge is mirrored there."""
+    out: Tensor = torch.ops.fastmlp.flip_shift.default(images, moves, shape)
+    return out
+
+
+def flip_shift_ref(images: Tensor, moves: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """:func:`flip_shift` in plain PyTorch, on any device."""
+    planes, height, width = shape
+    down, right, flip = moves.to(images.device, torch.int64).unbind(1)
+
+    def sources(count: int, shift: Tensor) -> Tensor:
+        index = (torch.arange(count, device=images.device) - shift[:, None]).abs()
+        return torch.where(index < count, index, 2 * (count - 1) - index)
+
+    rows, columns = sources(height, down), sources(width, right)
+    columns = torch.where(flip[:, None] != 0, width - 1 - columns, columns)
+    pixels = images.reshape(-1, planes, height, width)
+    pixels = pixels.gather(2, rows[:, None, :, None].expand_as(pixels))
+    pixels = pixels.gather(3, columns[:, None, None, :].expand_as(pixels))
+    return pixels.reshape(images.shape)
+
+
+def _flip_shift_fake(images: Tensor, moves: Any, shape: Any) -> Tensor:
+    return torch.empty_like(images)
+
+
+if native_available():
+    register_fake("flip_shift", _flip_shift_fake)

@@ -1,0 +1,182 @@
+"""What came of a sweep: trials, tables, pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastmlp.plotting.sweeps import SweepPoint
+from fastmlp.sweeps.search_space import shown
+from fastmlp.training.api import Run
+from fastmlp.training.config import TrainConfig
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.files import write_text
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A configuration and what its runs with different seeds came to; accuracies are shares, 0 to
+    1, nan where no run has got so far."""
+
+    config: TrainConfig
+    runs: list[Run]
+
+    @property
+    def status(self) -> str:
+        """ "finished", "diverged" where any of its runs has, or how far they have come."""
+        if any(run.diverged for run in self.runs):
+            return "diverged"
+        done = min(len(run.history) for run in self.runs)
+        return "finished" if done == self.config.epochs else f"{done} epochs"
+
+    @property
+    def best_val(self) -> tuple[float, float]:
+        """Mean and standard deviation over the seeds of the best validation accuracy."""
+        return mean_sd(
+            [max((r.val_acc for r in run.history), default=math.nan) for run in self.runs]
+        )
+
+    @property
+    def final_val(self) -> tuple[float, float]:
+        """The same after the last epoch."""
+        return mean_sd([run.history[-1].val_acc if run.history else math.nan for run in self.runs])
+
+    @property
+    def final_train(self) -> tuple[float, float]:
+        """The same of the training accuracy."""
+        return mean_sd(
+            [run.history[-1].train_acc if run.history else math.nan for run in self.runs]
+        )
+
+    @property
+    def score(self) -> float:
+        """What trials are compared by: the mean best validation accuracy, 0 for a diverged one and
+        where a run has not got so far."""
+        done = self.status != "diverged" and all(run.history for run in self.runs)
+        return self.best_val[0] if done else 0.0
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of a sample; the latter is 0 for a single value. Both are nan
+    where a value is."""
+    if any(map(math.isnan, values)):
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What came of a sweep: a trial for each configuration, in the order they were planned."""
+
+    base: TrainConfig
+    """What "one at a time" starts from."""
+    values: dict[str, list[Any]]
+    """The hyper-parameters that were varied, and their values."""
+    trials: list[Trial]
+    interrupted: bool = False
+    """Whether it was stopped before its end."""
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs: every configuration with every seed."""
+        return [run for trial in self.trials for run in trial.runs]
+
+    @property
+    def best_trial(self) -> Trial:
+        """The trial with the best score, of equals one that has come furthest."""
+        return max(self.trials, key=lambda t: (t.score, min(len(r.history) for r in t.runs)))
+
+    @property
+    def best(self) -> TrainConfig:
+        """The configuration with the best score. Raises :class:`UserError` where all diverged."""
+        best = self.best_trial
+        if not best.score:
+            raise UserError("No run of the sweep has finished an epoch; try smaller values of lr")
+        return best.config
+
+    def points(self, name: str) -> list[SweepPoint]:
+        """The trials by the value of one hyper-parameter: those that have the base's values
+        otherwise, or, where there are none for some value, all that have it."""
+        by_value: dict[Any, list[Trial]] = {}
+        for trial in self.trials:
+            by_value.setdefault(getattr(trial.config, name), []).append(trial)
+        from fastmlp.plotting.sweeps import SweepPoint
+
+        others = [other for other in self.values if other != name]
+        points = []
+        for value, trials in by_value.items():
+            alone = [
+                trial
+                for trial in trials
+                if all(getattr(trial.config, o) == getattr(self.base, o) for o in others)
+            ]
+            runs = [run for trial in alone or trials for run in trial.runs]
+            early = [run for run in runs if len(run.history) < run.config.epochs]
+            ends = {"diverged" if run.diverged else "stopped" for run in early}
+            histories = [run.history for run in runs]
+            points.append(SweepPoint(shown(value), histories, " or ".join(sorted(ends))))
+        numbers = [p for p in points if not isinstance(p.value, str)]
+        return sorted(points, key=lambda p: p.value) if len(numbers) == len(points) else points
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes a row for each run to a file: the values that were varied, the seed, how it ended,
+        its accuracies (shares, 0 to 1) and seconds of training."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*self.values, "seed", "status", "epochs", *RESULT_COLUMNS])
+        for run in self.runs:
+            settings = [shown(getattr(run.config, name)) for name in self.values]
+            last = run.history[-1] if run.history else None
+            best = max(run.history, key=lambda r: r.val_acc, default=None)
+            results = (
+                [last.train_loss, last.train_acc, last.val_loss, last.val_acc, best.epoch]
+                if last and best
+                else [""] * 5
+            )
+            done = len(run.history) == run.config.epochs
+            status = "diverged" if run.diverged else "finished" if done else "stopped"
+            seconds = round(sum(r.seconds for r in run.history), 3)
+            best_acc = best.val_acc if best else ""
+            writer.writerow(
+                [*settings, run.config.seed, status, len(run.history), *results, best_acc, seconds]
+            )
+        write_text(path, text.getvalue())
+
+    def plot(self, folder: str | Path) -> list[Path]:
+        """Draws a picture ``sweep-NAME.png`` for each hyper-parameter into the folder."""
+        from fastmlp.plotting.sweeps import sweep_picture  # matplotlib takes a second to import
+
+        targets = []
+        for name in self.values:
+            target = Path(folder) / f"sweep-{name.replace('_', '-')}.png"
+            sweep_picture(name, self.points(name), target)
+            targets.append(target)
+        return targets
+
+
+RESULT_COLUMNS = (
+    *("train_loss", "train_acc", "val_loss", "val_acc"),
+    *("best_epoch", "best_val_acc", "seconds"),
+)
+
+
+def make_result(
+    base: TrainConfig, values: dict[str, list[Any]], configs: list[TrainConfig], runs: list[Run]
+) -> SweepResult:
+    """The runs as trials of the configurations that they belong to; those without a run yet are
+    left out."""
+    of: dict[TrainConfig, list[Run]] = {config: [] for config in configs}
+    for run in runs:
+        of[replace(run.config, seed=base.seed)].append(run)
+    trials = [
+        Trial(config, sorted(mine, key=lambda run: run.config.seed))
+        for config, mine in of.items()
+        if mine
+    ]
+    return SweepResult(base, values, trials)
