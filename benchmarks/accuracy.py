@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from timing import RESULTS, provenance, save
 
-from fastmlp.training.config import PRESETS, resolve_config
 from fastmlp.training.api import fit_many
+from fastmlp.training.presets import PRESETS, resolve_config
 from fastmlp.training.run_data import load_run_data
 
 

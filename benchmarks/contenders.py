@@ -18,8 +18,10 @@ from peers_cuda import CUDA_PEERS, JaxModels
 from timing import Timing, summarize
 from torch import Tensor
 
-from fastmlp.data.dataset import Part, make_normalization
-from fastmlp.engines.base import Engine, Epoch, StepOptions
+from fastmlp.data.dataset import Part
+from fastmlp.data.transforms import make_normalization
+from fastmlp.engines.base import Engine, Epoch
+from fastmlp.engines.optimizers import StepOptions
 from fastmlp.engines.registry import ENGINES, engine_for
 from fastmlp.training.epochs import initial_parameters
 

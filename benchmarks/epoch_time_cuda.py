@@ -34,9 +34,9 @@ from op_time_cuda import driver_version
 from peers_cuda import CUDA_PEERS
 from timing import provenance, save, summarize
 
-from fastmlp.training.config import resolve_config
 from fastmlp.data.dataset import Split
 from fastmlp.training.api import fit
+from fastmlp.training.presets import resolve_config
 from fastmlp.training.run_data import RunData
 
 TASKS = [(8, 256, 1), (4, 256, 1), (16, 64, 1), (128, 256, 1), (8, 256, 12), (16, 64, 32)]

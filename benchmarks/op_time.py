@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from timing import RESULTS, Timing, provenance, save, take_turns
 from torch import Tensor
 
-from fastmlp.ops import linear as ops
 from fastmlp import functional
+from fastmlp.ops import linear as ops
+from fastmlp.ops.activations import relu_backward
+from fastmlp.ops.cross_entropy import _softmax_xent_backward
 
 LINEAR_SHAPES = [
     *[(batch, 3072, 256) for batch in (1, 8, 32, 128)],
@@ -77,7 +79,7 @@ def relu_pairs(rows: int, columns: int) -> dict[str, Pair]:
     return {
         "forward": (lambda: functional.relu(x), lambda: F.relu(x)),
         "backward": (
-            lambda: ops.relu_backward(dy, y),
+            lambda: relu_backward(dy, y),
             lambda: torch.ops.aten.threshold_backward(dy, y, 0),
         ),
         "both": (
@@ -102,7 +104,7 @@ def xent_pairs(rows: int, classes: int) -> dict[str, Pair]:
         return result
 
     def ours_backward() -> Tensor:
-        result: Tensor = ops._softmax_xent_backward(one, logits, target, stats, total)
+        result: Tensor = _softmax_xent_backward(one, logits, target, stats, total)
         return result
 
     return {

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from timing import Timing, provenance, save, summarize
 from torch import Tensor
 
-from fastmlp.ops import matmul_precision as float32
-from fastmlp.ops import linear as ops
 from fastmlp import functional
+from fastmlp.ops import linear as ops
+from fastmlp.ops import matmul_precision as float32
+from fastmlp.ops.activations import relu_backward
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LINEAR_SHAPES = [
@@ -142,7 +143,7 @@ def relu_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
 
     inputs, count = ring(make), math.prod(shape)
     ours: dict[str, Function] = {"fastmlp": lambda x, _: functional.relu(x, backend="native")}
-    ours_backward: dict[str, Function] = {"fastmlp": ops.relu_backward}
+    ours_backward: dict[str, Function] = {"fastmlp": relu_backward}
     size, head = DTYPES[dtype].itemsize, ("relu", shape, dtype)
     theirs = compiled(lambda x, _: F.relu(x))
     return [

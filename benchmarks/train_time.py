@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from timing import RESULTS, provenance, save
 
-from fastmlp.training.config import resolve_config
-from fastmlp.training.api import fit
 from fastmlp.cli.progress import Progress
+from fastmlp.training.api import fit
+from fastmlp.training.presets import resolve_config
 from fastmlp.training.run_data import load_run_data
 
 

@@ -8,10 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmlp.ops._load import native_available
-
-needs_native = pytest.mark.skipif(not native_available(), reason="the extension is not built")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``cuda`` are skipped where there is no GPU."""

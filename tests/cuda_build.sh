@@ -29,7 +29,7 @@ fi
 export PYTHONPATH=$work
 "$python" - <<'PYTHON'
 import torch, fastmlp, fastmlp._cuda
-from fastmlp.backend import NATIVE_DEVICES
+from fastmlp.ops._load import NATIVE_DEVICES
 assert NATIVE_DEVICES == ("cpu", "cuda"), NATIVE_DEVICES
 for name in ("relu", "linear", "softmax_xent"):
     for operator in (name, f"{name}_backward"):

@@ -7,66 +7,18 @@ fastmlp data download    fetches CIFAR-10 where it is missing
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 
+from fastmlp.cli.options import add_data_arguments, add_source_arguments
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.data.cifar10 import CACHE, DIRECTORY_VARIABLE
 from fastmlp.data.dataset import (
-    DATASETS,
-    TEST_SETS,
     Dataset,
     load_dataset,
-    parse_split,
     split_dataset,
 )
-from fastmlp.data.download import URL_VARIABLE
 from fastmlp.data.transforms import channel_statistics
-from fastmlp.plotting.images import draw_samples
-
-
-def add_data_arguments(parser: argparse._ActionsContainer) -> None:
-    """Adds ``--dataset --data-dir --data-url --split --test-set``, whose values are the arguments
-    of :func:`load_dataset` and :func:`split_dataset` of the same names."""
-    _add_source_arguments(parser)
-    parser.add_argument(
-        "--split",
-        type=lambda text: parse_split(text) and text,  # refused before anything is downloaded
-        default="60/20/20",
-        metavar="TRAIN/VAL/TEST",
-        help="percentages of the 50,000 training images, in their order",
-    )
-    parser.add_argument(
-        "--test-set",
-        choices=TEST_SETS,
-        default="split",
-        help="test on the third part of the split or on the 10,000 official test images",
-    )
-
-
-def _add_source_arguments(parser: argparse._ActionsContainer, dataset: bool = True) -> None:
-    if dataset:
-        parser.add_argument(
-            "--dataset",
-            choices=DATASETS,
-            default="auto",
-            help="auto: CIFAR-10 if found or downloadable, else the built-in offline set",
-        )
-    # "%(default).0s" prints nothing; it keeps "(default: None)" away.
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="where CIFAR-10 lies or is downloaded to; if not given, "
-        f"${DIRECTORY_VARIABLE}, then {CACHE}%(default).0s",
-    )
-    parser.add_argument(
-        "--data-url",
-        metavar="URL",
-        help="a mirror of either official archive; if not given, "
-        f"${URL_VARIABLE}, then the official host%(default).0s",
-    )
 
 
 def main(argv: list[str]) -> int:
@@ -76,10 +28,10 @@ def main(argv: list[str]) -> int:
     info = commands.add_parser("info", help="print sizes, classes, counts and statistics")
     add_data_arguments(info)
     samples = commands.add_parser("samples", help="draw ten training images of each class")
-    _add_source_arguments(samples)
+    add_source_arguments(samples)
     samples.add_argument("--out", default="samples.png", help="image file to write")
     download = commands.add_parser("download", help="fetch CIFAR-10 if it is not there")
-    _add_source_arguments(download, dataset=False)
+    add_source_arguments(download, dataset=False)
     download.set_defaults(dataset="cifar10")
     options = parser.parse_args(argv)
 
@@ -87,6 +39,8 @@ def main(argv: list[str]) -> int:
     if options.command == "info":
         print(describe(dataset, options.split, options.test_set))
     elif options.command == "samples":
+        from fastmlp.plotting.images import draw_samples  # matplotlib takes a second to import
+
         draw_samples(dataset, Path(options.out))
         print(f"Ten images of each class of {dataset.source} are in {options.out}")
     else:

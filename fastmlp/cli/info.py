@@ -16,7 +16,7 @@ import torch
 from fastmlp import __version__
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.engines.registry import ENGINES, choose_engine, engine_for, resolve_device
-from fastmlp.ops._load import CUDA_ERROR, NATIVE_DEVICES, NATIVE_ERROR, native_available, why_not
+from fastmlp.ops._load import load_error, native_available, why_not
 from fastmlp.ops.matmul_precision import allowed_float32
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
     """Everything this command says, as plain data; ``shapes`` are (batch, inputs, outputs)."""
-    built = NATIVE_ERROR is None
+    built = load_error() is None
     device = resolve_device("auto")
     engine, reason = choose_engine("auto", device)
     return {
@@ -34,15 +34,15 @@ def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
         "python": platform.python_version(),
         "native": {
             "built": built,
-            "why_not": NATIVE_ERROR,
-            "devices": list(NATIVE_DEVICES),
+            "why_not": load_error(),
+            "devices": [name for name in ("cpu", "cuda") if native_available(name)],
             "cpu_kernels": torch.ops.fastmlp.cpu_isa() if built else None,
         },
         "cpu": {"threads": torch.get_num_threads(), "machine": platform.machine()},
         "cuda": {
             "devices": _gpus(),
-            "kernels": "cuda" in NATIVE_DEVICES,
-            "kernels_why_not": CUDA_ERROR,
+            "kernels": native_available("cuda"),
+            "kernels_why_not": load_error("cuda"),
             "why_not": _why_no_cuda(),
         },
         "engines": {

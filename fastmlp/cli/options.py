@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fastmlp.cli.parser import ArgumentParser
+from fastmlp.data.cifar10 import CACHE, DIRECTORY_VARIABLE
+from fastmlp.data.dataset import DATASETS, TEST_SETS, parse_split
+from fastmlp.data.download import URL_VARIABLE
 from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS
 from fastmlp.engines.registry import ENGINES
 from fastmlp.nn.init import INITS
@@ -161,3 +164,45 @@ def _hidden_list(text: str) -> list[tuple[int, ...]]:
 
 
 _hidden_list.__name__ = "list of widths"
+
+
+def add_data_arguments(parser: argparse._ActionsContainer) -> None:
+    """Adds ``--dataset --data-dir --data-url --split --test-set``, whose values are the arguments
+    of :func:`load_dataset` and :func:`split_dataset` of the same names."""
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--split",
+        type=lambda text: parse_split(text) and text,  # refused before anything is downloaded
+        default="60/20/20",
+        metavar="TRAIN/VAL/TEST",
+        help="percentages of the 50,000 training images, in their order",
+    )
+    parser.add_argument(
+        "--test-set",
+        choices=TEST_SETS,
+        default="split",
+        help="test on the third part of the split or on the 10,000 official test images",
+    )
+
+
+def add_source_arguments(parser: argparse._ActionsContainer, dataset: bool = True) -> None:
+    if dataset:
+        parser.add_argument(
+            "--dataset",
+            choices=DATASETS,
+            default="auto",
+            help="auto: CIFAR-10 if found or downloadable, else the built-in offline set",
+        )
+    # "%(default).0s" prints nothing; it keeps "(default: None)" away.
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where CIFAR-10 lies or is downloaded to; if not given, "
+        f"${DIRECTORY_VARIABLE}, then {CACHE}%(default).0s",
+    )
+    parser.add_argument(
+        "--data-url",
+        metavar="URL",
+        help="a mirror of either official archive; if not given, "
+        f"${URL_VARIABLE}, then the official host%(default).0s",
+    )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastmlp import __version__
-from fastmlp.cli.data import add_data_arguments
+from fastmlp.cli.options import add_data_arguments
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data.dataset import Dataset, load_dataset
 from fastmlp.engines.registry import choose_engine, resolve_device

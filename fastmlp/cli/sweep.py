@@ -18,8 +18,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fastmlp.cli.data import add_data_arguments
-from fastmlp.cli.options import add_machine_arguments, add_training_arguments, given_flags
+from fastmlp.cli.options import (
+    add_data_arguments,
+    add_machine_arguments,
+    add_training_arguments,
+    given_flags,
+)
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.sweeps.distributed import Workers
 from fastmlp.sweeps.results import SweepResult, Trial

@@ -18,8 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastmlp.cli.data import add_data_arguments
-from fastmlp.cli.options import add_machine_arguments, add_training_arguments, given_flags
+from fastmlp.cli.options import (
+    add_data_arguments,
+    add_machine_arguments,
+    add_training_arguments,
+    given_flags,
+)
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.cli.progress import Progress
 from fastmlp.training.api import Run, fit, resume

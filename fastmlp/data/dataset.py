@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from fastmlp.data import synthetic
 from fastmlp.data.cifar10 import (
     ARCHIVES,
     Archive,
@@ -24,7 +25,6 @@ from fastmlp.data.cifar10 import (
     search_path,
 )
 from fastmlp.data.download import DownloadError, fetch, unpack
-from fastmlp.data.synthetic import CLASSES, generate, warning
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 CIFAR10_CLASSES: tuple[str, ...] = (
@@ -127,7 +127,7 @@ def load_dataset(
         )
         if dataset == "cifar10" or (data_dir is not None and not download):
             raise DownloadError(reason) from error
-    print(warning(reason), file=sys.stderr)
+    print(synthetic.warning(reason), file=sys.stderr)
     return _offline_dataset()
 
 
@@ -197,9 +197,9 @@ def _read(archive: Archive, folder: Path) -> Dataset:
 
 
 def _offline_dataset() -> Dataset:
-    images, labels = map(torch.from_numpy, generate(60_000, seed=0))
+    images, labels = map(torch.from_numpy, synthetic.generate(60_000, seed=0))
     source = "the built-in offline set (drawn shapes and textures, not CIFAR-10)"
-    return _dataset("offline", source, CLASSES, images, labels)
+    return _dataset("offline", source, synthetic.CLASSES, images, labels)
 
 
 def _dataset(

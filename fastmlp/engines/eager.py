@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmlp.engines.base import copies_on_cpu
 from fastmlp.engines.optimizers import OPTIMIZERS, StepOptions, update_
 from fastmlp.engines.stepwise import StepEngine
-from fastmlp.ops._load import NATIVE_ERROR, native_available
+from fastmlp.ops._load import load_error, native_available
 from fastmlp.ops.cross_entropy import softmax_xent, softmax_xent_with_grad
 from fastmlp.ops.linear import linear, linear_backward
 
@@ -37,7 +37,7 @@ class EagerEngine(StepEngine):
     ) -> str | None:
         if native_available(device.type):
             return None
-        why = f" ({NATIVE_ERROR})" if NATIVE_ERROR else ""
+        why = f" ({load_error()})" if load_error() else ""
         return f"there are no compiled kernels for {device.type}{why}"
 
     def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,15 @@
 """The layers as functions, on either backend: compiled kernels or their pure-PyTorch twins.
 
-``backend="native"`` runs the compiled operators of :mod:`fastmlp.ops`, ``backend="reference"`` their
-references there. ``None`` takes the default: native, or, where there are no
+``backend="native"`` runs the compiled operators of :mod:`fastmlp.ops`, ``backend="reference"``
+their references in the same files. ``None`` takes the default: native, or, where there are no
 compiled kernels for the tensor's device, the reference, after one warning that says why.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fastmlp.ops import activations, cross_entropy, mask_ops
+from fastmlp.ops import activations, cross_entropy
 from fastmlp.ops import linear as linear_ops
 from fastmlp.ops._load import resolve_backend
 
@@ -40,42 +39,18 @@ def linear_relu(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    save_mask: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """``relu(x @ weight.T + bias)`` in one kernel; see :func:`linear`.
-
-    ``save_mask=True`` keeps one bit an output for the backward pass instead of the output, so that
-    its memory is free as soon as nobody else holds it. Results and gradients are the same bits. It
-    saves where what comes next does not save its input (a sum, a mean, a residual addition, a
-    concatenation, dropout, a linear layer with a frozen weight). Where it does, as the next linear
-    layer of a network in training, the mask is kept besides. The reference backend computes the
-    same and saves what PyTorch saves.
-    """
-    if save_mask and torch.is_grad_enabled():
-        linear_ops.check_linear(x, weight, bias, "relu")
-        if resolve_backend(backend, x.device.type) == "native":
-            return mask_ops.linear_relu_with_mask(x, weight, bias)[0]
+    """``relu(x @ weight.T + bias)`` in one kernel; see :func:`linear`."""
     return linear(x, weight, bias, "relu", backend=backend)
 
 
-def relu(x: Tensor, *, save_mask: bool = False, backend: str | None = None) -> Tensor:
-    """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``.
-
-    ``save_mask`` as in :func:`linear_relu`: a bit for each element of x, in whole bytes for each
-    row of the last dimension.
-    """
+def relu(x: Tensor, *, backend: str | None = None) -> Tensor:
+    """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``."""
     activations.check_relu(x)
     if resolve_backend(backend, x.device.type) == "reference":
         return activations.relu_ref(x)
-    if not (save_mask and torch.is_grad_enabled()):
-        return activations.relu(x)
-    if x.is_contiguous():
-        return mask_ops.relu_with_mask(x)[0]
-    # The mask follows memory, so that the result can have x's strides, as relu's has.
-    order = x.dim_order()
-    back = sorted(range(x.dim()), key=order.__getitem__)
-    return mask_ops.relu_with_mask(x.permute(order))[0].permute(back)
+    return activations.relu(x)
 
 
 def softmax_cross_entropy(

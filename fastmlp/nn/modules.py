@@ -66,52 +66,25 @@ class Linear(nn.Linear):
 class LinearReLU(Linear):
     """``y = relu(x @ weight.T + bias)`` in one kernel. Counterpart: ``nn.Linear`` then ``nn.ReLU``.
 
-    Constructor and ``state_dict`` are those of :class:`Linear`; ``save_mask=True`` saves a bit an
-    output for the backward pass instead of the output, which pays where what follows the layer does
-    not save its input, so not between the layers of an MLP (see
-    :func:`fastmlp.functional.linear_relu`).
+    Constructor and ``state_dict`` are those of :class:`Linear`.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        save_mask: bool = False,
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype, backend=backend)
-        self.save_mask = save_mask
-
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear_relu(
-            input, self.weight, self.bias, save_mask=self.save_mask, backend=self.backend
-        )
-
-    def extra_repr(self) -> str:
-        text = nn.Linear.extra_repr(self) + (", save_mask=True" if self.save_mask else "")
-        return _with_backend(text, self.backend)
+        return functional.linear_relu(input, self.weight, self.bias, backend=self.backend)
 
 
 class ReLU(nn.ReLU):
-    """``max(x, 0)``, any shape; nan stays nan. Counterpart: ``torch.nn.ReLU``, never in place.
+    """``max(x, 0)``, any shape; nan stays nan. Counterpart: ``torch.nn.ReLU``, never in place."""
 
-    ``save_mask`` as :class:`LinearReLU` has it.
-    """
-
-    def __init__(self, *, save_mask: bool = False, backend: str | None = None) -> None:
+    def __init__(self, *, backend: str | None = None) -> None:
         super().__init__()
-        self.save_mask = save_mask
         self.backend = _checked_backend(backend)
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.relu(input, save_mask=self.save_mask, backend=self.backend)
+        return functional.relu(input, backend=self.backend)
 
     def extra_repr(self) -> str:
-        return _with_backend("save_mask=True" if self.save_mask else "", self.backend)
+        return _with_backend("", self.backend)
 
 
 class SoftmaxCrossEntropyLoss(nn.CrossEntropyLoss):

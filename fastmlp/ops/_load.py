@@ -58,6 +58,11 @@ def native_available(device: str = "cpu") -> bool:
     return device in NATIVE_DEVICES
 
 
+def load_error(device: str = "cpu") -> str | None:
+    """Return why there are no compiled kernels for a device type ("cpu", "cuda"), or None."""
+    return NATIVE_ERROR if device == "cpu" else CUDA_ERROR
+
+
 def set_backend(backend: str | None) -> None:
     """Sets the backend that ``backend=None`` means in this process; None restores the default.
 

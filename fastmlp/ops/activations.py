@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastmlp.ops._register import Operator
 from fastmlp.ops.checks import check_floating
-from fastmlp.ops.mask_ops import unpack_mask_ref
 
 
 def check_relu(x: Tensor) -> None:
@@ -36,13 +35,13 @@ _relu = Operator("relu", torch.empty_like, _relu_setup, _relu_autograd)
 
 
 def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
-    """``0 where y <= 0, else dy``; y is relu's output or its input, of dy's shape, or the mask."""
+    """``0 where y <= 0, else dy``; y is relu's output or its input, of dy's shape."""
     result: Tensor = _relu_backward(dy, y)
     return result
 
 
 def _relu_backward_fake(dy: Tensor, y: Tensor) -> Tensor:
-    return dy.new_empty(dy.shape) if y.dtype == torch.uint8 else torch.empty_like(y)
+    return torch.empty_like(y)
 
 
 def _relu_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -64,7 +63,5 @@ def relu_ref(x: Tensor) -> Tensor:
 
 
 def relu_backward_ref(dy: Tensor, y: Tensor) -> Tensor:
-    """``dx = 0 where y <= 0, else dy``; ``y`` is relu's output or, equally, its input, or the mask
-    of either."""
-    stops = ~unpack_mask_ref(y, dy.shape) if y.dtype == torch.uint8 else y <= 0
-    return torch.where(stops, torch.zeros_like(dy), dy)
+    """``dx = 0 where y <= 0, else dy``; ``y`` is relu's output or, equally, its input."""
+    return torch.where(y <= 0, torch.zeros_like(dy), dy)

@@ -82,7 +82,7 @@ def linear_backward(
     """(dx, dw, db) of :func:`linear`, None where ``output_mask`` says it is not needed.
 
     dy (..., O), x (..., I), weight (O, I); ``y`` (..., O) is linear's output where it ended in a
-    ReLU, or that one's mask, and None where it did not. TF32 is as in :func:`linear`, as allowed at
+    ReLU and None where it did not. TF32 is as in :func:`linear`, as allowed at
     this call.
     """
     dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask, float32_of(dy))
@@ -161,8 +161,7 @@ def linear_backward_ref(
     """Gradients (dx, dw, db) of :func:`linear_ref`; those not asked for are None.
 
     dy (..., O), x (..., I), weight (O, I). ``y`` (..., O), the output, is given where the
-    activation was ReLU: the gradient passes where y is not <= 0 (so nan passes it). The output's
-    mask (:func:`pack_mask_ref`) does as well.
+    activation was ReLU: the gradient passes where y is not <= 0 (so nan passes it).
 
         g = dy * [y > 0],   dx = g @ weight,   dw = g.T @ x,   db = sum over rows of g
     """

@@ -9,14 +9,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastmlp.plotting.sweeps import SweepPoint
 from fastmlp.sweeps.search_space import shown
 from fastmlp.training.api import Run
 from fastmlp.training.config import TrainConfig
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import write_text
+
+if TYPE_CHECKING:
+    from fastmlp.plotting.sweeps import SweepPoint
 
 
 @dataclass(frozen=True)

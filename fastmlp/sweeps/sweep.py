@@ -41,7 +41,8 @@ def sweep(
     on_progress: Callable[[float], None] | None = None,
 ) -> SweepResult:
     """Trains the configurations that :func:`~fastmlp.sweeps.search_space.plan` makes of ``values``,
-    each with ``seeds`` seeds from the base's on, all side by side, and compares them on the validation part.
+    each with ``seeds`` seeds from the base's on, all side by side, and compares them on the
+    validation part.
 
     Each run comes to what ``fit`` makes of it. One that diverges is marked so. With
     ``successive_halving`` the half of the configurations with the lower scores is dropped after an

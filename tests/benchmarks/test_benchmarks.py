@@ -1,0 +1,182 @@
+"""The benchmarks' peers do the steps they are timed on: here on CPU tensors, a few of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.marks import needs_native
+
+from fastmlp.data.transforms import make_normalization
+from fastmlp.engines.graph import GraphEngine
+from fastmlp.engines.reference import train_epoch_ref
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import contenders
+import epoch_time_cuda
+import op_time_cuda
+import peers_cuda
+import tables
+from contenders import OURS, Task, Worker, check_same, prepare
+from timing import Timing
+
+pytestmark = needs_native
+
+TASK = Task(batch=4, hidden=7, models=2, images=512)
+NAMES = [*peers_cuda.CUDA_PEERS, f"{OURS}graph", f"{OURS}eager"]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch, threads):
+    threads(1)
+    monkeypatch.setattr(contenders, "INPUTS", 24)
+    monkeypatch.setattr(contenders, "LR", 0.1)
+    monkeypatch.setattr(peers_cuda.CompiledModule, "OPTIONS", {"backend": "eager"})
+
+
+def worker(name: str) -> Worker:
+    if "JAX" in name:
+        pytest.importorskip("jax")
+    return Worker(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("images", [3 * 4, 53 * 4, 512])
+def test_every_contender_on_a_gpu_does_the_same_steps(name, images):
+    """Fewer steps than the graph by hand has, some more, and many."""
+    made, part = worker(name), contenders.random_part(TASK.images)
+    made.make(TASK)
+    for turn in range(2):
+        made.epoch(turn, images)
+    for model, mine in enumerate(made.parameters()):
+        theirs = contenders.start(TASK, model)
+        for turn in range(2):
+            train_epoch_ref(
+                *(list(theirs.values()), part.images, part.labels),
+                *(contenders.orders_of(TASK, turn)[model][:images], TASK.batch, contenders.LR),
+                normalize=make_normalization("unit", part.images).apply,
+            )
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(mine[key], tensor.detach(), rtol=1e-4, atol=1e-5)
+    assert model == 1
+
+
+def test_a_contender_with_other_steps_is_found(monkeypatch):
+    truth = prepare(worker(f"{OURS}reference"), TASK)
+    check_same("eager", prepare(worker(f"{OURS}eager"), TASK), truth, TASK)
+    monkeypatch.setattr(contenders, "LR", 0.11)
+    with pytest.raises(AssertionError, match=r"eager: \d.* is .* off"):
+        check_same("eager", prepare(worker(f"{OURS}eager"), TASK), truth, TASK)
+
+
+def test_a_whole_run(monkeypatch, tmp_path, capsys):
+    """All but the processes and the GPU: an engine that fails is named, the rest is kept."""
+
+    class InProcess(Worker):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def make(self, task):
+            if self.name == f"{OURS}eager":
+                raise contenders.ContenderError("eager: no\nmore")
+            super().make(task)
+
+        def epoch(self, turn, images=None):
+            if turn == 4 and "compile" in self.name:
+                raise contenders.ContenderError("no more")
+            return super().epoch(turn, images)
+
+    names = [name for name in NAMES if "JAX" not in name]
+    monkeypatch.setattr(epoch_time_cuda, "Contender", InProcess)
+    monkeypatch.setattr(epoch_time_cuda, "available", lambda device: names)
+    monkeypatch.setattr(epoch_time_cuda, "TURN_SECONDS", 0.01)
+    out = tmp_path / "epoch_time.cuda.json"
+    with pytest.raises(SystemExit, match="fastmlp eager"):
+        epoch_time_cuda.run("cpu", 2, out, 1.0, 2, [(4, 7, 1), (8, 7, 2)], images=603)
+    results = json.loads(out.read_text())
+    first, second = results["rows"]
+    compiled = "torch.compile reduce-overhead"
+    assert set(first["step"]) == {*names} - {f"{OURS}eager", compiled}
+    assert set(second["step"]) == {f"{OURS}graph", "whole step by hand, 50 in a CUDA graph"}
+    assert first["dropped"] == {f"{OURS}eager": "eager: no", compiled: "no more"}
+    assert first["steps_a_turn"][f"{OURS}graph"] <= 150
+    assert all(t["median_us"] > 0 and t["samples"] >= 2 for t in first["step"].values())
+    assert (results["course_run"]["epochs"], results["course_run"]["steps"]) == (2, 150)
+    assert "us a step" in capsys.readouterr().out
+
+
+def test_each_way_to_multiply_float32_is_timed_but_is_no_peer(monkeypatch):
+    monkeypatch.setattr(op_time_cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(op_time_cuda, "ring", lambda make: [make()])
+    for case in op_time_cuda.linear_cases((5, 9, 4), "float32"):
+        assert set(op_time_cuda.WAYS) < set(case.contenders)
+        want = op_time_cuda.tensors_of(case.contenders["eager"](*case.inputs[0]))
+        for name in op_time_cuda.WAYS:
+            got = op_time_cuda.tensors_of(case.contenders[name](*case.inputs[0]))
+            torch.testing.assert_close(got, want)
+        microseconds = [3.0, 2.0, 1.0, 0.5, *[6.0] * (len(case.contenders) - 4)]
+        timings = [Timing(t, t, t, 1) for t in microseconds]
+        times = {n: {"gpu": t, "host": t} for n, t in zip(case.contenders, timings, strict=True)}
+        row = op_time_cuda.row_of(case, times, 1e12)
+        assert row["ratio_gpu"] == row["ratio_host"] == 2.0
+        words = op_time_cuda.times_of_ours(row)
+        assert words == "3.0 us (by FMA 2.0, by three TF32 products 1.0, in TF32 0.5)"
+    for shape, dtype in (((5, 9, 4), "bfloat16"), ((257, 9, 4), "float32")):
+        for case in op_time_cuda.linear_cases(shape, dtype):
+            assert not set(op_time_cuda.WAYS) & set(case.contenders)
+
+
+def test_engines_of_a_gpu_are_timed_there(monkeypatch):
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu", "cuda"))
+    names = contenders.available("cuda")
+    assert f"{OURS}graph" in names
+    assert f"{OURS}reference" not in names
+    assert "the course's loop" in names
+    assert f"{OURS}graph" not in contenders.available("cpu")
+    assert GraphEngine.why_not(torch.device("cuda")) is None
+
+
+def test_the_table_of_a_gpu_is_there_once_it_was_measured(monkeypatch, tmp_path):
+    for path in tables.RESULTS.glob("*.cpu.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    readme = tables.README.read_text(encoding="utf-8")
+    without = tables.filled(readme)
+    assert "<!-- gpu table -->\n<!-- end -->" in without
+    step = {"fastmlp graph": {"median_us": 30.04}, "a peer": {"median_us": 300.0}}
+    rows = [
+        {"batch": 8, "hidden": 256, "models": 1, "step": step},
+        {"batch": 16, "hidden": 64, "models": 32, "step": {"a peer": {"median_us": 50.0}}},
+    ]
+    head = {"device": "GPU", "driver": "1", "cuda": "2", "torch": "3", "time": "", "commit": ""}
+    course = {"seconds": 9.99, "epochs": 200, "engine": "graph"}
+    results = {"provenance": head, "rows": rows, "course_run": course}
+    (tmp_path / "epoch_time.cuda.json").write_text(json.dumps(results))
+    filled = tables.filled(without)
+    assert "| **fastmlp graph** | 30.0 |  |\n| a peer | 300.0 | 50.0 |" in filled
+    assert "| batch 8, hidden 256 | batch 16, hidden 64, 32 models |" in filled
+    assert "takes 10.0 s with the engine `graph`" in filled
+    assert tables.filled(filled) == filled
+    (tmp_path / "epoch_time.cuda.json").unlink()
+    assert tables.filled(filled) == without
+
+
+def test_a_process_that_fails_or_dies_or_hangs_says_so(monkeypatch):
+    with contenders.Contender(f"{OURS}reference") as contender:
+        with pytest.raises(contenders.ContenderError, match="reference: AssertionError"):
+            contender.epoch(0)
+        contender.make(Task(images=64))
+        assert contender.epoch(0) > 0  # it goes on after an error
+        monkeypatch.setattr(contenders, "PATIENCE_SECONDS", 0)
+        with pytest.raises(contenders.ContenderError, match="took more than 0 s"):
+            contender.epoch(1)
+        contender._process.join()
+        with pytest.raises(contenders.ContenderError, match="has died"):
+            contender.epoch(2)

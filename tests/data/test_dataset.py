@@ -1,0 +1,396 @@
+"""Data sets: found, read, split, normalised, shown. CIFAR-10 is a tiny one of random pixels."""
+
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.cifar10_files import (
+    BATCH,
+    binary_files,
+    free_port,
+    make_batches,
+    make_tiny,
+    pickle_files,
+    visible,
+    write_folder,
+)
+
+from fastmlp.cli.data import main
+from fastmlp.cli.options import add_data_arguments
+from fastmlp.cli.parser import ArgumentParser
+from fastmlp.data import dataset as data
+from fastmlp.data import synthetic
+from fastmlp.data.cifar10 import BINARY, PYTHON
+from fastmlp.data.dataset import load_dataset, parse_split, split_dataset
+from fastmlp.data.transforms import channel_statistics, make_normalization
+from fastmlp.utils.errors import UserError
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """(batches, binary archive, pickled archive); no data folder is set, the home is empty, and
+    the network is one refused connection."""
+    batches = make_batches()
+    contents = make_tiny(monkeypatch, batches)
+    monkeypatch.delenv("FASTMLP_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FASTMLP_CIFAR10_URL", f"http://127.0.0.1:{free_port()}/x")
+    return (batches, *contents)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The offline set, made small: (images, labels)."""
+    images, labels = synthetic.generate(600, seed=3)
+    monkeypatch.setattr(synthetic, "generate", lambda count, seed: (images, labels))
+    return images, labels
+
+
+def assert_is(dataset, batches, source):
+    images = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([labels for _, labels in batches])
+    end = 5 * BATCH
+    assert torch.equal(dataset.images, torch.from_numpy(images[:end]))
+    assert torch.equal(dataset.labels, torch.from_numpy(labels[:end]))
+    assert torch.equal(dataset.test_images, torch.from_numpy(images[end:]))
+    assert torch.equal(dataset.test_labels, torch.from_numpy(labels[end:]))
+    assert (dataset.name, dataset.offline, dataset.source) == ("cifar10", False, str(source))
+    assert dataset.classes[:2] == ("airplane", "automobile")
+
+
+# Finding
+
+
+def test_every_layout_is_found(tiny, tmp_path):
+    batches, binary, pickled = tiny
+    binary_folder = write_folder(tmp_path / "a" / BINARY.folder, binary_files(batches))
+    pickle_folder = write_folder(tmp_path / "b" / PYTHON.folder, pickle_files(batches))
+    renamed = write_folder(tmp_path / "renamed", pickle_files(batches))
+    for root, source in (
+        (tmp_path / "a", binary_folder),
+        (binary_folder, binary_folder),
+        (str(tmp_path / "b"), pickle_folder),
+        (pickle_folder, pickle_folder),
+        (renamed, renamed),
+    ):
+        assert_is(load_dataset("auto", root, download=False), batches, source)
+    for name, archive, content in (("c", BINARY, binary), ("d", PYTHON, pickled)):
+        root = tmp_path / name
+        write_folder(root, {archive.filename: content})
+        for _ in range(2):  # from the archive, then from the folder it was unpacked to
+            found = load_dataset("cifar10", root, download=False, progress=False)
+            assert_is(found, batches, root / archive.folder)
+        assert visible(root) == sorted([archive.filename, archive.folder])
+
+
+def test_the_binary_layout_is_preferred(tiny, tmp_path):
+    write_folder(tmp_path / PYTHON.folder, pickle_files(make_batches(seed=9)))
+    folder = write_folder(tmp_path / BINARY.folder, binary_files(tiny[0]))
+    assert_is(load_dataset(data_dir=tmp_path), tiny[0], folder)
+
+
+def test_an_archive_in_a_folder_that_cannot_be_written_is_used(tiny, tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "root", {PYTHON.filename: tiny[2]})
+    monkeypatch.setattr(data.os, "access", lambda path, mode: False)
+    found = load_dataset("cifar10", root, download=False, progress=False)
+    assert_is(found, tiny[0], root / PYTHON.filename)
+    assert visible(root) == [PYTHON.filename]
+
+
+def test_folders_are_searched_in_order(tiny, tmp_path, monkeypatch):
+    cache = write_folder(tmp_path / "home/.cache/fastmlp" / BINARY.folder, binary_files(tiny[0]))
+    assert_is(load_dataset(), tiny[0], cache)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "empty"))
+    assert_is(load_dataset(), tiny[0], cache)
+    other, third = make_batches(1), make_batches(2)
+    variable = write_folder(tmp_path / "variable", binary_files(other))
+    monkeypatch.setenv("FASTMLP_DATA", str(variable))
+    assert_is(load_dataset(), other, variable)
+    given = write_folder(tmp_path / "given", binary_files(third))
+    assert_is(load_dataset(data_dir=given), third, given)
+
+
+def test_a_named_folder_must_exist(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for name, found in (("nowhere", "not there"), ("file", "a file")):
+        for dataset in ("auto", "cifar10"):
+            with pytest.raises(UserError, match=f"--data-dir wants .*{name} is {found}"):
+                load_dataset(dataset, tmp_path / name)
+    monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"\$FASTMLP_DATA wants an existing folder"):
+        load_dataset()
+
+
+@pytest.mark.parametrize("dataset", ["auto", "cifar10"])
+def test_a_named_folder_without_cifar10_is_not_replaced_by_another(tiny, tmp_path, dataset):
+    write_folder(tmp_path / "home/.cache/fastmlp" / BINARY.folder, binary_files(tiny[0]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        load_dataset(dataset, tmp_path / "empty", download=False)
+    for name in (str(tmp_path / "empty"), BINARY.folder, PYTHON.folder, "python.tar.gz"):
+        assert name in str(error.value)
+
+
+def test_a_damaged_folder_is_an_error_and_no_reason_for_the_offline_set(tiny, tmp_path):
+    folder = write_folder(tmp_path / BINARY.folder, binary_files(tiny[0]))
+    for name in binary_files(tiny[0]):  # down to the empty folder
+        (folder / name).unlink()
+        with pytest.raises(UserError, match=r"cifar-10-batches-bin/data_batch_1.bin is missing"):
+            load_dataset("auto", tmp_path, download=False)
+
+
+def test_a_download_goes_to_the_named_folder(tiny, tmp_path, monkeypatch):
+    def fetch(root, url, *, progress):
+        assert url == "http://mirror/"
+        return BINARY, write_folder(root / BINARY.folder, binary_files(tiny[0]))
+
+    monkeypatch.setattr(data, "fetch", fetch)
+    for name, data_dir in (("a", tmp_path / "a"), ("b", None)):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "b"))
+        found = load_dataset("auto", data_dir, "http://mirror/")
+        assert_is(found, tiny[0], tmp_path / name / BINARY.folder)
+
+
+def test_auto_without_network_warns_and_takes_the_offline_set(tiny, offline, capsys):
+    dataset = load_dataset("auto")
+    assert (dataset.name, dataset.offline) == ("offline", True)
+    assert "not CIFAR-10" in dataset.source
+    assert torch.equal(dataset.images, torch.from_numpy(offline[0][:500]))
+    assert torch.equal(dataset.test_labels, torch.from_numpy(offline[1][500:]))
+    text = " ".join(capsys.readouterr().err.replace("#", " ").split())
+    for wanted in ("THIS IS NOT CIFAR-10", "Connection refused", "--dataset cifar10"):
+        assert wanted in text
+
+
+def test_auto_without_download_warns_and_takes_the_offline_set(tiny, offline, capsys):
+    assert load_dataset("auto", download=False).offline
+    assert "downloading is off" in capsys.readouterr().err
+
+
+def test_cifar10_without_network_is_an_error(tiny, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"There is no CIFAR-10 in .*: Could not download http"):
+        load_dataset("cifar10", progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_offline_looks_nowhere_and_says_nothing(offline, capsys):
+    dataset = load_dataset("offline", "/nowhere")
+    assert (dataset.name, dataset.classes) == ("offline", synthetic.CLASSES)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_unknown_data_set_is_refused():
+    with pytest.raises(UserError, match="--dataset wants one of auto, cifar10, offline") as error:
+        load_dataset("mnist")
+    assert error.value.exit_code == 2
+
+
+def test_the_offline_set_has_the_shape_of_cifar10():
+    dataset = load_dataset("offline")
+    assert (dataset.images.shape, dataset.test_images.shape) == (
+        (50_000, 3, 32, 32),
+        (10_000, 3, 32, 32),
+    )
+    assert torch.bincount(dataset.labels).tolist() == [5000] * 10
+    assert torch.bincount(dataset.test_labels).tolist() == [1000] * 10
+
+
+def test_the_real_cifar10(cifar10_dir):
+    dataset = load_dataset("cifar10", cifar10_dir, download=False)
+    assert (dataset.name, len(dataset.classes)) == ("cifar10", 10)
+    assert torch.bincount(dataset.labels).tolist() == [5000] * 10
+    assert torch.bincount(dataset.test_labels).tolist() == [1000] * 10
+    means, deviations = channel_statistics(dataset.images.flatten(1))
+    assert [round(mean / 255, 4) for mean in means] == [0.4914, 0.4822, 0.4465]
+    assert [round(deviation / 255, 4) for deviation in deviations] == [0.2470, 0.2435, 0.2616]
+
+
+# Splitting and normalising
+
+
+@pytest.fixture
+def dataset(tiny, tmp_path):
+    return load_dataset("cifar10", write_folder(tmp_path / "data", binary_files(tiny[0])))
+
+
+def test_the_parts_follow_each_other(dataset):
+    split = split_dataset(dataset)
+    assert [len(part.labels) for part in (split.train, split.val, split.test)] == [60, 20, 20]
+    parts = (split.train, split.val, split.test)
+    assert torch.equal(torch.cat([part.images for part in parts]), dataset.images.flatten(1))
+    assert torch.equal(torch.cat([part.labels for part in parts]), dataset.labels)
+    assert split.val.images.is_contiguous()
+    assert split.val.images.data_ptr() == dataset.images[60].data_ptr()
+
+
+def test_the_official_test_set_replaces_the_third_part_only(dataset):
+    split = split_dataset(dataset, "80/10/10", "official")
+    assert torch.equal(split.train.labels, dataset.labels[:80])
+    assert torch.equal(split.val.images, dataset.images[80:90].flatten(1))
+    assert torch.equal(split.test.images, dataset.test_images.flatten(1))
+    assert torch.equal(split.test.labels, dataset.test_labels)
+    assert len(split_dataset(dataset, "90/10/0", "official").val.labels) == 10
+
+
+@given(st.integers(1, 99), st.data())
+def test_parse_split_reads_what_sums_to_100(train, draw):
+    val = draw.draw(st.integers(1, 100 - train))
+    assert parse_split(f" {train}/{val}/{100 - train - val}") == (train, val, 100 - train - val)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "60/20", "60/20/20/0", "60/20/21", "100/0/0", "0/50/50", "-20/60/60"),
+        *("60,20,20", "a/b/c", "60.0/20/20", "٦٠/20/20"),
+    ],
+)
+def test_parse_split_refuses_the_rest(text):
+    with pytest.raises(UserError, match="--split wants three whole percentages") as error:
+        parse_split(text)
+    assert error.value.exit_code == 2
+
+
+def test_split_dataset_refuses_what_leaves_no_test(dataset):
+    with pytest.raises(UserError, match="leaves nothing to test on"):
+        split_dataset(dataset, "90/10/0")
+    with pytest.raises(UserError, match="--test-set wants split or official, got 'all'"):
+        split_dataset(dataset, test_set="all")
+
+
+def test_unit_divides_by_255(dataset):
+    images = dataset.images.flatten(1)
+    found = make_normalization("unit", images).apply(images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, images.float() / 255, rtol=1e-6, atol=0)
+
+
+def test_standard_is_of_each_channel_of_the_training_part(dataset):
+    train = split_dataset(dataset).train.images
+    planes = train.numpy().reshape(-1, 3, 1024).astype(np.float64)
+    mean, std = planes.mean((0, 2)), planes.std((0, 2))
+    normalization = make_normalization("standard", train)
+    images = dataset.images.flatten(1)[70:75]
+    expected = (images.numpy().reshape(5, 3, 1024) - mean[:, None]) / std[:, None]
+    found = normalization.apply(images)
+    np.testing.assert_allclose(found.numpy(), expected.reshape(5, -1), rtol=0, atol=1e-6)
+    assert torch.equal(normalization.apply(images[0]), found[0])
+    assert images.dtype == torch.uint8
+    assert normalization.scale.shape == normalization.shift.shape == (3072,)
+
+
+def test_statistics_are_exact_and_a_constant_channel_has_one():
+    images = torch.tensor([[0, 255, 7, 7, 1, 2], [255, 0, 7, 7, 3, 4]], dtype=torch.uint8)
+    means, deviations = channel_statistics(images)
+    assert means == [127.5, 7.0, 2.5]
+    assert deviations == [127.5, 1.0, 1.25**0.5]
+    assert channel_statistics(images[:, :4]) == (
+        [67.25],
+        [pytest.approx(images[:, :4].double().std(correction=0).item())],
+    )
+
+
+def test_normalization_refuses_another_name_and_dtype(dataset):
+    images = dataset.images.flatten(1)
+    with pytest.raises(UserError, match="--normalize wants unit or standard, got 'max'"):
+        make_normalization("max", images)
+    with pytest.raises(TypeError, match=r"images must be uint8, got torch.float32"):
+        make_normalization("unit", images).apply(images.float())
+
+
+# The command line
+
+
+def test_arguments_are_those_of_the_functions():
+    parser = ArgumentParser(prog="x")
+    add_data_arguments(parser)
+    assert vars(parser.parse_args([])) == {
+        "dataset": "auto",
+        "data_dir": None,
+        "data_url": None,
+        "split": "60/20/20",
+        "test_set": "split",
+    }
+    assert "None" not in parser.format_help()
+    for arguments in (["--split", "1/2/3"], ["--dataset", "x"], ["--test-set", "x"]):
+        with pytest.raises(UserError) as error:
+            parser.parse_args(arguments)
+        assert error.value.exit_code == 2
+
+
+def test_info_tells_what_there_is(tiny, tmp_path, capsys):
+    folder = write_folder(tmp_path / "data", binary_files(tiny[0]))
+    assert main(["info", "--data-dir", str(folder), "--test-set", "official"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    labels = torch.from_numpy(np.concatenate([labels for _, labels in tiny[0]]))
+    counts = [
+        torch.bincount(part, minlength=10) for part in (labels[:60], labels[60:80], labels[100:])
+    ]
+    rows = [line.split() for line in lines]
+    for row, name in enumerate(data.CIFAR10_CLASSES):
+        assert [name, *(str(int(count[row])) for count in counts)] in rows
+    assert ["all", "60", "20", "20"] in rows
+    means, deviations = channel_statistics(
+        torch.from_numpy(np.concatenate([tiny[0][i][0] for i in range(3)]))
+    )
+    assert ["mean", "/", "255", *(f"{mean / 255:.4f}" for mean in means)] in rows
+    assert ["std", "/", "255", *(f"{std / 255:.4f}" for std in deviations)] in rows
+    text = "\n".join(lines)
+    for wanted in (
+        str(folder),
+        "uint8, values from 0 to 255",
+        "100 training (3, 32, 32)",
+        "20 off",
+    ):
+        assert wanted in text
+
+
+def test_samples_draws_ten_of_each_class(monkeypatch, tmp_path, capsys):
+    shades = np.arange(10, dtype=np.uint8) * 20
+    labels = np.arange(600) % 10
+    images = np.broadcast_to(shades[labels, None, None, None], (600, 3, 32, 32)).copy()
+    monkeypatch.setattr(synthetic, "generate", lambda count, seed: (images, labels))
+    out = tmp_path / "new" / "samples.png"
+    assert main(["samples", "--dataset", "offline", "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    picture = np.rint(matplotlib.image.imread(out)[..., 0] * 255)
+    assert (picture[:, :3] == 255).all()  # no name is cut off
+    column = picture[:, -200]
+    changes = column[np.flatnonzero(np.diff(column, prepend=-1))]
+    assert [shade for shade in changes if shade in shades] == shades.tolist()
+    assert [path.name for path in out.parent.iterdir()] == ["samples.png"]
+
+
+def test_samples_refuses_another_file_type(offline, tmp_path):
+    with pytest.raises(UserError, match=r"ends in .png, .pdf or .svg"):
+        main(["samples", "--dataset", "offline", "--out", str(tmp_path / "x.txt")])
+    assert visible(tmp_path) == []
+
+
+def test_download_says_where_it_is(tiny, tmp_path, capsys):
+    folder = write_folder(tmp_path / BINARY.folder, binary_files(tiny[0]))
+    assert main(["download", "--data-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"CIFAR-10 is in {folder}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["info", "--data-dir", "/no/such/folder"], 1, "--data-dir wants an existing folder"),
+        (["paint"], 2, "invalid choice: 'paint'"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(arguments, code, message):
+    command = [sys.executable, "-m", "fastmlp.data", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("fastmlp: error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

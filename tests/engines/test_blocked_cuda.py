@@ -1,0 +1,183 @@
+"""Blocked SGD for a GPU without one: the chain's own source, emulated, and the engine around it on
+CPU tensors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support import emulation
+from support.blocked import OPTIMIZERS
+from support.blocked_cuda_suite import CPU, NETWORKS, EngineTests, many
+from support.chain_suite import CHAINS, Block, ChainTests, draw
+from support.marks import needs_native
+from support.tiny import stop_after, tiny_data
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastmlp.engines import blocked_cuda
+from fastmlp.engines import blocked_pipeline as blocked_runner
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines.cuda_graph import Beside
+from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.engines.registry import choose_engine
+from fastmlp.training.cohort import Cohort
+from fastmlp.training.config import TrainConfig
+from fastmlp.utils.errors import UserError
+
+pytestmark = [
+    needs_native,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++"),
+]
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 6}
+
+
+def walk(block: Block, low: bool = False) -> list[Tensor]:
+    """The results of the chain on copies that end (or begin) at a fence."""
+    fence = emulation.fenced(low)
+    fenced = block.mapped(lambda tensor: fence(tensor) if tensor.numel() else tensor)
+    emulation.operators().blocked_chain_(*fenced.args())
+    assert emulation.operators().release_tensors() == 0, "written outside of the workspace"
+    for before, after in zip(block.args(), fenced.args(), strict=True):
+        unchanged = isinstance(before, Tensor) and not any(after is t for t in fenced.results())
+        assert not unchanged or torch.equal(before, after), "an input has changed"
+    results = [tensor.clone() for tensor in fenced.results()]
+    emulation.operators().release_fences()
+    return results
+
+
+@pytest.fixture(autouse=True)
+def _emulated(threads: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads run in a shuffled order; the emulation is one thread, beside which idle ones of
+    PyTorch would only spin."""
+    threads(1)
+    operators = emulation.operators()
+    monkeypatch.setattr(blocked_runner, "run_kernel", operators.blocked_chain_)
+    emulation.configure(ORDERS["shuffled"])
+    yield
+    operators.release_tensors()
+    emulation.configure()
+
+
+class TestChain(ChainTests):
+    @pytest.fixture
+    def machine(self):
+        return SimpleNamespace(walk=walk, reruns=2)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("case", CHAINS[:8], ids=str)
+    def test_the_order_of_threads_does_not_change_a_bit(self, case, dtype):
+        block = draw(case, **OPTIMIZERS["all"]).to(dtype)
+        results = []
+        for order in ORDERS.values():
+            emulation.configure(order)
+            results.append(walk(block, low=True))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+class TestEngine(EngineTests):
+    @pytest.fixture
+    def device(self):
+        return CPU
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
+    """On a GPU neither waits for the other, so either may come first."""
+
+    class Late(Beside):
+        def run(self, work):
+            self.work = work
+
+        def join(self):
+            self.work()
+
+    def train() -> list[dict[str, Tensor]]:
+        engines, epochs = many(CPU, torch.float32, NETWORKS[:networks])
+        for engine in engines:
+            engine.block_steps = 4
+        BlockedCudaEngine.train_together(engines, epochs)
+        shapes = [shape for engine in engines for shape in engine._runners]
+        assert all(shape.overlapped for shape in shapes)
+        return [engine.parameters_state() for engine in engines]
+
+    first = train()
+    monkeypatch.setattr(blocked_runner, "Beside", Late)
+    for ours, theirs in zip(train(), first, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_cohort_of_runs_is_what_plain_pytorch_makes_of_it(monkeypatch):
+    """Through all that stands above an engine: two epochs, a stop in the second, a divergence."""
+    base = TrainConfig(hidden=(16,), batch_size=8, epochs=2, lr=0.05, device="cpu", threads=1)
+    changes = [{}, {"lr": 0.01}, {"seed": 4, "momentum": 0.9}, {"loader": "sliding"}]
+    changes += [{"augment": "flip,shift:1"}, {"batch_size": 32}, {"lr": 1e30}]
+    monkeypatch.setattr(blocked_cuda, "CHUNK_BLOCKS", 1)
+    cohorts = []
+    for engine in (BlockedCudaEngine, ReferenceEngine):
+        choice = (engine, "a test wants it")
+        monkeypatch.setattr("fastmlp.training.trainer.choose_engine", lambda *args, c=choice: c)
+        cohort = Cohort([replace(base, **change) for change in changes], tiny_data())
+        cohort.train_epoch()
+        while cohort.running:
+            cohort.train_epoch(should_stop=stop_after(3))
+        cohorts.append(cohort)
+    ours, theirs = cohorts
+    assert list(ours.errors) == list(theirs.errors) == [6]
+    for mine, other in zip(ours.trainings[:6], theirs.trainings[:6], strict=True):
+        for record, twin in zip(mine.state.history, other.state.history, strict=True):
+            assert record.val_loss == pytest.approx(twin.val_loss, rel=1e-4)
+            assert record.train_loss == pytest.approx(twin.train_loss, rel=1e-4)
+            assert record.train_acc == pytest.approx(twin.train_acc, abs=0.02)
+
+
+def test_the_chain_on_fake_tensors():
+    """As torch.compile sees it: nothing is returned."""
+    block = draw(CHAINS[1], momentum=0.9)
+    with FakeTensorMode() as mode:
+        fake = block.mapped(mode.from_tensor)
+        assert torch.ops.fastmlp.blocked_chain_(*fake.args()) is None
+
+
+@pytest.mark.parametrize("doubles", [False, True])
+def test_plans(doubles):
+    def plan(*args):
+        return torch.ops.fastmlp.blocked_plan_cuda(*args, doubles)
+
+    lengths = [plan(batch, 256, 10, 0)[0] for batch in (1, 3, 8, 64, 65, 128, 129)]
+    assert lengths == [128, 42, 16, 2, 1, 1, 1]
+    for batch, hidden, classes in ((1, 1, 1), (8, 256, 10), (16, 1024, 10), (100, 256, 10)):
+        assert plan(batch, hidden, classes, 0)[1] == ""
+    assert plan(8, 256, 10, 3) == (3, "")
+    assert "1 to 128 images" in plan(129, 256, 10, 0)[1]
+    assert "up to 1024 hidden" in plan(8, 1025, 10, 0)[1]
+    assert "up to 128 classes" in plan(8, 256, 129, 0)[1]
+    assert "1 to 1024 images" in plan(8, 256, 10, 129)[1]
+    assert "shared memory" in plan(64, 256, 10, 16)[1]
+    with pytest.raises(RuntimeError, match="must be above 0"):
+        plan(0, 256, 10, 0)
+
+
+def test_auto_takes_it_on_a_gpu_and_says_why_not(monkeypatch):
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu", "cuda"))
+    gpu = torch.device("cuda", 0)
+    kind, why = choose_engine("auto", gpu, [3072, 256, 10])
+    assert (kind, why) == (BlockedCudaEngine, "the fastest that runs here")
+    assert kind.name == BlockedEngine.name
+    assert choose_engine("blocked", CPU, [3072, 256, 10])[0] is BlockedEngine
+    for sizes, reason in (
+        ([3072, 64, 64, 10], "on a GPU it wants exactly one hidden layer"),
+        ([3072, 10], "on a GPU it wants exactly one hidden layer"),
+        ([3072, 2000, 10], "on a GPU its kernel takes up to 1024 hidden units"),
+        ([3072, 200, 1000], "on a GPU its kernel takes up to 128 classes"),
+    ):
+        assert f"not blocked, because {reason}" in choose_engine("auto", gpu, sizes)[1]
+        with pytest.raises(UserError, match=f"blocked cannot run here: {reason}"):
+            choose_engine("blocked", gpu, sizes)
+    assert "for the CPU, not for cuda" in (BlockedEngine.why_not(gpu) or "")

@@ -1,0 +1,365 @@
+"""Every engine against the plain PyTorch trainer, with float64 as the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from support.compare import assert_within_2x
+from support.tiny import CLASSES, FEATURES, stop_after, tiny_data
+from torch import Tensor, nn
+
+from fastmlp.data.dataset import Part
+from fastmlp.data.sampling import epoch_order
+from fastmlp.data.transforms import Normalization, make_normalization
+from fastmlp.engines.base import Engine
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.metrics import EpochStats, NonFiniteLossError
+from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.reference import mlp_ref, train_epoch_ref
+from fastmlp.engines.registry import ENGINES, choose_engine, resolve_device
+from fastmlp.ops._load import native_available
+from fastmlp.training.epochs import initial_parameters
+from fastmlp.utils.errors import UserError
+
+CPU = torch.device("cpu")
+IMAGES = 90
+native = pytest.mark.skipif(not native_available(), reason="the compiled kernels are not there")
+STEP_ENGINES = [pytest.param("eager", marks=native), "reference"]
+each_step_engine = pytest.mark.parametrize("name", STEP_ENGINES)
+each_engine = pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=native) for name in ("blocked", "graph")), *STEP_ENGINES]
+)
+
+OPTIONS = [
+    pytest.param(StepOptions(8), (16,), id="ragged last batch"),
+    pytest.param(StepOptions(9), (16,), id="batches without remainder"),
+    pytest.param(StepOptions(1), (16,), id="batch of one"),
+    pytest.param(StepOptions(100), (16,), id="batch beyond the data"),
+    pytest.param(StepOptions(8, momentum=0.9), (16,), id="momentum"),
+    pytest.param(StepOptions(8, momentum=0.9, nesterov=True), (16,), id="nesterov"),
+    pytest.param(StepOptions(8, weight_decay=0.05), (16,), id="weight decay"),
+    pytest.param(StepOptions(8, grad_average=True), (16,), id="grad average"),
+    pytest.param(StepOptions(7, 0.5, True, 0.01, True), (16, 5), id="all at once, two layers"),
+    pytest.param(StepOptions(16), (31, 8, 17), id="three layers"),
+    pytest.param(StepOptions(16), (1,), id="one hidden unit"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads: Callable[[int], None]) -> None:
+    """Nothing here is large enough to gain from more."""
+    threads(1)
+
+
+def make_engine(
+    name: str, options: StepOptions, hidden: tuple[int, ...] = (16,), kind: str = "standard"
+) -> Engine:
+    data = tiny_data(IMAGES)
+    return ENGINES[name](start(hidden), data.split.train, normalization(kind), options, CPU)
+
+
+def start(hidden: tuple[int, ...]) -> dict[str, Tensor]:
+    return initial_parameters([FEATURES, *hidden, CLASSES], "kaiming", seed=3)
+
+
+def normalization(kind: str = "standard") -> Normalization:
+    return make_normalization(kind, tiny_data(IMAGES).split.train.images)
+
+
+def reference(
+    options: StepOptions, hidden: tuple[int, ...], steps: int | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, int]:
+    """All parameters in one vector, the losses and the hits of plain PyTorch."""
+    parameters = [tensor.to(dtype, copy=True) for tensor in start(hidden).values()]
+    train = tiny_data(IMAGES).split.train
+    losses, correct = train_epoch_ref(
+        parameters,
+        train.images,
+        train.labels,
+        epoch_order(0, 0, IMAGES),
+        options.batch_size,
+        0.05,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
+        grad_average=options.grad_average,
+        normalize=normalization().apply,
+        max_steps=steps,
+    )
+    return torch.cat([p.detach().flatten() for p in parameters]), losses, correct
+
+
+def flat(state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in state.values()])
+
+
+@each_engine
+@pytest.mark.parametrize(("options", "hidden"), OPTIONS)
+@pytest.mark.parametrize("steps", [1, 2, 50, None])
+def test_an_epoch_agrees_with_plain_pytorch(
+    name: str,
+    options: StepOptions,
+    hidden: tuple[int, ...],
+    steps: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+    engine = make_engine(name, options, hidden)
+    if name == "blocked" and steps is not None:
+        engine.block_steps = 1  # it stops between blocks
+    elif steps is not None:
+        monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 1)
+    stats = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, should_stop=stop_after(steps))
+    theirs, losses, _ = reference(options, hidden, steps, torch.float32)
+    truth, true_losses, correct = reference(options, hidden, steps, torch.float64)
+    assert_within_2x(flat(engine.parameters_state()), theirs, truth)
+    sizes = torch.full((len(losses),), float(options.batch_size))
+    sizes[-1] = stats.samples - options.batch_size * (len(losses) - 1)
+    assert stats.steps == len(losses)
+    assert stats.samples == min(IMAGES, options.batch_size * len(losses))
+    assert stats.finished == (stats.samples == IMAGES)
+    assert stats.correct == correct
+    assert stats.loss_sum == pytest.approx(float((true_losses * sizes).sum()), rel=1e-5)
+
+
+@each_engine
+@pytest.mark.parametrize("stop", [1, 3, 4, 31, 32, 33, 40])
+def test_an_epoch_in_two_parts_is_the_same_epoch(
+    name: str, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlockedEngine, "block_steps", 4)
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
+    between = {"blocked": 4, "graph": 3}.get(name, 1)  # steps between two chances to stop
+    options = StepOptions(2, momentum=0.9, nesterov=True, weight_decay=0.01)
+    order = epoch_order(0, 0, IMAGES)
+    whole = make_engine(name, options)
+    stats = whole.train_epoch(order, 0.05)
+    first = make_engine(name, options)
+    before = first.train_epoch(order, 0.05, should_stop=stop_after(stop))
+    assert before.steps == min(stop * between, 45)
+    if before.finished:  # some stops are beyond the last block
+        return
+    second = make_engine(name, options)
+    second.load_state_dict(first.state_dict())
+    after = second.train_epoch(order, 0.05, start_step=before.steps)
+    assert torch.equal(flat(second.parameters_state()), flat(whole.parameters_state()))
+    assert torch.equal(flat(second.state_dict()["momentum"]), flat(whole.state_dict()["momentum"]))
+    both = before + after
+    assert replace(both, loss_sum=0) == replace(stats, loss_sum=0)
+    assert both.loss_sum == pytest.approx(stats.loss_sum, rel=1e-12)
+
+
+@native
+def test_engines_take_over_from_each_other() -> None:
+    options = StepOptions(8, momentum=0.9)
+    order = epoch_order(0, 0, IMAGES)
+    ends = []
+    for names in (("eager", "reference"), ("reference", "eager")):
+        first, second = (make_engine(name, options) for name in names)
+        done = first.train_epoch(order, 0.05, should_stop=stop_after(5)).steps
+        second.load_state_dict(first.state_dict())
+        second.train_epoch(order, 0.05, start_step=done)
+        ends.append(flat(second.parameters_state()))
+    truth = reference(options, (16,), None, torch.float64)[0]
+    for end in ends:
+        torch.testing.assert_close(end.double(), truth, rtol=1e-4, atol=1e-6)
+
+
+@each_engine
+def test_states_are_copies_and_reruns_are_bitwise_equal(name: str) -> None:
+    order = epoch_order(0, 0, IMAGES)
+    engine = make_engine(name, StepOptions(8, momentum=0.9))
+    engine.train_epoch(order, 0.05)
+    state = engine.state_dict()
+    kept = {key: {n: t.clone() for n, t in part.items()} for key, part in state.items()}
+    engine.train_epoch(order, 0.05)
+    once = flat(engine.parameters_state())
+    for key, part in state.items():
+        for tensor_name, tensor in part.items():
+            assert torch.equal(tensor, kept[key][tensor_name])
+    engine.load_state_dict(state)
+    engine.train_epoch(order, 0.05)
+    assert torch.equal(flat(engine.parameters_state()), once)
+
+
+@each_engine
+def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
+    engine = make_engine(name, StepOptions(8), (16, 5))
+    engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
+    model = nn.Sequential(
+        nn.Linear(FEATURES, 16), nn.ReLU(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, CLASSES)
+    )
+    model.load_state_dict(engine.parameters_state())
+    part = tiny_data(IMAGES).split.val
+    logits = model(normalization().apply(part.images))
+    stats = engine.evaluate(part)
+    loss = nn.functional.cross_entropy(logits, part.labels).item()
+    assert stats.loss == pytest.approx(loss, rel=1e-5)
+    assert stats.accuracy == pytest.approx(float((logits.argmax(1) == part.labels).float().mean()))
+    assert stats.count == len(part.labels)
+
+
+@each_engine
+def test_an_evaluation_in_several_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, part = make_engine(name, StepOptions(8)), tiny_data(IMAGES).split.test
+    whole = engine.evaluate(part)
+    for module in ("stepwise", "graph"):
+        monkeypatch.setattr(f"fastmlp.engines.{module}.EVALUATION_ROWS", 7)
+    parts = engine.evaluate(part)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert (parts.accuracy, parts.count) == (whole.accuracy, whole.count)
+
+
+@each_step_engine
+@pytest.mark.parametrize("start_step", [0, 1, 4, 7])
+def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
+    name: str, start_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch keeps its alignment in memory, on which the rounding of a product may depend."""
+    monkeypatch.setattr("fastmlp.engines.stepwise.CHUNK_ROWS", 32)
+    engine, order = make_engine(name, StepOptions(8)), epoch_order(0, 0, IMAGES)
+    gathered: list[Tensor] = []
+    inputs = engine._inputs
+
+    def note(images: Tensor) -> Tensor:
+        gathered.append(images)
+        return inputs(images)
+
+    monkeypatch.setattr(engine, "_inputs", note)
+    engine.train_epoch(order, 0.05, start_step=start_step)
+    chunks = torch.split(tiny_data(IMAGES).split.train.images[order], 32)[start_step // 4 :]
+    assert len(gathered) == len(chunks)
+    for images, chunk in zip(gathered, chunks, strict=True):
+        assert torch.equal(images, chunk)
+
+
+@each_step_engine
+def test_progress_counts_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.engines.stepwise.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.stepwise.CHUNK_ROWS", 16)
+    seen: list[EpochStats] = []
+    engine = make_engine(name, StepOptions(8))
+    end = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, on_progress=seen.append)
+    assert [stats.steps for stats in seen] == [2, 4, 6, 8, 10, 12]
+    assert seen[0].samples == 16
+    assert 0 < seen[0].loss_sum < seen[-1].loss_sum <= end.loss_sum
+    assert seen[-1] == end
+
+
+@each_engine
+def test_the_first_bad_step_is_named(name: str) -> None:
+    train, order = tiny_data(IMAGES).split.train, epoch_order(0, 0, IMAGES)
+    images = torch.zeros_like(train.images)
+    images[order[4 * 8 + 3]] = 255  # the only image that is not black is in step 4 and overflows
+    scale = torch.full((FEATURES,), 3e36)
+    engine = ENGINES[name](
+        start((16,)),
+        Part(images, train.labels),
+        Normalization("unit", scale, torch.zeros(FEATURES)),
+        StepOptions(8),
+        CPU,
+    )
+    with pytest.raises(NonFiniteLossError) as info:
+        engine.train_epoch(order, 0.05)
+    assert info.value.step == 4
+    assert not math.isfinite(info.value.loss)
+
+
+@each_engine
+def test_what_does_not_fit_is_refused(name: str) -> None:
+    engine = make_engine(name, StepOptions(8, momentum=0.9))
+    with pytest.raises(ValueError, match="start_step must be from 0 to 11, got 12"):
+        engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, start_step=12)
+    other = make_engine(name, StepOptions(8, momentum=0.9), (17,))
+    other.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
+    theirs = other.state_dict()
+    for kind, state in (
+        ("parameters", theirs),
+        ("momentum", {**engine.state_dict(), "momentum": theirs["momentum"]}),
+    ):
+        before = flat(engine.parameters_state())
+        with pytest.raises(ValueError, match=rf"{kind} must be .*\(16, 12\).*got.*\(17, 12\)"):
+            engine.load_state_dict(state)
+        assert torch.equal(flat(engine.parameters_state()), before)
+
+
+def test_the_reference_is_the_network_of_torch_nn() -> None:
+    """The truth itself: train_epoch_ref is nn.Sequential under torch.optim.SGD."""
+    model = nn.Sequential(nn.Linear(FEATURES, 16), nn.ReLU(), nn.Linear(16, CLASSES)).double()
+    model.load_state_dict(start((16,)))
+    train, apply = tiny_data(IMAGES).split.train, normalization().apply
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True)
+    hits = 0
+    for rows in torch.split(epoch_order(0, 0, IMAGES), 8):
+        logits = model(apply(train.images[rows]).double())
+        hits += int((logits.argmax(1) == train.labels[rows]).sum())
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(logits, train.labels[rows]).backward()
+        optimizer.step()
+    options = StepOptions(8, momentum=0.9, nesterov=True)
+    ours, _, correct = reference(options, (16,), None, torch.float64)
+    torch.testing.assert_close(ours, flat(model.state_dict()), rtol=0, atol=1e-14)
+    assert correct == hits
+
+
+def test_grad_average_divides_the_step_by_the_batch_size() -> None:
+    weight = torch.zeros(3, 2, dtype=torch.float64)
+    moved = []
+    for grad_average in (False, True):
+        parameters = [weight.clone(), torch.zeros(3, dtype=torch.float64)]
+        images, labels = torch.eye(2, dtype=torch.float64).repeat(2, 1), torch.tensor([0, 1, 2, 0])
+        order = torch.arange(4)
+        train_epoch_ref(parameters, images, labels, order, 4, 1.0, grad_average=grad_average)
+        moved.append(parameters[0].detach())
+    torch.testing.assert_close(moved[0], 4 * moved[1])
+    assert moved[0].abs().max() > 0
+
+
+def test_mlp_ref_without_steps() -> None:
+    train = tiny_data(IMAGES).split.train
+    parameters = list(start((16,)).values())
+    order = torch.arange(IMAGES)
+    losses, correct = train_epoch_ref(
+        parameters, train.images, train.labels, order, 8, 0.1, max_steps=0
+    )
+    assert (losses.shape, correct) == ((0,), 0)
+    assert mlp_ref(parameters, normalization().apply(train.images)).shape == (IMAGES, CLASSES)
+
+
+def test_engines_are_chosen_by_name_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, why = choose_engine("reference", CPU)
+    assert (engine.name, why) == ("reference", "asked for by name")
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu", "cuda"))
+    engine, why = choose_engine("auto", CPU, [FEATURES, 16, CLASSES])
+    assert (engine.name, why) == ("blocked", "the fastest that runs here")
+    engine, why = choose_engine("auto", CPU, [FEATURES, 16, 5, CLASSES])
+    assert (engine.name, why) == ("blocked", "the fastest that runs here")
+    engine, why = choose_engine("auto", CPU, [FEATURES, CLASSES])
+    assert engine.name == "eager"
+    assert "not blocked, because it wants at least one hidden layer" in why
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ())
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_ERROR", "ImportError: no _C")
+    engine, why = choose_engine("auto", CPU)
+    assert engine.name == "reference"
+    assert "not eager, because" in why
+    assert "no _C" in why
+    with pytest.raises(UserError, match=r"eager cannot run here: .*no _C"):
+        choose_engine("eager", CPU)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto") == CPU
+    with pytest.raises(UserError, match="PyTorch sees no GPU"):
+        resolve_device("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="the last GPU is cuda:1"):
+        resolve_device("cuda:2")

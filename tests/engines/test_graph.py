@@ -1,0 +1,103 @@
+"""The graph engine on CPU tensors: its recordings as a tape that replays as a CUDA graph does.
+
+How it runs with recordings that simply call their work is in test_engines.py, on a GPU in
+test_cuda_engines.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.graph_suite import GraphTests
+from support.marks import needs_native
+from support.tape import TapeRecording
+from support.tiny import assert_same_run, assert_same_tensors, stop_after, tiny_data
+
+from fastmlp.engines.graph import GraphEngine, chunk_steps
+from fastmlp.engines.registry import choose_engine
+from fastmlp.training.api import fit, fit_many, resume
+from fastmlp.training.config import TrainConfig
+from fastmlp.utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@needs_native
+class TestGraph(GraphTests):
+    @pytest.fixture(autouse=True)
+    def device(self, monkeypatch, threads):
+        threads(1)
+        monkeypatch.setattr("fastmlp.engines.graph.Recording", TapeRecording)
+        return CPU
+
+
+def test_a_tape_replays_operators_and_not_python():
+    a, b, factor = torch.ones(3), torch.zeros(3), [2.0]
+
+    def work():
+        b.copy_(a.view(3) * factor[0] + 1)
+
+    recording = TapeRecording(work, CPU)
+    a.fill_(5)
+    factor[0] = 100.0
+    recording.replay()
+    assert b.tolist() == [11.0] * 3
+    with pytest.raises(RuntimeError, match="must not wait"):
+        TapeRecording(lambda: a.sum().item(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "length"),
+    [
+        (3750, 8, 50),  # CIFAR-10's 30,000 images: nothing is left over
+        (234, 128, 13),
+        (61, 8, 61),
+        (131, 8, 43),
+        (67, 8, 33),
+        (0, 8, 64),
+        (9, 5000, 1),
+    ],
+)
+def test_how_long_a_chunk_is(steps, batch, length):
+    assert chunk_steps(steps, batch) == length
+
+
+def test_it_says_why_not():
+    assert GraphEngine.why_not(CPU) == "it is made of CUDA graphs, which cpu does not have"
+    with pytest.raises(UserError, match="The engine graph cannot run here: it is made of CUDA"):
+        choose_engine("graph", CPU)
+
+
+@needs_native
+def test_it_is_chosen_on_cuda(monkeypatch):
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu", "cuda"))
+    engine, why = choose_engine("auto", torch.device("cuda", 0), [12, 16, 8, 3])
+    assert (engine, "not blocked" in why) == (GraphEngine, True)
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu",))
+    assert "no compiled kernels for cuda" in (GraphEngine.why_not(torch.device("cuda")) or "")
+
+
+@needs_native
+def test_the_trainer_runs_it(tmp_path, monkeypatch, threads):
+    threads(1)
+    monkeypatch.setattr(GraphEngine, "why_not", staticmethod(lambda *args: None))
+    monkeypatch.setattr("fastmlp.engines.graph.Recording", TapeRecording)
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
+    config = TrainConfig(
+        **{"hidden": (16, 8), "epochs": 4, "momentum": 0.9, "lr_schedule": "cosine"},
+        **{"batch_size": 8, "threads": 1, "device": "cpu", "engine": "graph"},
+    )
+    data = tiny_data()
+    whole = fit(config, data, out=tmp_path / "whole")
+    stopped = fit(config, data, out=tmp_path / "half", should_stop=stop_after(5))
+    assert stopped.interrupted
+    rest = resume(tmp_path / "half", data)
+    assert rest.config.engine == "graph"
+    assert_same_run(tmp_path / "half", tmp_path / "whole")
+    other = fit(replace(config, engine="reference"), data)
+    for name, tensor in other.best_parameters.items():
+        torch.testing.assert_close(whole.best_parameters[name], tensor)
+    both = fit_many([config, replace(config, seed=1)], data)
+    assert_same_tensors(both[0].best_parameters, whole.best_parameters)

@@ -1,0 +1,147 @@
+"""The engines on a GPU; graph_cases.py says what the graph engine must do."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.graph_suite import (
+    ENDS,
+    GraphTests,
+    assert_close,
+    assert_same_bits,
+    make,
+    order_of,
+    problem,
+)
+from support.tiny import assert_same_tensors, stop_after, tiny_data
+
+from fastmlp import native_available
+from fastmlp.engines.eager import EagerEngine
+from fastmlp.engines.graph import GraphEngine
+from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.engines.registry import choose_engine
+from fastmlp.training.api import fit, resume
+from fastmlp.training.config import TrainConfig
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not native_available("cuda"), reason="fastmlp._cuda is not built"),
+]
+
+GPU = torch.device("cuda", 0)
+
+
+class TestGraph(GraphTests):
+    @pytest.fixture
+    def device(self):
+        return GPU
+
+
+@pytest.mark.parametrize("kind", [EagerEngine, ReferenceEngine])
+@ENDS
+def test_the_other_engines_train_as_on_the_cpu(kind, options):
+    engines = [
+        make(which, device, options, (19, 6), torch.float64)
+        for which, device in ((kind, GPU), (ReferenceEngine, torch.device("cpu")))
+    ]
+    for engine in engines:
+        engine.train_epoch(order_of(), 0.05)
+    assert_close(*engines)
+
+
+def large() -> GraphEngine:
+    """Batches for which our own kernels split their sums, and chunks with a rest."""
+    part, norm = problem(3072)
+    norm = replace(norm, scale=norm.scale / 10)
+    engine: GraphEngine = make(
+        GraphEngine, GPU, {"batch_size": 8, "momentum": 0.9}, (256, 64), data=(part, norm)
+    )
+    return engine
+
+
+def test_thirty_runs_give_the_same_bits():
+    engine, order = large(), order_of(1203)
+    start = engine.state_dict()
+    ends = []
+    for _ in range(31):
+        engine.load_state_dict(start)
+        stats = engine.train_epoch(order, 0.002)
+        ends.append((engine.parameters_state(), stats))
+    for parameters, stats in ends[1:]:
+        assert_same_tensors(parameters, ends[0][0])
+        assert stats == ends[0][1]
+
+
+def test_wide_layers_of_the_blas():
+    """More rows than our own kernels take: the recording holds a library's products."""
+    part, norm = problem(3072)
+    norm = replace(norm, scale=norm.scale / 10)
+    ends = []
+    for _ in range(2):
+        pair = [
+            make(kind, GPU, {"batch_size": 300}, (512,), torch.float64, (part, norm))
+            for kind in (GraphEngine, ReferenceEngine)
+        ]
+        for engine in pair:
+            for epoch in range(3):
+                engine.train_epoch(order_of(1500, epoch), 0.01)
+        assert_close(*pair)
+        ends.append(pair[0])
+    assert_same_bits(*ends)
+
+
+def test_on_a_side_stream_behind_a_slow_producer():
+    """Whoever replays on another stream than the present one trains other parameters. All that is
+    needed is on the GPU and recorded before, so that nothing waits for the producer."""
+    want, engine, order = large(), large(), order_of().to(GPU)
+    start = {name: tensor.clone() for name, tensor in want._parameters.items()}
+    want.train_epoch(order, 0.002)
+    engine.train_epoch(order, 0.003)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        engine.load_state_dict({"parameters": start, "momentum": {}})
+        engine.train_epoch(order, 0.002)
+        ours = engine.parameters_state()
+    assert_same_tensors(ours, want.parameters_state())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_a_second_gpu_while_the_first_is_the_present_one():
+    torch.cuda.set_device(0)
+    engines = [
+        make(GraphEngine, torch.device("cuda", index), {"momentum": 0.9}) for index in range(2)
+    ]
+    for engine in engines:
+        for epoch in range(2):
+            engine.train_epoch(order_of(seed=epoch), 0.05)
+        engine.evaluate(problem()[0])
+    assert torch.cuda.current_device() == 0
+    assert_same_bits(*engines)
+
+
+def test_engines_share_their_images():
+    data = problem()
+    one, other = (make(GraphEngine, GPU, {}, data=data) for _ in range(2))
+    assert one._images.data_ptr() == other._images.data_ptr()
+
+
+def test_a_run_is_trained_stopped_and_resumed(tmp_path):
+    engine, _ = choose_engine("auto", GPU, [12, 16, 8, 3])
+    config = TrainConfig(
+        hidden=(16, 8), epochs=4, momentum=0.9, lr_schedule="cosine", device="cuda:0"
+    )
+    config = replace(config, engine=engine.name)
+    whole = fit(config, tiny_data(1003), out=tmp_path / "whole")
+    stopped = fit(config, tiny_data(1003), out=tmp_path / "half", should_stop=stop_after(5))
+    assert stopped.interrupted
+    rest = resume(tmp_path / "half", tiny_data(1003))
+    assert_same_tensors(rest.best_parameters, whole.best_parameters)
+    assert rest.test == whole.test

@@ -1,0 +1,241 @@
+"""The CUDA operators' own source on an emulated GPU: what can be known without one."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from functools import partial
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support import emulation
+from support.cases import randn, small_integers
+from support.compare import assert_within_2x
+from support.graph_suite import OPTIONS, flat, make, order_of
+from support.marks import needs_native
+from support.matmul_precision_suite import Float32Tests, all_products, all_products_ref
+from support.operator_suite import LinearTests, ReluTests, XentTests
+from torch import Tensor
+
+from fastmlp.engines.graph import GraphEngine
+from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.ops.matmul_precision import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
+
+pytestmark = [
+    needs_native,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++"),
+]
+
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 6}
+
+
+@pytest.fixture
+def machine(threads):
+    """Threads and blocks run in a shuffled order, on tensors that end at a fence."""
+    threads(1)  # the emulation is one thread, beside which idle ones of PyTorch would only spin
+    emulation.configure(ORDERS["shuffled"])
+    yield SimpleNamespace(run=emulation.call, place=emulation.fenced(), device="cpu")
+    emulation.operators().release_fences()
+    emulation.configure()
+
+
+@pytest.fixture(
+    params=product(ORDERS.values(), [1, 40, 132], [torch.float32, torch.bfloat16]), ids=str
+)
+def exact(request, machine):
+    """Where to place x (20, 700), w (70, 700) and dy (20, 70), whose products are exact: in every
+    order of threads, split into several numbers of parts."""
+    order, processors, dtype = request.param
+    emulation.configure(order, processors)
+    shapes = ((20, 700), (70, 700), (20, 70))
+    return emulation.fenced(low=True), *(small_integers(*shape, dtype=dtype) for shape in shapes)
+
+
+def end_of_4_gb(count: int) -> tuple[Tensor, Tensor]:
+    """More elements than an int counts, and the last of them, which have values: the rest stays
+    untouched, as only the last three blocks run."""
+    x = torch.empty((1 << 31) + 1003, dtype=torch.float16)
+    tail = x[-count:]
+    tail.copy_(randn(count))
+    emulation.configure(last_blocks=3)
+    return x, tail
+
+
+class TestLinear(LinearTests):
+    def test_exact_in_every_order_and_number_of_parts(self, machine, exact):
+        place, x, w, dy = exact
+        dtype = x.dtype
+        y = machine.run("linear", place(x), place(w), None, False)
+        assert torch.equal(y, (x.double() @ w.double().t()).to(dtype))
+        ours = machine.run("linear_backward", place(dy), place(x), place(w), None, *[True] * 3)
+        g = dy.double()
+        for got, want in zip(ours, (g @ w.double(), g.t() @ x.double(), g.sum(0)), strict=True):
+            assert torch.equal(got, want.to(dtype))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_the_order_of_threads_does_not_change_a_bit(self, machine, dtype):
+        x, w, dy = randn(33, 900, dtype=dtype), randn(65, 900, dtype=dtype), randn(33, 65)
+        results = []
+        for order in ORDERS.values():
+            emulation.configure(order)
+            y = machine.run("linear", x, w, None, True)
+            args = (dy.to(dtype), x, w, y, True, True, True)
+            results.append([y, *machine.run("linear_backward", *args)])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def test_rows_further_apart_than_an_int_counts(self, machine):
+        """4 GB are asked for and a page or two of them touched."""
+        x = torch.empty((1 << 32) + 64, dtype=torch.bfloat16).as_strided((3, 40), (1 << 31, 1))
+        values = small_integers(3, 40, dtype=torch.bfloat16)
+        x.copy_(values)
+        w, target = small_integers(5, 40, dtype=torch.bfloat16), torch.tensor([0, 39, 3])
+        y = machine.run("linear", x, w, None, False)
+        assert torch.equal(y, (values.double() @ w.double().t()).to(y.dtype))
+        ours = machine.run("linear_backward", y, x, w, None, True, True, True)
+        again = machine.run("linear_backward", y, values, w, None, True, True, True)
+        assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+        ours = machine.run("softmax_xent", x, target)
+        again = machine.run("softmax_xent", values, target)
+        assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+class TestFloat32(Float32Tests):
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("processors", [1, 132])
+    @pytest.mark.parametrize("by", [FMA, THREE_TF32, TF32])
+    def test_exact_in_every_order_and_number_of_parts(self, machine, order, processors, by):
+        emulation.configure(ORDERS[order], processors)
+        tensors = [small_integers(*shape) for shape in ((20, 70), (20, 700), (70, 700))]
+        truths = all_products_ref(*(tensor.double() for tensor in tensors))
+        for got, truth in zip(all_products(machine, by, *tensors), truths, strict=True):
+            assert torch.equal(got, truth.float())
+
+    @pytest.mark.parametrize(
+        ("capability", "allowed", "small", "large"),
+        [
+            *((80, FLOAT32, FMA, THREE_TF32), (90, FLOAT32, FMA, THREE_TF32)),
+            *((103, FLOAT32, FMA, THREE_TF32), (90, TF32_ALLOWED, FMA, TF32)),
+            *((89, FLOAT32, FMA, FMA), (120, FLOAT32, FMA, FMA), (120, TF32_ALLOWED, FMA, TF32)),
+        ],
+    )
+    def test_the_operators_take_the_way_of_the_plan(
+        self, machine, capability, allowed, small, large
+    ):
+        emulation.configure(capability=capability)
+        for batch, by in ((8, small), (64, large)):
+            tensors = [randn(batch, 60), randn(batch, 90), randn(60, 90)]
+            ours, same = (all_products(machine, way, *tensors) for way in (allowed, by))
+            assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
+
+    @pytest.mark.parametrize("by", [-1, 5])
+    def test_other_ways_are_refused(self, machine, by):
+        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {by}"):
+            machine.run("linear", randn(2, 3), randn(4, 3), None, False, by)
+        args = randn(2, 4), randn(2, 3), randn(4, 3), None, True, True, True
+        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {by}"):
+            machine.run("linear_backward", *args, by)
+
+
+class TestRelu(ReluTests):
+    def test_more_elements_than_an_int_counts(self, machine):
+        x, tail = end_of_4_gb(3000)
+        y = emulation.operators().relu(x)
+        assert torch.equal(y[-3000:], tail.relu())
+        del y
+        assert emulation.operators().release_tensors() == 0
+
+
+class TestXent(XentTests):
+    @pytest.mark.parametrize("shape", [(1030, 10), (70, 100), (3, 3000)], ids=str)
+    def test_the_order_of_threads_does_not_change_a_bit(self, machine, shape):
+        logits, target = randn(*shape), torch.randint(0, shape[1], shape[:1])
+        results = []
+        for order in ORDERS.values():
+            emulation.configure(order)
+            options = (None, 1, -100, 0.1)
+            loss, stats, total = machine.run("softmax_xent", logits, target, *options)
+            args = (torch.tensor(1.0), logits, target, stats, total, *options)
+            results.append([loss, stats, total, machine.run("softmax_xent_backward", *args)])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
+    operators = emulation.operators()
+    y = operators.relu(randn(8))
+    ctypes.cast(y.data_ptr(), ctypes.POINTER(ctypes.c_float))[8] = 1.0
+    del y
+    assert operators.release_tensors() == 4
+    with pytest.raises(RuntimeError, match="y must have the shape of dy"):
+        operators.relu_backward(randn(3), randn(4))
+    with pytest.raises(RuntimeError, match="label_smoothing must be in"):
+        operators.softmax_xent(randn(2, 3), torch.tensor([0, 1]), None, 1, -100, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "plan"),
+    [
+        ((8, 3072, 256), torch.float32, "fastmlp's kernels (skinny"),
+        ((8, 3072, 256), torch.float32, "tiles of 16 rows, 24 parts"),
+        ((32, 3072, 256), torch.bfloat16, "tiles of 32 rows, 24 parts"),
+        ((256, 1024, 1024), torch.float32, "tiles of 64 rows, 4 parts"),
+        ((8, 256, 10), torch.float32, "tiles of 16 rows, 1 parts"),
+        ((8, 3072, 256), torch.float64, "ATen's BLAS (float64"),
+        ((257, 3072, 256), torch.float32, "ATen's BLAS (large: more than 256 rows"),
+        ((256, 4096, 4096), torch.float32, "ATen's BLAS (large: too much"),
+    ],
+)
+def test_the_plan_of_an_h100(shape, dtype, plan):
+    assert plan in emulation.operators().linear_plan_cuda(*shape, dtype, 132, 90)
+
+
+@pytest.mark.parametrize(
+    ("shape", "capability", "float32", "why"),
+    [
+        ((8, 3072, 256), 90, FLOAT32, "24 parts; FMA: bound by reading)"),
+        ((16, 3072, 256), 90, FLOAT32, "FMA: bound by reading)"),
+        ((32, 3072, 256), 90, FLOAT32, "three TF32 products: bound by arithmetic)"),
+        ((256, 256, 10), 90, FLOAT32, "FMA: bound by reading)"),
+        ((0, 256, 10), 90, FLOAT32, "FMA: bound by reading)"),
+        ((32, 3072, 256), 80, FLOAT32, "three TF32 products: bound by arithmetic)"),
+        ((32, 3072, 256), 100, FLOAT32, "three TF32 products: bound by arithmetic)"),
+        ((32, 3072, 256), 86, FLOAT32, "FMA: this GPU's tensor cores are no faster)"),
+        ((32, 3072, 256), 120, FLOAT32, "FMA: this GPU's tensor cores are no faster)"),
+        ((32, 3072, 256), 120, TF32_ALLOWED, "TF32, which torch allows)"),
+        ((8, 3072, 256), 90, TF32_ALLOWED, "FMA: bound by reading)"),
+        ((8, 3072, 256), 90, TF32, "as asked for)"),
+    ],
+)
+def test_how_float32_is_multiplied(shape, capability, float32, why):
+    plan = emulation.operators().linear_plan_cuda
+    assert plan(*shape, torch.float32, 132, capability, float32).endswith(why)
+    assert plan(*shape, torch.bfloat16, 132, capability, float32).endswith(" parts)")
+    with pytest.raises(RuntimeError, match="float32 must be between 0 and 4, got 7"):
+        plan(*shape, torch.float32, 132, capability, 7)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("hidden", [(), (19, 6)], ids=str)
+def test_the_graph_engine_on_these_operators(machine, monkeypatch, options, hidden):
+    """As a GPU runs it: batches at padded addresses, the gradient's scale in a tensor."""
+    for module, name in (
+        ("linear", "linear"),
+        ("linear", "linear_backward"),
+        ("cross_entropy", "softmax_xent"),
+        ("cross_entropy", "softmax_xent_backward"),
+    ):
+        monkeypatch.setattr(f"fastmlp.ops.{module}._{name}", partial(emulation.call, name))
+    monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
+    cpu, ends = torch.device("cpu"), []
+    for kind, dtype in (
+        (GraphEngine, torch.float32),
+        (ReferenceEngine, torch.float32),
+        (ReferenceEngine, torch.float64),
+    ):
+        engine = make(kind, cpu, options, hidden, dtype)
+        engine.train_epoch(order_of(59), 0.05)
+        ends.append(torch.cat([tensor.flatten() for tensor in flat(engine).values()]))
+    assert_within_2x(*ends)

@@ -1,0 +1,130 @@
+"""Which implementation runs, and what is said where the compiled one is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from support.cases import randn
+from support.marks import needs_native
+
+import fastmlp
+from fastmlp import functional
+from fastmlp.ops import _load as backend
+from fastmlp.ops import activations
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    yield
+    fastmlp.set_backend(None)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_native
+def test_native_is_the_default_and_both_can_be_named():
+    assert backend.resolve_backend() == "native"
+    assert backend.resolve_backend("reference") == "reference"
+    fastmlp.set_backend("reference")
+    assert backend.resolve_backend() == "reference"
+    assert backend.resolve_backend("native") == "native"
+    fastmlp.set_backend(None)
+    assert backend.resolve_backend() == "native"
+
+
+@needs_native
+def test_the_named_backend_is_what_runs(monkeypatch):
+    called = []
+    monkeypatch.setattr(activations, "relu", lambda x: called.append("native") or x)
+    monkeypatch.setattr(activations, "relu_ref", lambda x: called.append("reference") or x)
+    functional.relu(randn(3))
+    functional.relu(randn(3), backend="reference")
+    fastmlp.set_backend("reference")
+    functional.relu(randn(3))
+    assert called == ["native", "reference", "reference"]
+
+
+def test_an_unknown_backend_is_refused():
+    for use in (fastmlp.set_backend, lambda name: functional.relu(randn(3), backend=name)):
+        with pytest.raises(ValueError, match="one of native, reference, got 'cuda'"):
+            use("cuda")
+
+
+MISSING = """
+import sys, warnings
+sys.modules["fastmlp._C"] = None  # as if it had never been built
+import fastmlp, torch
+from fastmlp import functional
+from fastmlp.ops import activations
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model = fastmlp.MLP([4, 3, 2])
+    loss = fastmlp.SoftmaxCrossEntropyLoss()(model(torch.ones(5, 4)), torch.zeros(5).long())
+    loss.backward()
+    functional.relu(torch.ones(2))
+ours = [str(w.message) for w in caught if "fastmlp" in str(w.message)]
+assert len(ours) == 1, ours
+print(ours[0])
+try:
+    functional.relu(torch.ones(2), backend="native")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_without_the_extension_the_reference_serves_after_one_warning():
+    run = python(MISSING)
+    assert run.returncode == 0, run.stderr
+    warning, refusal = run.stdout.splitlines()
+    assert "reference" in warning
+    assert "could not be loaded" in warning
+    assert "pip install -e ." in warning
+    assert "backend 'native' is not available on cpu" in refusal
+
+
+def test_a_device_without_kernels_gets_the_reference_and_one_warning():
+    x = torch.empty(2, device="meta")
+    backend._warned.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        functional.relu(x)
+        functional.relu(x)
+    assert len(caught) == 1
+    assert "on meta" in str(caught[0].message)
+    with pytest.raises(RuntimeError, match="not available on meta"):
+        functional.relu(x, backend="native")
+
+
+@needs_native
+def test_why_there_are_no_cuda_kernels(monkeypatch):
+    if torch.version.cuda is None:
+        assert "only for cpu (this PyTorch is a CPU build)" in backend.why_not("cuda")
+        assert "cuda" not in backend.NATIVE_DEVICES
+    monkeypatch.setitem(sys.modules, "fastmlp._cuda", None)  # as if it had never been built
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "fastmlp._cuda is not built; run 'pip install -e .'" in str(backend._load_cuda())
+
+
+@needs_native
+def test_an_instruction_set_that_is_not_there_is_told():
+    run = python("import fastmlp.ops._load as b; print(b.NATIVE_ERROR)", FASTMLP_CPU_ISA="mmx")
+    assert "FASTMLP_CPU_ISA must be portable, avx2 or avx512" in run.stdout
+    run = python("import torch, fastmlp; print(torch.ops.fastmlp.cpu_isa())", FASTMLP_CPU_ISA="")
+    assert run.stdout.strip() in ("portable", "avx2", "avx512")
+    run = python(
+        "import torch, fastmlp; print(torch.ops.fastmlp.cpu_isa())", FASTMLP_CPU_ISA="portable"
+    )
+    assert run.stdout.strip() == "portable"

@@ -1,0 +1,133 @@
+"""Problems for the blocked engine, and what it must agree with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from support.compare import assert_within_2x
+from support.tiny import CLASSES, FEATURES
+
+from fastmlp.data.dataset import Part
+from fastmlp.data.transforms import Normalization
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.engines.registry import choose_engine
+from fastmlp.training.epochs import initial_parameters
+from fastmlp.utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+OPTIMIZERS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "nesterov": {"momentum": 0.8, "nesterov": True},
+    "decay": {"weight_decay": 0.05},
+    "all": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02, "grad_average": True},
+}
+
+
+OPTIMIZER = pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+ENDS = pytest.mark.parametrize("options", [{}, OPTIMIZERS["all"]], ids=["plain", "all"])
+
+
+def problem(images=211, inputs=37, classes=5, planes=None):
+    """Each feature with its own scale and shift, or so many planes of about the same size."""
+    part = Part(
+        torch.randint(0, 256, (images, inputs), dtype=torch.uint8),
+        torch.randint(0, classes, (images,)),
+    )
+    of = torch.arange(inputs) if planes is None else torch.arange(inputs) * planes // inputs
+    scale, shift = 0.02 * torch.rand(inputs) + 0.01, -torch.rand(inputs)
+    return part, Normalization("standard", scale[of], shift[of])
+
+
+def make(
+    engine, data, options, hidden=(19,), dtype=torch.float32, classes=5, steps=None, seed=3
+):  # fmt: skip
+    part, norm = data
+    sizes = [part.images.shape[1], *hidden, classes]
+    parameters = initial_parameters(sizes, "kaiming", seed=seed)
+    parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
+    made = engine(parameters, part, norm, StepOptions(**options), CPU)
+    if steps is not None:
+        made.block_steps = steps
+    return made
+
+
+def flat(engine):
+    state = engine.state_dict()
+    return {f"{kind}.{k}": t for kind, part in state.items() for k, t in part.items()}
+
+
+def assert_same_state(one, other):
+    mine, theirs = flat(one), flat(other)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def assert_is_sgd(data, options, order, lr=0.05, moves=None, **shape):
+    """Two epochs in float64: what plain PyTorch has, up to rounding."""
+    engines = [
+        make(engine, data, options, dtype=torch.float64, **shape)
+        for engine in (BlockedEngine, ReferenceEngine)
+    ]
+    for _ in range(2):
+        mine, theirs = [engine.train_epoch(order, lr, moves=moves) for engine in engines]
+        assert mine.loss_sum == pytest.approx(theirs.loss_sum, rel=1e-6)  # kept in float32
+        assert (mine.correct, mine.steps, mine.finished) == (theirs.correct, theirs.steps, True)
+    ours, reference = flat(engines[0]), flat(engines[1])
+    assert ours.keys() == reference.keys()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-10, atol=1e-12)
+
+
+def assert_as_close_as_pytorch(data, options, order, lr, steps=None):
+    """An epoch in float32: no further from the truth than twice what plain PyTorch is."""
+    truth = make(ReferenceEngine, data, options, dtype=torch.float64)
+    theirs = make(ReferenceEngine, data, options)
+    ours = make(BlockedEngine, data, options, steps=steps)
+    for engine in (truth, theirs, ours):
+        engine.train_epoch(order, lr)
+    for name, true in flat(truth).items():
+        assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
+
+
+def assert_threads_change_nothing(threads, data, options, order, moves=None, **shape):
+    """Of a network large enough that csrc/plan.h gives its blocks several threads."""
+    runs = []
+    for count in (1, 2, 3, 1):
+        threads(count)
+        engine = make(BlockedEngine, data, options, **shape)
+        runs.append((engine, engine.train_epoch(order, 0.05, moves=moves)))
+    for engine, stats in runs[1:]:
+        assert_same_state(runs[0][0], engine)
+        assert stats == runs[0][1]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of several networks: what it is made of, and which of the orders it follows."""
+
+    order: str = "first"
+    lr: float = 0.05
+    start_step: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    shape: dict[str, Any] = field(default_factory=dict)
+
+
+def assert_blocked_refuses(options: StepOptions, why: str) -> None:
+    """And that another engine is found, where all of them could run."""
+    sizes = [FEATURES, 16, CLASSES]
+    for device, name in ((CPU, "eager"), (torch.device("cuda", 0), "graph")):
+        engine, reason = choose_engine("auto", device, sizes, options)
+        assert engine.name == name
+        assert f"not blocked, because {why}" in reason
+        with pytest.raises(UserError, match=f"The engine blocked cannot run here: {why}; try"):
+            choose_engine("blocked", device, sizes, options)

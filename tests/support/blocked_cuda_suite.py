@@ -1,0 +1,340 @@
+"""What is asked of the engine for GPUs, on one (test_cuda_blocked.py) and on CPU tensors with an
+emulated kernel (test_blocked_cuda.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.blocked import ENDS, OPTIMIZER, OPTIMIZERS, Network, assert_same_state, flat, problem
+from support.chain_suite import DTYPE
+from support.compare import assert_within_2x
+from support.tiny import stop_after
+
+from fastmlp.data.dataset import Part
+from fastmlp.data.transforms import Augmentation, Normalization
+from fastmlp.engines import blocked_cuda
+from fastmlp.engines.base import Engine, Epoch
+from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines.blocked_pipeline import Runner, Shape
+from fastmlp.engines.metrics import EpochStats, NonFiniteLossError
+from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.training.epochs import initial_parameters
+from fastmlp.utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def make(
+    engine: type[Engine],
+    data: tuple[Part, Normalization],
+    options: dict[str, Any],
+    device: torch.device = CPU,
+    *,
+    hidden: int = 19,
+    classes: int = 5,
+    dtype: torch.dtype = torch.float32,
+    steps: int | None = None,
+    seed: int = 3,
+) -> Any:
+    part, norm = data
+    sizes = [part.images.shape[1], hidden, classes]
+    start = initial_parameters(sizes, "kaiming", seed=seed)
+    start = {name: tensor.to(dtype) for name, tensor in start.items()}
+    made: Any = engine(start, part, norm, StepOptions(**options), device)
+    made.block_steps = steps
+    return made
+
+
+def assert_close_states(one: Engine, other: Engine, rtol: float = 1e-10) -> None:
+    ours, theirs = flat(one), flat(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=rtol, atol=rtol / 100)
+
+
+def many(
+    device: torch.device, dtype: torch.dtype, networks: Sequence[Network] | None = None
+) -> tuple[list[Any], list[Epoch]]:
+    """The same engines and epochs at each call."""
+    torch.manual_seed(7)
+    data = problem(images=150)
+    orders = {name: torch.randperm(150) for name in ("first", "second", "third")}
+    orders["short"] = orders["third"][:77].clone()
+    engines, epochs = [], []
+    for network in networks or NETWORKS:
+        options = {"batch_size": 8, **network.options}
+        engines.append(make(BlockedCudaEngine, data, options, device, dtype=dtype, **network.shape))
+        epochs.append(Epoch(orders[network.order], network.lr, None, network.start_step))
+    return engines, epochs
+
+
+NETWORKS = (
+    Network(),
+    Network(lr=0.003, shape={"seed": 8}),  # shares the first one's images
+    Network("second", shape={"seed": 9}),
+    Network("second", lr=0.02),
+    Network("short"),  # alone with its order
+    Network("third", start_step=9),  # another one, in the same launch, taken up within a block
+    Network(options=OPTIMIZERS["all"]),
+    Network(options=OPTIMIZERS["decay"], shape={"seed": 4}),
+    Network("second", options={"batch_size": 20}),
+    Network(shape={"hidden": 40}),
+)
+
+
+class EngineTests:
+    """``device`` is where the engine runs."""
+
+    @OPTIMIZER
+    @pytest.mark.parametrize(
+        ("batch", "hidden", "classes", "steps"),
+        [
+            *[(1, 8, 2, None), (1, 31, 10, 2), (3, 64, 10, None), (3, 1, 37, 16)],
+            *[
+                (8, 256, 10, None),
+                (8, 31, 37, 1),
+                (8, 19, 5, 2),
+                (16, 64, 2, 16),
+                (16, 8, 10, None),
+            ],
+            *[(100, 31, 10, None), (100, 64, 5, 2), (150, 19, 5, None), (500, 19, 5, None)],
+        ],
+    )
+    def test_float64_is_sgd(self, device, options, batch, hidden, classes, steps):
+        data, order = problem(classes=classes), torch.randperm(211)
+        options = {"batch_size": batch, **options}
+        how = {"hidden": hidden, "classes": classes, "dtype": torch.float64}
+        ours = make(BlockedCudaEngine, data, options, device, steps=steps, **how)
+        theirs = make(ReferenceEngine, data, options, **how)
+        for lr in (0.05, 0.02):
+            mine, his = (engine.train_epoch(order, lr) for engine in (ours, theirs))
+            assert mine.loss_sum == pytest.approx(his.loss_sum, rel=1e-6)  # kept in float32
+            assert (mine.correct, mine.steps, mine.finished) == (his.correct, his.steps, True)
+        assert_close_states(ours, theirs)
+
+    @OPTIMIZER
+    @pytest.mark.parametrize(("batch", "hidden"), [(1, 40), (8, 64), (100, 31)])
+    def test_float32_is_as_close_to_the_truth_as_pytorch(self, device, options, batch, hidden):
+        data, order = problem(), torch.randperm(211)
+        options = {"batch_size": batch, **options}
+        ours = make(BlockedCudaEngine, data, options, device, hidden=hidden)
+        theirs = make(ReferenceEngine, data, options, hidden=hidden)
+        truth = make(ReferenceEngine, data, options, hidden=hidden, dtype=torch.float64)
+        for engine in (ours, theirs, truth):
+            engine.train_epoch(order, 0.05)
+        for name, true in flat(truth).items():
+            assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
+
+    @DTYPE
+    @pytest.mark.parametrize("chunk_bytes", [1 << 28, 1], ids=["together", "one by one"])
+    def test_each_of_many_is_what_it_is_alone(self, device, dtype, chunk_bytes, monkeypatch):
+        monkeypatch.setattr(blocked_cuda, "CHUNK_BYTES", chunk_bytes)
+        (together, epochs), (alone, _), (again, _) = (many(device, dtype) for _ in range(3))
+        for _ in range(2):
+            results = BlockedCudaEngine.train_together(together, epochs)
+            assert BlockedCudaEngine.train_together(again, epochs) == results
+            for mine, other, epoch, stats in zip(together, alone, epochs, results, strict=True):
+                (his,) = BlockedCudaEngine.train_together([other], [epoch])
+                assert (stats.steps, stats.finished) == (his.steps, True)
+                assert stats.loss_sum == pytest.approx(his.loss_sum, rel=1e-5)
+                assert_close_states(mine, other, 1e-10 if dtype == torch.float64 else 1e-4)
+        for mine, twin in zip(together, again, strict=True):
+            assert_same_state(mine, twin)
+
+    def test_weight_decay_does_not_round_all_weights_alike(self, device):
+        data, order = problem(images=397, inputs=200), torch.randperm(397)
+        options = {"batch_size": 8, **OPTIMIZERS["all"]}
+        truth = make(ReferenceEngine, data, options, device, dtype=torch.float64)
+        theirs = make(ReferenceEngine, data, options, device)
+        ours = make(BlockedCudaEngine, data, options, device, steps=1)
+        for engine in (truth, theirs, ours):
+            engine.train_epoch(order, 0.05)
+        true, his, mine = (e.parameters_state()["0.weight"].double() for e in (truth, theirs, ours))
+        assert (mine - true).norm() < 2 * (his - true).norm()
+
+    @ENDS
+    @pytest.mark.parametrize("stops", [1, 3])
+    def test_an_epoch_in_parts_is_the_same_epoch(self, device, options, stops, monkeypatch):
+        monkeypatch.setattr(blocked_cuda, "CHUNK_BLOCKS", 2)
+        data, order = problem(), torch.randperm(211)
+        options = {"batch_size": 3, **options}
+        whole, first, second = (
+            make(BlockedCudaEngine, data, options, device, steps=5) for _ in range(3)
+        )
+        want = whole.train_epoch(order, 0.05)
+        before = first.train_epoch(order, 0.05, should_stop=stop_after(stops))
+        assert (before.steps, before.finished) == (10 * stops, False)
+        second.load_state_dict(first.state_dict())
+        after = second.train_epoch(order, 0.05, start_step=before.steps)
+        assert_same_state(whole, second)
+        both = before + after
+        assert (both.samples, both.correct, both.finished) == (211, want.correct, True)
+        assert both.loss_sum == pytest.approx(want.loss_sum)
+
+    @pytest.mark.parametrize("steps_before", [1, 8, 11])
+    def test_takes_over_from_the_cpu_in_the_middle_of_a_block(
+        self, device, steps_before, monkeypatch
+    ):
+        monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+        data, order = problem(), torch.randperm(211)
+        options = {"batch_size": 8, **OPTIMIZERS["all"]}
+        cpu = make(BlockedEngine, data, options, dtype=torch.float64, steps=1)
+        gpu = make(BlockedCudaEngine, data, options, device, dtype=torch.float64)
+        done = cpu.train_epoch(order, 0.05, should_stop=stop_after(steps_before)).steps
+        gpu.load_state_dict(cpu.state_dict())
+        gpu.train_epoch(order, 0.05, start_step=done)
+        cpu.train_epoch(order, 0.05, start_step=done)
+        assert_close_states(gpu, cpu)
+        cpu.load_state_dict(gpu.state_dict())
+        assert_same_state(cpu, gpu)
+
+    @DTYPE
+    @pytest.mark.parametrize("report", [0.0, 1e6], ids=["looked at often", "looked at once"])
+    def test_one_that_diverges_leaves_the_others_alone(self, device, dtype, report, monkeypatch):
+        monkeypatch.setattr(blocked_cuda, "REPORT_SECONDS", report)
+        monkeypatch.setattr(blocked_cuda, "CHUNK_BLOCKS", 1)
+        networks = [Network(), Network("second", lr=1e20), Network("third"), Network(lr=1e20)]
+        healthy = [replace(network, lr=0.05) for network in networks]
+        (engines, epochs), (twins, fine) = (many(device, dtype, n) for n in (networks, healthy))
+        results = BlockedCudaEngine.train_together(engines, epochs)
+        theirs = BlockedCudaEngine.train_together(twins, fine)
+        for i in (0, 2):
+            assert_same_state(engines[i], twins[i])
+            assert results[i] == theirs[i]
+        for i in (1, 3):
+            error = results[i]
+            assert isinstance(error, NonFiniteLossError)
+            assert 0 < error.step < 19
+            assert not math.isfinite(error.loss)
+        (alone,), (epoch,) = many(device, dtype, networks[1:2])
+        with pytest.raises(NonFiniteLossError):
+            alone.train_epoch(epoch.order, epoch.lr)
+
+    def test_the_first_bad_step_is_named(self, device):
+        (part, _), order = problem(images=90), torch.randperm(90)
+        images = torch.zeros_like(part.images)
+        images[order[4 * 8 + 3]] = 255  # the only one that is not black overflows
+        norm = Normalization("unit", torch.full((37,), 3e36), torch.zeros(37))
+        engine = make(
+            BlockedCudaEngine, (Part(images, part.labels), norm), {"batch_size": 8}, device
+        )
+        with pytest.raises(NonFiniteLossError) as caught:
+            engine.train_epoch(order, 0.05)
+        assert caught.value.step == 4
+
+    def test_padding_touches_no_other_images(self, device):
+        """Image 0 overflows, and is none of those to train on."""
+        (part, norm), order = problem(), 1 + torch.randperm(210)
+        images = part.images.clone()
+        images[:, 5] = 0
+        images[0, 5] = 255
+        norm = replace(norm, scale=torch.where(torch.arange(37) == 5, 3e38, norm.scale))
+        data = Part(images, part.labels), norm
+        how = {"dtype": torch.float64}
+        ours = make(BlockedCudaEngine, data, {"batch_size": 8}, device, **how)
+        theirs = make(ReferenceEngine, data, {"batch_size": 8}, **how)
+        for engine in (ours, theirs):
+            engine.train_epoch(order, 0.05)
+        assert_close_states(ours, theirs)
+
+    @ENDS
+    def test_moved_images(self, device, options):
+        data, order = problem(inputs=75), torch.randint(0, 20, (211,))
+        moves = Augmentation(True, 3).draw(211, (3, 5, 5), torch.Generator())
+        options = {"batch_size": 8, **options}
+        ours = make(BlockedCudaEngine, data, options, device, dtype=torch.float64)
+        theirs = make(ReferenceEngine, data, options, dtype=torch.float64)
+        for start in (0, 3):
+            for engine in (ours, theirs):
+                engine.train_epoch(order, 0.01, moves=moves, start_step=start)
+        assert_close_states(ours, theirs)
+
+    def test_evaluation(self, device, monkeypatch):
+        part = problem(images=150)[0]
+        engines, _ = many(device, torch.float32, NETWORKS[:3])
+        whole = BlockedCudaEngine.evaluate_together(engines, part)
+        monkeypatch.setattr(blocked_cuda, "EVALUATION_ROWS", 40)
+        for engine, stats in zip(engines, whole, strict=True):
+            parts = engine.evaluate(part)
+            assert (
+                (parts.accuracy, parts.count)
+                == (stats.accuracy, stats.count)
+                == (
+                    stats.accuracy,
+                    150,
+                )
+            )
+            assert parts.loss == pytest.approx(stats.loss, rel=1e-6)
+            twin = make(ReferenceEngine, problem(), {"batch_size": 8})
+            twin.load_parameters(engine.parameters_state())
+            norm = engine._normalization
+            twin._normalization = replace(norm, scale=norm.scale.cpu(), shift=norm.shift.cpu())
+            his = twin.evaluate(part)
+            assert stats.loss == pytest.approx(his.loss, rel=1e-5)
+            assert stats.accuracy == his.accuracy
+        assert BlockedCudaEngine.evaluate_together([], part) == []
+
+    def test_progress_counts_up(self, device, monkeypatch):
+        monkeypatch.setattr(blocked_cuda, "REPORT_SECONDS", 0.0)
+        monkeypatch.setattr(blocked_cuda, "CHUNK_BLOCKS", 1)
+        seen: list[EpochStats] = []
+        engine = make(BlockedCudaEngine, problem(), {"batch_size": 8}, device, steps=4)
+        end = engine.train_epoch(torch.randperm(211), 0.05, on_progress=seen.append)
+        assert [stats.steps for stats in seen] == [*range(4, 27, 4), 27]
+        assert seen[-1] == end
+
+    def test_one_recording_serves_all_epochs_of_a_shape(self, device, monkeypatch):
+        made: list[Shape] = []
+
+        class Counted(Runner):
+            def __init__(self, shape: Shape, *args: Any) -> None:
+                made.append(shape)
+                super().__init__(shape, *args)
+
+        monkeypatch.setattr(blocked_cuda, "Runner", Counted)
+        engines, epochs = many(device, torch.float32, NETWORKS[:-1])
+        for _ in range(3):
+            BlockedCudaEngine.train_together(engines, epochs)
+        groups = sorted((shape.groups, shape.networks) for shape in made)
+        assert groups == [(1, 1), (1, 1), (1, 2), (1, 3), (2, 1)]
+        BlockedCudaEngine.train_together(engines[:2], epochs[:2])
+        assert len(made) == 5  # it is the shape of the two that follow "second"
+        assert all(len(engine._runners) == 1 for engine in engines)  # the others are gone
+        BlockedCudaEngine.train_together(engines[1::-1], epochs[1::-1])
+        assert len(made) == 5  # nor does it matter which of them comes first
+
+    @OPTIMIZER
+    def test_networks_of_about_one_width_share_a_launch(self, device, options, monkeypatch):
+        made: list[Shape] = []
+        monkeypatch.setattr(blocked_cuda, "Runner", lambda *a: made.append(a[0]) or Runner(*a))
+        widths = (19, 70, 33, 60, 1)
+        networks = [Network(options=options, shape={"hidden": hidden}) for hidden in widths]
+        engines, epochs = many(device, torch.float64, networks)
+        BlockedCudaEngine.train_together(engines, epochs)
+        BlockedCudaEngine.train_together(engines[::-1], epochs[::-1])  # in each other's places
+        assert [(shape.hidden, shape.networks) for shape in made] == [(60, 4), (70, 1)]
+        for engine, epoch, hidden in zip(engines, epochs, widths, strict=True):
+            part, norm = Part(engine._images.cpu(), engine._labels.cpu()), engine._normalization
+            data = part, replace(norm, scale=norm.scale.cpu(), shift=norm.shift.cpu())
+            how = {"hidden": hidden, "dtype": torch.float64}
+            twin = make(ReferenceEngine, data, {"batch_size": 8, **options}, **how)
+            for _ in range(2):
+                twin.train_epoch(epoch.order, epoch.lr)
+            assert_close_states(engine, twin)
+
+    def test_what_does_not_fit_is_refused(self, device):
+        engine = make(BlockedCudaEngine, problem(), {"batch_size": 8}, device)
+        with pytest.raises(ValueError, match="start_step must be from 0 to 26, got 27"):
+            engine.train_epoch(torch.randperm(211), 0.05, start_step=27)
+        with pytest.raises(ValueError, match=r"an order must be in \[0, 211\)"):
+            engine.train_epoch(torch.tensor([3, 211]), 0.05)
+        engine.block_steps = 400
+        with pytest.raises(UserError, match="block_steps 400 is too long"):
+            engine.train_epoch(torch.randint(0, 211, (4000,)), 0.05)

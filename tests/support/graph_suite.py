@@ -1,0 +1,308 @@
+"""What the graph engine must do on any device; a test class takes them over and says ``device``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from support.compare import assert_within_2x
+from support.tiny import stop_after
+from torch import Tensor
+
+from fastmlp.data.dataset import Part
+from fastmlp.data.transforms import Augmentation, Normalization
+from fastmlp.engines.base import Engine, Epoch
+from fastmlp.engines.eager import EagerEngine
+from fastmlp.engines.graph import GraphEngine
+from fastmlp.engines.metrics import EpochStats, NonFiniteLossError
+from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.training.epochs import initial_parameters
+
+IMAGES, CLASSES = 203, 5  # 25 batches of 8: six chunks of four and one over, and a rest of 3
+OPTIONS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "nesterov": {"momentum": 0.8, "nesterov": True},
+    "decay": {"weight_decay": 0.05},
+    "averaged": {"grad_average": True},
+    "all": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02, "grad_average": True},
+    "adam": {"optimizer": "adam", "weight_decay": 0.02},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.5, "grad_average": True},
+}
+EACH_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+ENDS = pytest.mark.parametrize(
+    "options", [{}, OPTIONS["all"], OPTIONS["adamw"]], ids=["plain", "all", "adamw"]
+)
+BITS = pytest.mark.parametrize(
+    "options",
+    [*(OPTIONS[name] for name in ("plain", "all", "adamw")), {"precision": "bfloat16"}],
+    ids=["plain", "all", "adamw", "bfloat16"],
+)
+DEPTHS = pytest.mark.parametrize("hidden", [(), (19,), (12, 7), (31, 8, 17)], ids=str)
+
+
+def problem(inputs: int = 37) -> tuple[Part, Normalization]:
+    random = torch.Generator().manual_seed(8)
+    images = torch.randint(0, 256, (IMAGES, inputs), dtype=torch.uint8, generator=random)
+    labels = torch.randint(0, CLASSES, (IMAGES,), generator=random)
+    scale = 0.02 * torch.rand(inputs, generator=random) + 0.01
+    shift = -torch.rand(inputs, generator=random)
+    return Part(images, labels), Normalization("standard", scale, shift)
+
+
+def make(
+    kind: type[Engine],
+    device: torch.device,
+    options: dict[str, Any],
+    hidden: tuple[int, ...] = (19,),
+    dtype: torch.dtype = torch.float32,
+    data: tuple[Part, Normalization] | None = None,
+) -> Any:
+    part, norm = data or problem()
+    sizes = [part.images.shape[1], *hidden, CLASSES]
+    parameters = initial_parameters(sizes, "kaiming", seed=3)
+    parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
+    return kind(parameters, part, norm, StepOptions(**{"batch_size": 8, **options}), device)
+
+
+def flat(engine: Engine) -> dict[str, Tensor]:
+    state = engine.state_dict()
+    return {f"{kind}.{k}": t for kind, part in state.items() for k, t in part.items()}
+
+
+def assert_same_bits(one: Engine, other: Engine) -> None:
+    mine, theirs = flat(one), flat(other)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(mine[name], tensor), name
+
+
+def assert_close(one: Engine, other: Engine) -> None:
+    """In float64: equal up to rounding."""
+    mine, theirs = flat(one), flat(other)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, rtol=1e-10, atol=1e-12)
+
+
+def order_of(count: int = IMAGES, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(0, IMAGES, (count,), generator=random)
+
+
+class GraphTests:
+    @pytest.fixture(autouse=True)
+    def _chunks_of_four(self, monkeypatch):
+        monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
+
+    @EACH_OPTION
+    @DEPTHS
+    def test_three_epochs(self, device, options, hidden):
+        ours, truth = (
+            make(kind, where, options, hidden, torch.float64)
+            for kind, where in ((GraphEngine, device), (ReferenceEngine, torch.device("cpu")))
+        )
+        for epoch, lr in enumerate((0.05, 0.05, 0.02)):
+            order = order_of(seed=epoch)
+            mine, theirs = (engine.train_epoch(order, lr) for engine in (ours, truth))
+            assert mine.loss_sum == pytest.approx(theirs.loss_sum, rel=1e-6)  # kept in float32
+            assert (mine.correct, mine.steps) == (theirs.correct, theirs.steps)
+            assert mine.finished
+        assert_close(ours, truth)
+
+    @EACH_OPTION
+    def test_float32_is_as_near_as_plain_pytorch(self, device, options):
+        ends = []
+        for kind, dtype in (
+            (GraphEngine, torch.float32),
+            (ReferenceEngine, torch.float32),
+            (ReferenceEngine, torch.float64),
+        ):
+            engine = make(kind, device, options, (19, 6), dtype)
+            engine.train_epoch(order_of(), 0.05)
+            ends.append(torch.cat([tensor.flatten() for tensor in flat(engine).values()]))
+        assert_within_2x(*ends)
+
+    @ENDS
+    @pytest.mark.parametrize("batch", [1, 7, 8, 300])
+    @pytest.mark.parametrize("count", [1, 5, 8, 24, 41, 96])
+    def test_any_number_of_images(self, device, options, batch, count):
+        """Fewer than a batch, fewer steps than a chunk, chunks alone, with a rest, with both."""
+        options = {**options, "batch_size": batch}
+        ours, truth = (
+            make(kind, device, options, dtype=torch.float64)
+            for kind in (GraphEngine, ReferenceEngine)
+        )
+        for epoch in range(2):
+            stats = [e.train_epoch(order_of(count, epoch), 0.02) for e in (ours, truth)]
+            assert (stats[0].steps, stats[0].samples, stats[0].correct) == (
+                *(stats[1].steps, stats[1].samples, stats[1].correct),
+            )
+        assert_close(ours, truth)
+
+    @BITS
+    @pytest.mark.parametrize("inputs", [37, 64])
+    def test_the_length_of_a_chunk_does_not_change_a_bit(
+        self, device, options, inputs, monkeypatch
+    ):
+        engines = []
+        for length in (1, 3, 5, 64):
+            monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", length)
+            engine = make(GraphEngine, device, options, data=problem(inputs))
+            engine.train_epoch(order_of(), 0.05)
+            engine.train_epoch(order_of(seed=1), 0.03)
+            engines.append(engine)
+        for engine in engines[1:]:
+            assert_same_bits(engine, engines[0])
+
+    @ENDS
+    def test_bfloat16_is_nearer_to_autocast_than_float32_is(self, device, options):
+        ends = []
+        for kind, precision in (
+            (GraphEngine, "bfloat16"),
+            (ReferenceEngine, "bfloat16"),
+            (ReferenceEngine, "float32"),
+        ):
+            engine = make(kind, device, {**options, "precision": precision}, (19, 6))
+            engine.train_epoch(order_of(), 0.01)
+            ends.append(torch.cat([t.flatten() for t in engine.parameters_state().values()]))
+        ours, theirs, float32 = ends
+        assert (ours - theirs).norm() < 0.5 * (float32 - theirs).norm()
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("inputs", [37, 64])
+    def test_batches_lie_at_addresses_equally_round(self, device, inputs, precision):
+        """How a library sums may depend on them."""
+        data = problem(inputs)
+        engine = make(GraphEngine, device, {"precision": precision}, data=data)
+        batches = engine._batches(torch.arange(40, device=device), 5, None)
+        assert {(b.data_ptr() - batches[0].data_ptr()) % 256 for b in batches} == {0}
+        want = data[1].apply(data[0].images[:40]).to(getattr(torch, precision))
+        torch.testing.assert_close(torch.cat(batches).cpu(), want)
+
+    @BITS
+    @pytest.mark.parametrize("start", [1, 4, 13, 24, 25])
+    def test_an_epoch_goes_on_where_it_was_stopped(self, device, options, start):
+        order = order_of()
+        whole, first, second = (make(GraphEngine, device, options) for _ in range(3))
+        stats = whole.train_epoch(order, 0.05)
+        first.train_epoch(order[: 8 * start], 0.05)
+        second.load_state_dict(first.state_dict())
+        rest = second.train_epoch(order, 0.05, start_step=start)
+        assert_same_bits(second, whole)
+        assert (rest.steps, rest.finished) == (26 - start, True)
+        assert rest.correct < stats.correct
+
+    def test_it_stops_between_chunks(self, device):
+        engine = make(GraphEngine, device, {})
+        seen: list[EpochStats] = []
+        stats = engine.train_epoch(
+            order_of(96 * 8), 0.05, should_stop=stop_after(3), on_progress=seen.append
+        )
+        assert (stats.steps, stats.finished) == (12, False)
+        truth = make(ReferenceEngine, device, {})
+        truth.train_epoch(order_of(96 * 8), 0.05, should_stop=stop_after(12))
+        for name, tensor in flat(truth).items():
+            torch.testing.assert_close(flat(engine)[name], tensor)
+
+    def test_progress_counts_up(self, device, monkeypatch):
+        monkeypatch.setattr("fastmlp.engines.graph.REPORT_SECONDS", 0.0)
+        seen: list[EpochStats] = []
+        engine = make(GraphEngine, device, {})
+        end = engine.train_epoch(order_of(16 * 8), 0.05, on_progress=seen.append)
+        assert [stats.steps for stats in seen] == [4, 8, 12, 16]
+        assert seen[-1] == end
+
+    @ENDS
+    def test_moved_images(self, device, options):
+        data, random = problem(75), torch.Generator().manual_seed(4)
+        engines = [
+            make(kind, where, options, dtype=torch.float64, data=data)
+            for kind, where in ((GraphEngine, device), (ReferenceEngine, torch.device("cpu")))
+        ]
+        for epoch in range(3):
+            moves = Augmentation(True, 2).draw(IMAGES, (3, 5, 5), random) if epoch < 2 else None
+            for engine in engines:
+                engine.train_epoch(order_of(seed=epoch), 0.02, moves=moves)
+        assert_close(*engines)
+
+    @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, OPTIONS["adam"]], ids=str)
+    @pytest.mark.parametrize("kind", [EagerEngine, ReferenceEngine])
+    def test_it_takes_over_and_hands_over(self, device, options, kind):
+        order = order_of()
+        truth = make(ReferenceEngine, device, options, dtype=torch.float64)
+        truth.train_epoch(order, 0.05)
+        for kinds in ((GraphEngine, kind), (kind, GraphEngine)):
+            first, second = (make(k, device, options, dtype=torch.float64) for k in kinds)
+            first.train_epoch(order[:96], 0.05)
+            second.train_epoch(order_of(seed=1), 0.05)  # it has recorded: addresses must stay
+            second.load_state_dict(first.state_dict())
+            second.train_epoch(order, 0.05, start_step=12)
+            assert_close(second, truth)
+
+    @pytest.mark.parametrize("options", [{"momentum": 0.9}, {"optimizer": "adam"}], ids=str)
+    def test_back_to_the_start(self, device, options):
+        """A fresh start has no momentum, also where the engine had some."""
+        engine = make(GraphEngine, device, options)
+        fresh = engine.state_dict()
+        kept = [kind for kind in fresh if kind != "parameters"]
+        assert kept
+        assert not any(fresh[kind] for kind in kept)
+        engine.train_epoch(order_of(), 0.05)
+        once, chunks = engine.state_dict(), dict(engine._chunks)
+        assert all(list(once[kind]) == list(once["parameters"]) for kind in kept)
+        engine.load_state_dict(fresh)
+        assert not any(engine.state_dict()[kind] for kind in kept)
+        engine.train_epoch(order_of(), 0.05)
+        for kind, tensors in once.items():
+            for name, tensor in tensors.items():
+                assert torch.equal(engine.state_dict()[kind][name], tensor)
+        assert engine._chunks == chunks  # nothing was recorded again
+
+    def test_a_learning_rate_needs_no_new_recording(self, device):
+        engine = make(GraphEngine, device, {})
+        engine.train_epoch(order_of(), 0.05)
+        chunks = dict(engine._chunks)
+        before = engine.parameters_state()
+        engine.train_epoch(order_of(), 0.0)
+        for name, tensor in engine.parameters_state().items():
+            assert torch.equal(tensor, before[name])
+        assert engine._chunks == chunks
+        assert len(chunks) == 3  # of chunks, of single steps, of the last batch
+
+    def test_the_first_bad_step_is_named(self, device):
+        part, norm = problem()
+        order = torch.arange(IMAGES)
+        images = torch.zeros_like(part.images)
+        images[6 * 8 + 3] = 255  # the only image that is not black is in step 6 and overflows
+        norm = Normalization("unit", torch.full_like(norm.scale, 3e36), 0 * norm.shift)
+        engine = make(GraphEngine, device, {}, data=(Part(images, part.labels), norm))
+        with pytest.raises(NonFiniteLossError) as info:
+            engine.train_epoch(order, 0.05)
+        assert info.value.step == 6
+        assert not math.isfinite(info.value.loss)
+
+    def test_an_evaluation_in_one_batch_or_many(self, device, monkeypatch):
+        data = problem()
+        engine, truth = (make(k, device, {}, data=data) for k in (GraphEngine, ReferenceEngine))
+        want = truth.evaluate(data[0])
+        for rows in (10_000, 100):
+            monkeypatch.setattr("fastmlp.engines.graph.EVALUATION_ROWS", rows)
+            stats = engine.evaluate(data[0])
+            assert stats.loss == pytest.approx(want.loss, rel=1e-5)
+            assert (stats.accuracy, stats.count) == (want.accuracy, IMAGES)
+
+    def test_several_engines(self, device):
+        options = [{}, {"momentum": 0.9}, {"batch_size": 16}, {"optimizer": "adam"}]
+        alone = [make(GraphEngine, device, each) for each in options]
+        together = [make(GraphEngine, device, each) for each in options]
+        for epoch in range(2):
+            orders = [order_of(seed=10 * epoch + i) for i in range(4)]
+            stats = [e.train_epoch(o, 0.05) for e, o in zip(alone, orders, strict=True)]
+            epochs = [Epoch(order, 0.05) for order in orders]
+            assert GraphEngine.train_together(together, epochs) == stats
+        for one, other in zip(together, alone, strict=True):
+            assert_same_bits(one, other)

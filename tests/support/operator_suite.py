@@ -1,0 +1,337 @@
+"""What every GPU operator has to pass, on a GPU (test_cuda.py) or on an emulated one
+(test_cuda_emulated.py): the case table against float64 truth, exact integers, PyTorch's semantics.
+
+A ``machine`` has ``run(name, *args)``, which calls an operator, ``place(tensor)``, which moves an
+argument, in its strides, to where that operator reads it, and the ``device`` that PyTorch itself
+computes on for comparison; results come back on the CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from support.cases import DTYPES, LAYOUTS, LINEAR_CASES, LinearCase, randn, small_integers
+from support.compare import assert_within_2x
+from torch import Tensor
+
+from fastmlp.ops.activations import relu_backward_ref, relu_ref
+from fastmlp.ops.cross_entropy import softmax_xent_ref
+from fastmlp.ops.linear import linear_backward_ref, linear_ref
+
+GPU_CASES = (
+    *LINEAR_CASES,
+    LinearCase(8, 4096, 60, "a sum in many parts, and fewer columns than a tile has"),
+    LinearCase(24, 640, 130, "a tile of 32 rows, three of columns, and a sum in parts"),
+    LinearCase(64, 515, 64, "whole tiles, and a sum in parts with a tail"),
+    LinearCase(256, 30, 20, "as large a batch as our kernels take"),
+)
+CASES = pytest.mark.parametrize("case", GPU_CASES, ids=str)
+DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+ACTIVATION = pytest.mark.parametrize("activation", ["none", "relu"])
+LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
+REDUCTIONS = ["none", "mean", "sum"]  # in the order of their numbers
+XENT_SHAPES = [(1, 1), (8, 10), (7, 16), (40, 32), (5, 33), (1025, 3), (70, 100), (3, 1024)]
+XENT_SHAPES += [(3, 1031), (2, 9000), (1, 2048)]
+
+
+def doubles(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [tensor if tensor is None else tensor.double() for tensor in tensors]
+
+
+def xent(machine: Any, logits: Tensor, target: Tensor, dloss: Tensor, **options: Any) -> Any:
+    """Loss and gradient by the operators."""
+    weight = options.get("weight")
+    tail = (
+        None if weight is None else machine.place(weight),
+        REDUCTIONS.index(options.get("reduction", "mean")),
+        options.get("ignore_index", -100),
+        options.get("label_smoothing", 0.0),
+    )
+    args = machine.place(logits), machine.place(target)
+    loss, stats, total = machine.run("softmax_xent", *args, *tail)
+    saved = machine.place(stats), machine.place(total)
+    dloss = machine.place(dloss.to(loss.dtype))
+    return loss, machine.run("softmax_xent_backward", dloss, *args, *saved, *tail)
+
+
+def xent_ref(logits: Tensor, target: Tensor, dloss: Tensor, **options: Any) -> Any:
+    """Loss and gradient by PyTorch."""
+    leaf = logits.detach().clone().requires_grad_()
+    loss = softmax_xent_ref(leaf, target, **options)
+    loss.backward(dloss.to(loss.dtype))
+    return loss.detach(), leaf.grad
+
+
+def compare_xent(machine: Any, logits: Tensor, target: Tensor, **options: Any) -> None:
+    rows = target.shape if options.get("reduction") == "none" else ()
+    dloss, weight = randn(*rows, dtype=logits.dtype), options.get("weight")
+    wide = {**options, "weight": None if weight is None else weight.double()}
+    near = {**options, "weight": None if weight is None else weight.to(machine.device)}
+    truth = xent_ref(logits.double(), target, dloss, **wide)
+    peer = [
+        t.cpu() for t in xent_ref(*(t.to(machine.device) for t in (logits, target, dloss)), **near)
+    ]
+    for ours, theirs, true in zip(
+        xent(machine, logits, target, dloss, **options), peer, truth, strict=True
+    ):
+        assert_within_2x(ours, theirs, true)
+
+
+def assert_same_bits(ours: Tensor, theirs: Tensor) -> None:
+    """Equal in every bit but those of a nan."""
+    assert ours.dtype == theirs.dtype
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    assert torch.equal(ours.nan_to_num(9), theirs.nan_to_num(9))
+    signs = [torch.signbit(tensor) & ~tensor.isnan() for tensor in (ours, theirs)]
+    assert torch.equal(*signs)
+
+
+class LinearTests:
+    """linear and linear_backward."""
+
+    @CASES
+    @DTYPE
+    @ACTIVATION
+    def test_linear_is_as_close_to_the_truth_as_pytorch(self, machine, case, dtype, activation):
+        x, w = randn(case.batch, case.inputs, dtype=dtype), randn(case.outputs, case.inputs)
+        w, b = w.to(dtype), randn(case.outputs, dtype=dtype) if activation == "relu" else None
+        arguments = [t if t is None else machine.place(t) for t in (x, w, b)]
+        y = machine.run("linear", *arguments, activation == "relu")
+        truth = linear_ref(*doubles(x, w, b), activation)
+        scale = linear_ref(*[t if t is None else t.abs() for t in doubles(x, w, b)])
+        peer = linear_ref(*arguments, activation).cpu()
+        assert_within_2x(y, peer, truth, scale)
+
+    @CASES
+    @DTYPE
+    @ACTIVATION
+    def test_linear_backward_is_as_close_to_the_truth(self, machine, case, dtype, activation):
+        x, w = randn(case.batch, case.inputs, dtype=dtype), randn(case.outputs, case.inputs)
+        w, dy = w.to(dtype), randn(case.batch, case.outputs, dtype=dtype)
+        y = randn(case.batch, case.outputs).relu().to(dtype) if activation == "relu" else None
+        arguments = [t if t is None else machine.place(t) for t in (dy, x, w, y)]
+        ours = machine.run("linear_backward", *arguments, True, True, True)
+        peers = linear_backward_ref(*arguments)
+        truths = linear_backward_ref(*doubles(dy, x, w, y))
+        scales = linear_backward_ref(*[t.abs() for t in doubles(dy, x, w)])
+        for got, peer, truth, scale in zip(ours, peers, truths, scales, strict=True):
+            assert_within_2x(got, peer.cpu(), truth, scale)
+
+    @CASES
+    @LAYOUT
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_small_integers_are_exact_in_every_layout(self, machine, case, layout, dtype):
+        lay = LAYOUTS[layout]
+        x = lay(small_integers(case.batch, case.inputs, dtype=dtype))
+        w = lay(small_integers(case.outputs, case.inputs, dtype=dtype))
+        b = small_integers(case.outputs, dtype=dtype)
+        dy = lay(small_integers(case.batch, case.outputs, dtype=dtype))
+        mask = lay(small_integers(case.batch, case.outputs, dtype=dtype))
+        placed = [machine.place(tensor) for tensor in (x, w, b, dy, mask)]
+        y = machine.run("linear", *placed[:3], True)
+        assert torch.equal(y, linear_ref(*doubles(x, w, b), "relu").to(dtype))
+        gradients = machine.run("linear_backward", placed[3], *placed[:2], placed[4], *[True] * 3)
+        truths = linear_backward_ref(*doubles(dy, x, w, mask))
+        for got, true in zip(gradients, truths, strict=True):
+            assert torch.equal(got, true.to(dtype))
+        for now, then in zip(placed, (x, w, b, dy, mask), strict=True):
+            assert torch.equal(now.cpu(), then), "an input was changed"
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_rows_padded_to_aligned_ones(self, machine, dtype):
+        """What stands between the rows, nan, is not read as part of them."""
+
+        def padded(tensor: Tensor) -> Tensor:
+            rows, columns = tensor.shape
+            whole = tensor.new_full((rows, (columns + 15) // 8 * 8), math.nan)
+            whole[:, :columns] = tensor
+            return machine.place(whole)[:, :columns]
+
+        x, w = small_integers(9, 37, dtype=dtype), small_integers(21, 37, dtype=dtype)
+        dy, mask = small_integers(9, 21, dtype=dtype), small_integers(9, 21, dtype=dtype)
+        ours = machine.run("linear", padded(x), padded(w), None, False)
+        assert torch.equal(ours, linear_ref(*doubles(x, w)).to(dtype))
+        arguments = [padded(tensor) for tensor in (dy, x, w, mask)]
+        gradients = machine.run("linear_backward", *arguments, True, True, True)
+        truths = linear_backward_ref(*doubles(dy, x, w, mask))
+        for got, true in zip(gradients, truths, strict=True):
+            assert torch.equal(got, true.to(dtype))
+        logits, target, dloss = randn(5, 37), torch.tensor([1, 36, 0, 2, 3]), torch.tensor(1.0)
+        loss, stats, total = machine.run("softmax_xent", padded(logits), machine.place(target))
+        torch.testing.assert_close(loss, softmax_xent_ref(logits, target))
+        args = [machine.place(t) for t in (target, stats, total)]
+        dlogits = machine.run("softmax_xent_backward", machine.place(dloss), padded(logits), *args)
+        torch.testing.assert_close(dlogits, xent_ref(logits, target, dloss)[1])
+
+    def test_leading_and_expanded_dimensions(self, machine):
+        w, b = small_integers(5, 7), small_integers(5)
+        for x in (small_integers(7), small_integers(2, 3, 7), small_integers(1, 7).expand(9, 7)):
+            dy = small_integers(1).expand(*x.shape[:-1], 5)
+            place = [machine.place(t) for t in (x, w, b, dy)]
+            assert torch.equal(machine.run("linear", *place[:3], False), linear_ref(x, w, b))
+            ours = machine.run("linear_backward", place[3], place[0], place[1], None, *[True] * 3)
+            for got, want in zip(ours, linear_backward_ref(dy, x, w), strict=True):
+                assert torch.equal(got, want)
+
+    def test_only_the_gradients_that_are_asked_for(self, machine):
+        dy, x, w = (machine.place(t) for t in (randn(40, 6), randn(40, 9), randn(6, 9)))
+        whole = machine.run("linear_backward", dy, x, w, None, True, True, True)
+        for mask in itertools.product([True, False], repeat=3):
+            some = machine.run("linear_backward", dy, x, w, None, *mask)
+            for wanted, full, part in zip(mask, whole, some, strict=True):
+                assert torch.equal(part, full) if wanted else part.shape == (0,)
+
+    def test_relu_keeps_nan_and_lets_its_gradient_pass(self, machine):
+        x = torch.tensor([[math.nan], [math.inf], [-0.0], [0.0], [-1.0], [-math.inf]])
+        w, b = torch.tensor([[1.0]]), torch.tensor([0.0])
+        y = machine.run("linear", *(machine.place(t) for t in (x, w, b)), True)
+        assert_same_bits(y, linear_ref(x, w, b, "relu"))
+        dy = torch.full((6, 1), 3.0)
+        args = (machine.place(t) for t in (dy, x.nan_to_num(0), w, y))
+        dx, _, _ = machine.run("linear_backward", *args, True, True, True)
+        assert dx.flatten().tolist() == [3.0, 3.0, 0.0, 0.0, 0.0, 0.0]
+
+
+class ReluTests:
+    """relu and relu_backward."""
+
+    @pytest.mark.parametrize("shape", [(), (0,), (1,), (33,), (3, 0, 2), (2, 3, 129), (70001,)])
+    @DTYPE
+    def test_relu_exact_as_pytorch(self, machine, shape, dtype):
+        x, dy = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
+        placed, upstream = machine.place(x), machine.place(dy)
+        assert_same_bits(machine.run("relu", placed), relu_ref(x))
+        assert_same_bits(machine.run("relu_backward", upstream, placed), relu_backward_ref(dy, x))
+        assert torch.equal(placed.cpu(), x)
+
+    @pytest.mark.parametrize("start", [0, 1])
+    @pytest.mark.parametrize("count", [8192, 65536, 65537])
+    @DTYPE
+    def test_relu_aligned_and_misaligned(self, machine, start, count, dtype):
+        x, dy = (machine.place(randn(count + 1, dtype=dtype))[start:][:count] for _ in range(2))
+        assert_same_bits(machine.run("relu", x), relu_ref(x.cpu()))
+        ours = machine.run("relu_backward", dy, x)
+        assert_same_bits(ours, relu_backward_ref(dy.cpu(), x.cpu()))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_every_16_bit_pattern_exact_as_pytorch(self, machine, dtype):
+        x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+        dy = randn(1 << 16, dtype=dtype)
+        assert_same_bits(machine.run("relu", machine.place(x)), relu_ref(x))
+        ours = machine.run("relu_backward", machine.place(dy), machine.place(x))
+        assert_same_bits(ours, relu_backward_ref(dy, x))
+
+    @pytest.mark.parametrize("x_layout", LAYOUTS)
+    @pytest.mark.parametrize("dy_layout", LAYOUTS)
+    def test_relu_layouts_exact(self, machine, x_layout, dy_layout):
+        x, dy = LAYOUTS[x_layout](randn(9, 37)), LAYOUTS[dy_layout](randn(9, 37))
+        placed = machine.place(x)
+        y = machine.run("relu", placed)
+        assert torch.equal(y, relu_ref(x))
+        assert y.stride() == torch.empty_like(x).stride(), (
+            "not the strides the fake kernel promises"
+        )
+        ours = machine.run("relu_backward", machine.place(dy), placed)
+        assert torch.equal(ours, relu_backward_ref(dy, x))
+
+
+class XentTests:
+    """softmax_xent and softmax_xent_backward."""
+
+    @pytest.mark.parametrize("shape", XENT_SHAPES, ids=str)
+    @DTYPE
+    @pytest.mark.parametrize("reduction", REDUCTIONS)
+    def test_xent_is_as_close_to_the_truth_as_pytorch(self, machine, shape, dtype, reduction):
+        target = torch.randint(0, shape[1], shape[:1])
+        compare_xent(machine, 3 * randn(*shape, dtype=dtype), target, reduction=reduction)
+
+    @pytest.mark.parametrize("shape", [(29, 19), (9, 45), (3, 1100)], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(
+        ("reduction", "weighted", "smoothing", "ignored"),
+        list(itertools.product(REDUCTIONS, [False, True], [0.0, 0.1, 1.0], [False, True])),
+    )
+    def test_every_option(self, machine, shape, dtype, reduction, weighted, smoothing, ignored):
+        logits, target = 2 * randn(*shape, dtype=dtype), torch.randint(0, shape[1], shape[:1])
+        if ignored:
+            target[::3] = 4  # a class of its own that does not count
+        options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing}
+        options["weight"] = torch.rand(shape[1]).to(dtype) + 0.5 if weighted else None
+        options["ignore_index"] = 4 if ignored else -100
+        compare_xent(machine, logits, target, **options)
+
+    @LAYOUT
+    @pytest.mark.parametrize("shape", [(9, 13), (5, 96), (3, 1040)], ids=str)
+    def test_xent_layouts_agree(self, machine, layout, shape):
+        logits, dloss = randn(*shape), randn(shape[0])
+        target = torch.randint(0, shape[1], shape[:1])
+        apart = torch.stack([target, target + 100], 1)[:, 0]
+        once = xent(machine, logits, target, dloss, reduction="none")
+        other = xent(machine, LAYOUTS[layout](logits), apart, dloss, reduction="none")
+        for a, b in zip(once, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("classes", [3, 40, 1200])
+    @pytest.mark.parametrize("label", [-1, 1 << 40, "classes"])
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_a_label_that_is_no_class_makes_its_row_nan(self, machine, classes, label, smoothing):
+        logits, good = randn(5, classes), torch.tensor([0, 1, 2, 0, 1])
+        bad = good.clone()
+        bad[2] = classes if label == "classes" else label
+        dloss, rest = randn(5), [0, 1, 3, 4]
+        options = {"reduction": "none", "label_smoothing": smoothing}
+        for ours, want in zip(
+            xent(machine, logits, bad, dloss, **options),
+            xent(machine, logits, good, dloss, **options),
+            strict=True,
+        ):
+            assert ours[2].isnan().all()
+            assert torch.equal(ours[rest], want[rest])
+        loss, dlogits = xent(machine, logits, bad, torch.tensor(1.0))
+        assert loss.isnan()
+        assert dlogits[2].isnan().all()
+        assert dlogits[rest].isfinite().all()
+
+    def test_uint8_targets_are_labels_too(self, machine):
+        logits, target = randn(300, 256), torch.randint(0, 256, (300,))
+        target[0] = 156  # as a byte equal to -100
+        once = xent(machine, logits, target, torch.tensor(1.5))
+        again = xent(machine, logits, target.byte(), torch.tensor(1.5))
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+    def test_the_corners_of_pytorchs_semantics(self, machine):
+        empty, none = randn(0, 3), torch.empty(0, dtype=torch.int64)
+        assert xent(machine, empty, none, torch.tensor(1.0))[0].isnan()
+        loss, dlogits = xent(machine, empty, none, torch.tensor(1.0), reduction="sum")
+        assert loss == 0
+        assert dlogits.shape == (0, 3)
+        assert xent(machine, empty, none, torch.empty(0), reduction="none")[0].shape == (0,)
+        compare_xent(machine, randn(4, 3), torch.full((4,), -100))
+        compare_xent(machine, randn(4, 3), torch.full((4,), -100), reduction="none")
+        for smoothing in (0.0, 0.5):
+            loss, _ = xent(
+                machine,
+                randn(2, 3),
+                torch.tensor([1, 2]),
+                torch.tensor(1.0),
+                weight=torch.tensor([1.0, 0.0, 0.0]),
+                label_smoothing=smoothing,
+            )
+            assert loss.isnan(), "a total weight of 0"
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            *([1e30, 1e30], [3e38, -3e38], [-math.inf, 0.0], [0.0, -math.inf], [math.inf, 0.0]),
+            *([math.nan, 0.0], [-math.inf, -math.inf], [88.0, -104.0], [-1e4, 1e4]),
+        ],
+    )
+    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+    @pytest.mark.parametrize("width", [2, 40, 1200])
+    def test_extreme_logits_as_pytorch(self, machine, row, smoothing, width):
+        logits = torch.tensor([row + [-200.0] * (width - 2)])
+        compare_xent(machine, logits, torch.tensor([1]), label_smoothing=smoothing)

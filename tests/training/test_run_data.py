@@ -1,0 +1,78 @@
+"""From a configuration to the three parts, and the fingerprint of what was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny import tiny_data
+
+from fastmlp.data.dataset import Dataset, Part
+from fastmlp.training.config import TrainConfig
+from fastmlp.training.run_data import RunData, load_run_data
+from fastmlp.utils.errors import UserError
+
+
+def test_a_configuration_decides_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(256, (100, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(100) % 2
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, progress: bool) -> Dataset:
+        asked.append((*args, progress))
+        test = (images[:10], labels[:10])
+        return Dataset("offline", "built in", True, ("a", "b"), images, labels, *test)
+
+    monkeypatch.setattr("fastmlp.training.run_data.load_dataset", load_dataset)
+    config = TrainConfig(dataset="offline", data_dir="here", data_url="there", split="50/30/20")
+    data = load_run_data(config, progress=False)
+    assert asked == [("offline", "here", "there", False)]
+    assert (data.name, data.source, data.offline, data.classes) == ("offline", "built in", True, 2)
+    assert torch.equal(data.split.train.images, images[:50].flatten(1))
+    assert torch.equal(data.split.val.labels, labels[50:80])
+    assert torch.equal(data.split.test.labels, labels[80:])
+    official = load_run_data(replace(config, test_set="official"))
+    assert torch.equal(official.split.test.images, images[:10].flatten(1))
+
+
+def test_a_missing_folder_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        load_run_data(TrainConfig(dataset="cifar10", data_dir=str(tmp_path / "nowhere")))
+
+
+def changed(data: RunData, part: str, **tensors: torch.Tensor) -> RunData:
+    new = replace(getattr(data.split, part), **tensors)
+    return replace(data, split=replace(data.split, **{part: new}))
+
+
+def test_the_fingerprint_knows_every_pixel_and_label() -> None:
+    data = tiny_data()
+    train = data.split.train
+    pixel, label = train.images.clone(), train.labels.clone()
+    pixel[-1, -1] ^= 1
+    label[0] = (label[0] + 1) % 3
+    val = data.split.val.labels.flip(0)
+    prints = [
+        data.fingerprint,
+        replace(data, name="other").fingerprint,
+        changed(data, "train", images=pixel).fingerprint,
+        changed(data, "train", labels=label).fingerprint,
+        changed(data, "val", labels=val).fingerprint,
+    ]
+    assert len(set(prints)) == len(prints)
+    assert tiny_data().fingerprint == prints[0]
+    assert changed(data, "test", labels=data.split.test.labels.flip(0)).fingerprint == prints[0]
+    strided = Part(train.images.t().contiguous().t(), train.labels)
+    assert replace(data, split=replace(data.split, train=strided)).fingerprint == prints[0]
+
+
+def test_data_that_cannot_be_used() -> None:
+    data = tiny_data()
+    with pytest.raises(UserError, match="Labels must be from 0 to 1, the training part has 0 to 2"):
+        replace(data, classes=2)
+    val = data.split.val
+    with pytest.raises(UserError, match="The validation part has no images"):
+        changed(data, "val", images=val.images[:0], labels=val.labels[:0])
