@@ -77,13 +77,14 @@ def extensions() -> tuple[list, dict]:
         return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
     common = {"depends": files("csrc/**/*.h", "csrc/**/*.cuh"), "py_limited_api": True}
+    common["include_dirs"] = [str(ROOT / "csrc")]
     common["extra_link_args"] = [f"-fsanitize={debug}"] if debug else []
-    sources = files("csrc/*.cpp", "csrc/cpu/*.cpp")
+    sources = files("csrc/*.cpp", "csrc/cpu/**/*.cpp")
     native = CppExtension("fastmlp._C", sources, extra_compile_args={"cxx": flags}, **common)
     if not toolkit:
         return [native], {"build_ext": BuildExtension}
     both = {"cxx": [*flags, "-DUSE_CUDA"], "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]}
-    sources = files("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+    sources = files("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu")
     cuda = CUDAExtension("fastmlp._cuda", sources, extra_compile_args=both, **common)
     if not [*Path(toolkit).glob("lib*/libcudart.so")]:  # pip has it by its version alone
         name = next(Path(toolkit).glob("lib*/libcudart.so.*")).name

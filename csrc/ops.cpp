@@ -54,8 +54,9 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   m.def("flip_shift(Tensor images, Tensor moves, int[] shape) -> Tensor");
   // Steps in a block of blocked look-ahead SGD (docs/blocked-sgd.md).
   m.def("blocked_plan(int batch, int hidden, bool momentum, int fresh) -> int");
-  // SGD steps on images in the given orders (n), in batches; fastmlp/blocked.py says what is what.
-  // Returns the mean losses and the hits of all steps of the first network, then the second, ...
+  // SGD steps on images in the given orders (n), in batches; fastmlp/ops/blocked_sgd.py says what
+  // is what. Returns the mean losses and the hits of all steps of the first network, then the
+  // second, ...
   m.def(
       "blocked_train_(Tensor images, Tensor labels, Tensor scale, Tensor shift, int[] shape, "
       "Tensor[] orders, Tensor[] moves, int[] batches, int[] block_steps, int[] group, "
@@ -67,7 +68,7 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "blocked_plan_cuda(int batch, int hidden, int classes, int block_steps, bool doubles) -> "
       "(int, str)");
   // The steps of one block of each of many networks with one hidden layer, on a GPU, between the
-  // products with the images; fastmlp/reference.py says what is what.
+  // products with the images; fastmlp/ops/blocked_sgd.py says what is what.
   m.def(
       "blocked_chain_(Tensor p, Tensor? q, Tensor gram, Tensor labels, Tensor rows, "
       "Tensor recurrence, Tensor options, int batch, Tensor(a!)[] parameters, "

@@ -117,7 +117,7 @@ inline int64_t plan_blocked_cuda(int64_t batch) {
   return batch < kRows ? kRows / batch : 1;
 }
 
-// How our CUDA kernel walks through the steps of a block (csrc/cuda/chain.cu).
+// How our CUDA kernel walks through the steps of a block (csrc/cuda/blocked/chain.cu).
 struct ChainPlan {
   const char* why_not;  // it cannot, in words; null where it can
   int tile;             // rows of a batch that a thread works on at once

@@ -3,7 +3,7 @@
 # tests run in, with fastmlp._cuda built. SANITIZE_TOOLS names fewer of them. Python starts helper
 # programs that use no GPU, which would be errors otherwise.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/.."
 sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
 "$sanitizer" --version
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1  # each tensor is an allocation that memcheck knows the ends of
@@ -17,5 +17,5 @@ chosen='(every_layout and (9x15x4 or 100x65x131 or 24x640x130) and (offset or tr
 for tool in ${SANITIZE_TOOLS:-memcheck racecheck initcheck synccheck}; do
   printf '\n== %s\n' "$tool"
   "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all --require-cuda-init no \
-    "${PYTHON:-python}" -m pytest -q -x -p no:cacheprovider test_cuda.py test_cuda_blocked.py -k "${chosen//$'\n'/ }"
+    "${PYTHON:-python}" -m pytest -q -x -p no:cacheprovider tests/gpu/test_operators.py tests/gpu/test_blocked.py -k "${chosen//$'\n'/ }"
 done

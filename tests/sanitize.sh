@@ -15,7 +15,6 @@ FASTMLP_SANITIZE=address,undefined python setup.py -q build_ext --inplace
 export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH=$work
-cd tests
 for isa in "" avx2 portable; do
   FASTMLP_CPU_ISA=$isa python -c 'import fastmlp; assert fastmlp.native_available()'
   # What does not depend on the instruction set is tested with the best one alone.
@@ -23,7 +22,7 @@ for isa in "" avx2 portable; do
     -k "not compile and not torch_func and not lesser and not 3072 and not opcheck and not gradients and not 40000 \
         and not last_bits and not float32_is and not 200000 \
         ${isa:+and not 4300001 and not threads and not single_steps and not refused and not parsed and not drawn}" \
-    test_linear.py test_relu.py test_mask_ops.py test_softmax_xent.py test_blocked.py test_blocked_many.py \
-    test_blocked_repeats.py \
-    test_augment.py test_evaluate.py
+    tests/ops/test_linear.py tests/ops/test_activations.py tests/ops/test_cross_entropy.py \
+    tests/ops/test_evaluate.py tests/engines/test_blocked.py tests/engines/test_blocked_many.py \
+    tests/engines/test_blocked_repeats.py tests/data/test_transforms.py
 done

@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 build() {
   "${CXX:-g++}" -std=c++17 "$@" -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized \
-    -Icsrc/cpu tests/native/blocked_threads.cpp -o "$work/blocked_threads" -pthread
+    -Icsrc tests/native/blocked_threads.cpp -o "$work/blocked_threads" -pthread
 }
 build -O1 -g -fsanitize=thread
 TSAN_OPTIONS="halt_on_error=1 exitcode=66" "$work/blocked_threads"

@@ -1,14 +1,14 @@
 // Loss and hits of networks over a set of images, on the CPU.
-#include "blocked.h"
+#include "common/blocked_sgd.h"
 
-#define FASTMLP_KERNELS "blocked_kernels.h"
-#include "foreach_isa.h"
+#define FASTMLP_KERNELS "cpu/engine/blocked_kernels.h"
+#include "cpu/simd/foreach_isa.h"
 //
 #include <numeric>
 #include <optional>
 
-#include "networks.h"
-#include "torch_team.h"
+#include "cpu/engine/networks.h"
+#include "cpu/threads/torch_team.h"
 
 namespace fastmlp {
 namespace {

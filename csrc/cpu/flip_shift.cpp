@@ -1,7 +1,7 @@
 // Random flips and shifts of uint8 images on the CPU.
-#include "flip_shift.h"
+#include "cpu/flip_shift.h"
 
-#include "networks.h"
+#include "cpu/engine/networks.h"
 
 namespace fastmlp {
 

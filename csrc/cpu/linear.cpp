@@ -1,10 +1,10 @@
 // linear and linear_backward on the CPU: skinny products by our kernels, large ones by ATen's BLAS.
-#define FASTMLP_KERNELS "linear_kernels.h"
-#include "../linear_aten.h"
-#include "../plan.h"
-#include "foreach_isa.h"
-#include "relu.h"
-#include "tensor.h"
+#define FASTMLP_KERNELS "cpu/linear_kernels.h"
+#include "common/linear_aten.h"
+#include "common/tensor.h"
+#include "cpu/activations.h"
+#include "cpu/simd/foreach_isa.h"
+#include "plan.h"
 
 namespace fastmlp {
 namespace {

@@ -1,6 +1,6 @@
 // The matrix products of linear and linear_backward. Included by foreach_isa.h.
-#include "mask_bits.h"
-#include "tiles.h"
+#include "cpu/mask_bits.h"
+#include "cpu/simd/tiles.h"
 
 // y[n] .. = act(v + bias) for one vector, or its first lanes, of a row; bias and mask, of the whole
 // row, may be null.

@@ -1,11 +1,11 @@
 // The CUDA operators of the layers: arguments checked, tensors allocated, kernels launched. No CUDA
 // file but the bindings sees torch.
-#include "bindings.h"
+#include "cuda/bindings.h"
 
 #include <Python.h>
 
-#include "../linear_aten.h"
-#include "../plan.h"
+#include "common/linear_aten.h"
+#include "plan.h"
 
 namespace fastmlp {
 namespace {

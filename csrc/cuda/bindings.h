@@ -1,7 +1,7 @@
 // What the files that bind CUDA operators share.
 #pragma once
-#include "../check_ops.h"
-#include "device.h"
+#include "common/check_ops.h"
+#include "cuda/device.h"
 
 namespace fastmlp {
 

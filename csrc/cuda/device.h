@@ -5,8 +5,8 @@
 #else
 #include <torch/csrc/stable/accelerator.h>
 
-#include "../cpu/tensor.h"
-#include "launch.h"
+#include "common/tensor.h"
+#include "cuda/launch.h"
 
 // The library and dispatch key that bindings.cpp registers for.
 #define FASTMLP_LIBRARY fastmlp

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../math.h"
-#include "launch.h"
+#include "common/scalar_math.h"
+#include "cuda/launch.h"
 
 // The tests compile the kernels for the host with a cuda_runtime.h of their own, which brings its
 // FASTMLP_SHARED, FASTMLP_SHARED_BYTES, launch_kernel and launch_with_shared.

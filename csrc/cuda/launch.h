@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../plan.h"
+#include "plan.h"
 
 namespace fastmlp {
 
@@ -85,7 +85,7 @@ struct LinearProduct {
                                         cudaStream_t stream);
 
 // One block of steps of each of many networks with one hidden layer; those of a group share their
-// images. What is what stands at blocked_chain_ref, in fastmlp/reference.py.
+// images. What is what stands at blocked_chain_ref, in fastmlp/ops/blocked_sgd.py.
 struct ChainBlock {
   const void *p, *q;      // (groups, rows, networks, hidden); q null where nothing needs it
   const void* gram;       // (groups, rows, rows); nothing where there is one step

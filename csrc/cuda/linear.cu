@@ -1,5 +1,5 @@
 // The matrix products of linear and linear_backward on CUDA.
-#include "linear_engines.cuh"
+#include "cuda/linear_engines.cuh"
 
 namespace fastmlp {
 namespace {

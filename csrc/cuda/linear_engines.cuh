@@ -2,7 +2,7 @@
 // by tensor cores. All engines have accumulate(a, b), and for_each(f), which hands out kWidth
 // neighbouring results at a time.
 #pragma once
-#include "linear_tiles.cuh"
+#include "cuda/linear_tiles.cuh"
 
 namespace fastmlp {
 

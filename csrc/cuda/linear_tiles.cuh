@@ -1,6 +1,6 @@
 // Tiles of a product's operands: from global memory into registers, from there into shared memory.
 #pragma once
-#include "kernel.cuh"
+#include "cuda/kernel.cuh"
 
 namespace fastmlp {
 

@@ -1,10 +1,10 @@
 // Blocked SGD on threads that ThreadSanitizer sees: trains a few random networks with one thread
 // and with four, and fails unless every parameter and loss is the same to the last bit.
 // tests/thread_sanitizer.sh builds and runs it.
-#include "../../csrc/cpu/blocked.h"
+#include "common/blocked_sgd.h"
 
-#define FASTMLP_KERNELS "blocked_kernels.h"
-#include "../../csrc/cpu/foreach_isa.h"
+#define FASTMLP_KERNELS "cpu/engine/blocked_kernels.h"
+#include "cpu/simd/foreach_isa.h"
 //
 #include <cstdio>
 #include <deque>
@@ -13,8 +13,8 @@
 #include <stdexcept>
 #include <thread>
 
-#include "../../csrc/cpu/blocked_run.h"
-#include "../../csrc/cpu/crew.h"
+#include "cpu/engine/blocked_run.h"
+#include "cpu/threads/crew.h"
 
 namespace fastmlp {
 

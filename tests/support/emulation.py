@@ -42,13 +42,13 @@ FLAGS = [
 def sources() -> list[Path]:
     cuda = ROOT / "csrc" / "cuda"
     return [
-        *(f for end in ("cu", "cpp") for f in sorted(cuda.glob(f"*.{end}"))),
+        *(f for end in ("cu", "cpp") for f in sorted(cuda.rglob(f"*.{end}"))),
         *NATIVE.glob("*.cpp"),
     ]
 
 
 def _compile(source: Path, target: Path) -> None:
-    includes = [str(NATIVE), *include_paths(), sysconfig.get_path("include")]
+    includes = [str(NATIVE), str(ROOT / "csrc"), *include_paths(), sysconfig.get_path("include")]
     paths = [f"-I{path}" for path in includes]
     command = ["g++", *FLAGS, *paths, "-c", "-x", "c++", str(source), "-o", str(target)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "../../../csrc/math.h"
+#include "common/scalar_math.h"
 
 namespace cuda_on_host {
 

@@ -1,8 +1,8 @@
 // csrc/cuda/device.h for the host: CPU tensors, no stream, and new tensors that are poisoned with
 // nan and stand between guard bands.
 #pragma once
-#include "../../../csrc/cpu/tensor.h"
-#include "../../../csrc/cuda/launch.h"
+#include "common/tensor.h"
+#include "cuda/launch.h"
 
 #define FASTMLP_LIBRARY fastmlp_on_host
 #define FASTMLP_KEY CPU

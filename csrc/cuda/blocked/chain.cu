@@ -1,6 +1,6 @@
 // The chain of a block of blocked look-ahead SGD (docs/blocked-sgd.md) on CUDA, for networks with
 // one hidden layer.
-#include "chain.cuh"
+#include "cuda/blocked/chain.cuh"
 
 namespace fastmlp {
 namespace {

@@ -2,8 +2,8 @@
 #pragma once
 #include <tuple>
 
-#include "check_ops.h"
-#include "cpu/tensor.h"
+#include "common/check_ops.h"
+#include "common/tensor.h"
 
 namespace fastmlp {
 

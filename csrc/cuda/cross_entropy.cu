@@ -1,5 +1,5 @@
 // softmax_xent and softmax_xent_backward on CUDA.
-#include "kernel.cuh"
+#include "cuda/kernel.cuh"
 
 namespace fastmlp {
 namespace {

@@ -1,7 +1,7 @@
 // Networks and images, given to an operator as lists of tensors, checked and as plain pointers.
 #pragma once
-#include "blocked.h"
-#include "tensor.h"
+#include "common/blocked_sgd.h"
+#include "common/tensor.h"
 
 namespace fastmlp {
 

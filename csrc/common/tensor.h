@@ -8,8 +8,8 @@
 #include <array>
 #include <vector>
 
-#include "../check.h"
-#include "isa.h"
+#include "common/check.h"
+#include "cpu/simd/isa.h"
 
 namespace fastmlp {
 

@@ -1,10 +1,10 @@
 // Blocked look-ahead SGD (docs/blocked-sgd.md): a block's inputs, their Gram matrix, and the update
 // of the first layer. Included by foreach_isa.h, after blocked.h.
-#include "linear_kernels.h"
-#include "softmax_rows.h"
-#include "transpose.h"
+#include "cpu/linear_kernels.h"
+#include "cpu/simd/transpose.h"
+#include "cpu/softmax_rows.h"
 //
-#include "chain_kernels.h"
+#include "cpu/engine/chain_kernels.h"
 
 // x[i] = u8 * scale + shift, in float and rounded twice as in PyTorch.
 template <typename T>

@@ -1,6 +1,6 @@
 // What the rows of a step take from the gradients of the steps before it.
 #pragma once
-#include "chain_parts.cuh"
+#include "cuda/blocked/chain_parts.cuh"
 
 namespace fastmlp {
 namespace {

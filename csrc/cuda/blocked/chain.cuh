@@ -2,7 +2,7 @@
 // belongs to them (columns of p, q, to_w, to_v and of the last layer's weight) nobody else touches,
 // so that only sums over units and the gradients of the logits pass through shared memory.
 #pragma once
-#include "chain_history.cuh"
+#include "cuda/blocked/chain_history.cuh"
 
 namespace fastmlp {
 namespace {

@@ -1,5 +1,5 @@
 // The choice of instruction set, made once.
-#include "isa.h"
+#include "cpu/simd/isa.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "isa.h"
+#include "cpu/simd/isa.h"
 
 #ifdef FASTMLP_X86
 #include <immintrin.h>

@@ -6,7 +6,7 @@
 namespace fastmlp {
 
 // What w and v, weights and momentum after t steps of a block, take from w, v at its start and from
-// a gradient at step 0; a recurrence table holds these for t = 0.. (fastmlp/blocked.py).
+// a gradient at step 0; a recurrence table holds these for t = 0.. (fastmlp/ops/blocked_sgd.py).
 enum Response { kWFromW, kWFromV, kWFromG, kVFromW, kVFromV, kVFromG, kResponses };
 
 // The columns of the options that an operator takes of each network.

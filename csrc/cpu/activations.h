@@ -2,7 +2,7 @@
 #pragma once
 #include <tuple>
 
-#include "tensor.h"
+#include "common/tensor.h"
 
 namespace fastmlp {
 

@@ -1,5 +1,5 @@
 // relu and relu_backward on CUDA.
-#include "kernel.cuh"
+#include "cuda/kernel.cuh"
 
 namespace fastmlp {
 namespace {

@@ -1,5 +1,5 @@
 // relu and its gradient over contiguous elements. Included by foreach_isa.h.
-#include "mask_bits.h"
+#include "cpu/mask_bits.h"
 
 // Vectors on their way at once.
 constexpr int kUnroll = 4;

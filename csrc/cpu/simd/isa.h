@@ -1,7 +1,7 @@
 // Which instruction set the CPU kernels run with. foreach_isa.h compiles each kernel once for each;
 // FASTMLP_BEST_ISA(f) is the f of the namespace that fits the present processor.
 #pragma once
-#include "../math.h"
+#include "common/scalar_math.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define FASTMLP_X86 1

@@ -2,7 +2,7 @@
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
-#include "crew.h"
+#include "cpu/threads/crew.h"
 
 namespace fastmlp {
 

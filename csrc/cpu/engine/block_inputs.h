@@ -5,9 +5,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "flip_shift.h"
-#include "pixel_gram.h"
-#include "team.h"
+#include "cpu/engine/pixel_gram.h"
+#include "cpu/flip_shift.h"
+#include "cpu/threads/team.h"
 
 namespace fastmlp {
 

@@ -1,5 +1,5 @@
 // softmax_xent and softmax_xent_backward on the CPU.
-#include "isa.h"
+#include "cpu/simd/isa.h"
 
 namespace fastmlp {
 
@@ -18,11 +18,11 @@ struct XentRows {
 
 }  // namespace fastmlp
 
-#define FASTMLP_KERNELS "softmax_xent_kernels.h"
+#define FASTMLP_KERNELS "cpu/cross_entropy_kernels.h"
 
-#include "../check_ops.h"
-#include "foreach_isa.h"
-#include "tensor.h"
+#include "common/check_ops.h"
+#include "common/tensor.h"
+#include "cpu/simd/foreach_isa.h"
 
 namespace fastmlp {
 namespace {

@@ -3,9 +3,9 @@
 #pragma once
 #include <vector>
 
-#include "../plan.h"
-#include "block_inputs.h"
-#include "team.h"
+#include "cpu/engine/block_inputs.h"
+#include "cpu/threads/team.h"
+#include "plan.h"
 
 namespace fastmlp {
 

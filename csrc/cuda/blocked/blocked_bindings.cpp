@@ -1,8 +1,8 @@
 // The CUDA operator of blocked look-ahead SGD: arguments checked, the chain's kernel launched.
 #include <torch/csrc/stable/library.h>
 
-#include "../cpu/blocked.h"
-#include "bindings.h"
+#include "common/blocked_sgd.h"
+#include "cuda/bindings.h"
 
 namespace fastmlp {
 namespace {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <optional>
 
-#include "check.h"
-#include "math.h"
+#include "common/check.h"
+#include "common/scalar_math.h"
 #include "plan.h"
 
 namespace fastmlp {

@@ -4,7 +4,7 @@
 // Such a header may use nothing that it does not define itself, simd.h or isa.h: an inline function
 // of a standard header, compiled here for AVX-512, might be the copy that the linker keeps for
 // everybody. For the same reason it holds no lambdas.
-#include "isa.h"
+#include "cpu/simd/isa.h"
 
 #ifdef FASTMLP_X86
 #include <immintrin.h>
@@ -16,7 +16,7 @@
 
 #define FASTMLP_VECTOR_BYTES 16
 namespace fastmlp::portable {
-#include "simd.h"
+#include "cpu/simd/simd.h"
 #include FASTMLP_KERNELS
 }  // namespace fastmlp::portable
 #undef FASTMLP_VECTOR_BYTES
@@ -31,7 +31,7 @@ namespace fastmlp::portable {
 #pragma GCC target("avx2,fma,f16c")
 #endif
 namespace fastmlp::avx2 {
-#include "simd.h"
+#include "cpu/simd/simd.h"
 #include FASTMLP_KERNELS
 }  // namespace fastmlp::avx2
 #ifdef __clang__
@@ -50,7 +50,7 @@ namespace fastmlp::avx2 {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,prefer-vector-width=512")
 #endif
 namespace fastmlp::avx512 {
-#include "simd.h"
+#include "cpu/simd/simd.h"
 #include FASTMLP_KERNELS
 }  // namespace fastmlp::avx512
 #ifdef __clang__

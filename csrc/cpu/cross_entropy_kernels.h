@@ -1,7 +1,7 @@
 // Softmax cross entropy, a row at a time: a pass for the maximum, a pass for the sum; the gradient
 // recomputes the probabilities. Included by foreach_isa.h, after XentRows.
 
-#include "softmax_rows.h"
+#include "cpu/softmax_rows.h"
 
 // sum_j w_j (x_j - maximum), with w = 1 where there are no class weights.
 template <typename T>

@@ -1,8 +1,8 @@
 // What a thread of the chain's kernel is made of: tiles of rows, SGD, the loss of a row, its
 // network's arrays.
 #pragma once
-#include "../cpu/blocked.h"
-#include "kernel.cuh"
+#include "common/blocked_sgd.h"
+#include "cuda/kernel.cuh"
 
 namespace fastmlp {
 namespace {

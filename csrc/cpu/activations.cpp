@@ -1,10 +1,10 @@
 // relu and relu_backward on the CPU.
-#define FASTMLP_KERNELS "relu_kernels.h"
-#include "relu.h"
+#define FASTMLP_KERNELS "cpu/activations_kernels.h"
+#include "cpu/activations.h"
 
-#include "../check_ops.h"
-#include "foreach_isa.h"
-#include "tensor.h"
+#include "common/check_ops.h"
+#include "common/tensor.h"
+#include "cpu/simd/foreach_isa.h"
 
 namespace fastmlp {
 namespace {

@@ -1,13 +1,13 @@
 // Blocked look-ahead SGD on the CPU: the operator that runs a stretch of an epoch, of one network
 // or of many.
-#include "blocked.h"
+#include "common/blocked_sgd.h"
 
-#define FASTMLP_KERNELS "blocked_kernels.h"
-#include "foreach_isa.h"
+#define FASTMLP_KERNELS "cpu/engine/blocked_kernels.h"
+#include "cpu/simd/foreach_isa.h"
 //
-#include "blocked_run.h"
-#include "networks.h"
-#include "torch_team.h"
+#include "cpu/engine/blocked_run.h"
+#include "cpu/engine/networks.h"
+#include "cpu/threads/torch_team.h"
 
 namespace fastmlp {
 namespace {

@@ -4,7 +4,7 @@
 #include <exception>
 #include <thread>
 
-#include "team.h"
+#include "cpu/threads/team.h"
 
 namespace fastmlp {
 
