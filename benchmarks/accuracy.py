@@ -20,8 +20,8 @@ import torch
 from timing import RESULTS, provenance, save
 
 from fastmlp.training.api import fit_many
+from fastmlp.training.data import load_splits
 from fastmlp.training.presets import PRESETS, resolve_config
-from fastmlp.training.run_data import load_run_data
 
 
 def measure(preset: str, seeds: int, flags: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def measure(preset: str, seeds: int, flags: dict[str, Any]) -> dict[str, Any]:
     def tell(done: int, epochs: int) -> None:
         print(f"\r{preset}: epoch {done} of {epochs}", end="", file=sys.stderr, flush=True)
 
-    runs = fit_many(configs, load_run_data(configs[0]), on_epoch=tell)
+    runs = fit_many(configs, load_splits(configs[0]), on_epoch=tell)
     print(file=sys.stderr)
     row: dict[str, Any] = {
         "preset": preset,

@@ -18,12 +18,12 @@ from peers_cuda import CUDA_PEERS, JaxModels
 from timing import Timing, summarize
 from torch import Tensor
 
-from fastmlp.data.dataset import Part
+from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import make_normalization
 from fastmlp.engines.base import Engine, Epoch
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.registry import ENGINES, engine_for
-from fastmlp.training.epochs import initial_parameters
+from fastmlp.nn.init import initial_parameters
 
 IMAGES, INPUTS, CLASSES = 30_000, 3072, 10
 LR = 1e-3  # with more, what rounding decides in one step grows over the next ones
@@ -55,8 +55,8 @@ class Task:
 class OurEngines:
     """fastmlp's engine on several models at once."""
 
-    def __init__(self, kind: type[Engine], task: Task, part: Part, device: torch.device) -> None:
-        norm, options = make_normalization("unit", part.images), StepOptions(task.batch)
+    def __init__(self, kind: type[Engine], task: Task, part: Subset, device: torch.device) -> None:
+        norm, options = make_normalization("unit", part.images), OptimizerConfig(task.batch)
         self.engines = [
             kind(start(task, model), part, norm, options, device) for model in range(task.models)
         ]
@@ -73,7 +73,7 @@ class OurEngines:
 class OneAfterTheOther:
     """A peer for each model."""
 
-    def __init__(self, peer: Any, task: Task, part: Part, device: torch.device) -> None:
+    def __init__(self, peer: Any, task: Task, part: Subset, device: torch.device) -> None:
         images = make_normalization("unit", part.images).apply(part.images)
         there = torch.device("cpu") if getattr(peer, "HOST", False) else device
         images, labels = images.to(there), part.labels.to(there)
@@ -105,17 +105,21 @@ def orders_of(task: Task, turn: int) -> list[Tensor]:
     ]
 
 
-def random_part(images: int) -> Part:
+def random_part(images: int) -> Subset:
     """Random images: the time does not depend on what they show."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, INPUTS), dtype=torch.uint8, generator=generator)
-    return Part(pixels, torch.randint(0, CLASSES, (images,), generator=generator))
+    return Subset(pixels, torch.randint(0, CLASSES, (images,), generator=generator))
 
 
 def available(device: str = "cpu") -> list[str]:
     """The names of all that can run here."""
     where = torch.device(device)
-    engines = [n for n in ENGINES if n != "reference" and not engine_for(n, where).why_not(where)]
+    engines = [
+        n
+        for n in ENGINES
+        if n != "reference" and not engine_for(n, where).unsupported_reason(where)
+    ]
     packages = (
         {name: package for name, (package, _) in PEERS.items()}
         if where.type == "cpu"

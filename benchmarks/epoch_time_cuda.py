@@ -34,10 +34,9 @@ from op_time_cuda import driver_version
 from peers_cuda import CUDA_PEERS
 from timing import provenance, save, summarize
 
-from fastmlp.data.dataset import Split
+from fastmlp.data.splits import DataSplits
 from fastmlp.training.api import fit
 from fastmlp.training.presets import resolve_config
-from fastmlp.training.run_data import RunData
 
 TASKS = [(8, 256, 1), (4, 256, 1), (16, 64, 1), (128, 256, 1), (8, 256, 12), (16, 64, 32)]
 """Batch size, hidden units, models."""
@@ -159,7 +158,7 @@ def row_of(task: Task, turns: dict[str, Turns], dropped: dict[str, str]) -> dict
 def course_run(device: str, epochs: int, images: int = IMAGES) -> dict[str, Any]:
     """The course's run from its first step to its test, everything set up before: on random images,
     with a third as many to validate and to test."""
-    parts = [random_part(count) for count in (images, images // 3, images // 3)]
+    train, val, test = (random_part(count) for count in (images, images // 3, images // 3))
     begin = 0.0
 
     def never() -> bool:
@@ -168,7 +167,7 @@ def course_run(device: str, epochs: int, images: int = IMAGES) -> dict[str, Any]
         return False
 
     config = resolve_config({"device": device, "epochs": epochs}, preset="course")
-    run = fit(config, RunData(Split(*parts)), should_stop=never)
+    run = fit(config, DataSplits(train, val, test), should_stop=never)
     seconds = time.perf_counter() - begin
     print(f"\nthe course's run: {epochs} epochs in {seconds:.2f} s by {run.config.engine}")
     return {

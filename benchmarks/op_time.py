@@ -25,7 +25,7 @@ from torch import Tensor
 from fastmlp import functional
 from fastmlp.ops import linear as ops
 from fastmlp.ops.activations import relu_backward
-from fastmlp.ops.cross_entropy import _softmax_xent_backward
+from fastmlp.ops.cross_entropy import _cross_entropy_backward
 
 LINEAR_SHAPES = [
     *[(batch, 3072, 256) for batch in (1, 8, 32, 128)],
@@ -34,7 +34,7 @@ LINEAR_SHAPES = [
     (1024, 1024, 1024),
 ]
 RELU_SHAPES = [(1024, 1024), (8192, 1000)]
-XENT_SHAPES = [(1024, 10), (128, 1000), (8192, 1000)]
+CROSS_ENTROPY_SHAPES = [(1024, 10), (128, 1000), (8192, 1000)]
 TINY_SHAPES = [("linear+relu", (8, 256, 10)), ("relu", (8, 256)), ("cross entropy", (8, 10))]
 """Calls so short that what is timed is Python and PyTorch's dispatch; kept out of the mean."""
 
@@ -89,12 +89,12 @@ def relu_pairs(rows: int, columns: int) -> dict[str, Pair]:
     }
 
 
-def xent_pairs(rows: int, classes: int) -> dict[str, Pair]:
+def cross_entropy_pairs(rows: int, classes: int) -> dict[str, Pair]:
     """Mean cross entropy."""
     logits, target = torch.randn(rows, classes), torch.randint(0, classes, (rows,))
     leaf = logits.clone().requires_grad_()
     aten, one = torch.ops.aten, torch.ones(())
-    _, stats, total = torch.ops.fastmlp.softmax_xent(logits, target)
+    _, stats, total = torch.ops.fastmlp.cross_entropy(logits, target)
     log_p = F.log_softmax(logits, 1)
     _, count = aten.nll_loss_forward(log_p, target, None, 1, -100)
 
@@ -104,17 +104,17 @@ def xent_pairs(rows: int, classes: int) -> dict[str, Pair]:
         return result
 
     def ours_backward() -> Tensor:
-        result: Tensor = _softmax_xent_backward(one, logits, target, stats, total)
+        result: Tensor = _cross_entropy_backward(one, logits, target, stats, total)
         return result
 
     return {
         "forward": (
-            lambda: functional.softmax_cross_entropy(logits, target),
+            lambda: functional.cross_entropy(logits, target),
             lambda: F.cross_entropy(logits, target),
         ),
         "backward": (ours_backward, eager_backward),
         "both": (
-            lambda: torch.autograd.grad(functional.softmax_cross_entropy(leaf, target), leaf),
+            lambda: torch.autograd.grad(functional.cross_entropy(leaf, target), leaf),
             lambda: torch.autograd.grad(F.cross_entropy(leaf, target), leaf),
         ),
     }
@@ -137,12 +137,12 @@ def run(seconds: float) -> list[dict[str, Any]]:
     make: dict[str, Callable[..., dict[str, Pair]]] = {
         "linear+relu": linear_pairs,
         "relu": relu_pairs,
-        "cross entropy": xent_pairs,
+        "cross entropy": cross_entropy_pairs,
     }
     cases = [
         *(("linear+relu", shape) for shape in LINEAR_SHAPES),
         *(("relu", shape) for shape in RELU_SHAPES),
-        *(("cross entropy", shape) for shape in XENT_SHAPES),
+        *(("cross entropy", shape) for shape in CROSS_ENTROPY_SHAPES),
         *TINY_SHAPES,
     ]
     rows = []

@@ -39,7 +39,14 @@ LINEAR_SHAPES = [
 ]
 LINEAR_SHAPES += [(8192, 4096, 4096)]
 RELU_SHAPES = [(1 << 20,), (1 << 25,), (1 << 27,)]
-XENT_SHAPES = [(8, 10), (128, 10), (1024, 10), (128, 1000), (8192, 32_000), (4096, 128_256)]
+CROSS_ENTROPY_SHAPES = [
+    (8, 10),
+    (128, 10),
+    (1024, 10),
+    (128, 1000),
+    (8192, 32_000),
+    (4096, 128_256),
+]
 WAYS = {
     "fastmlp by FMA": float32.FMA,
     "fastmlp by three TF32 products": float32.THREE_TF32,
@@ -154,7 +161,7 @@ def relu_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
     ]
 
 
-def xent_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
+def cross_entropy_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
     def make() -> tuple[Tensor, ...]:
         logits = torch.randn(shape, device="cuda", dtype=DTYPES[dtype]).requires_grad_()
         return logits, torch.randint(0, shape[1], shape[:1], device="cuda")
@@ -166,7 +173,7 @@ def xent_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
 
         return run
 
-    contenders = {"fastmlp": lambda a, b: functional.softmax_cross_entropy(a, b, backend="native")}
+    contenders = {"fastmlp": lambda a, b: functional.cross_entropy(a, b, backend="native")}
     contenders |= compiled(F.cross_entropy) | liger_and_apex()
     count = math.prod(shape)
     return [
@@ -189,7 +196,7 @@ def liger_and_apex() -> dict[str, Function]:
     except ImportError:
         pass
     try:
-        apex = importlib.import_module("apex.contrib.xentropy").SoftmaxCrossEntropyLoss
+        apex = importlib.import_module("apex.contrib.cross_entropyropy").CrossEntropyLoss
         found["apex"] = lambda logits, target: apex.apply(logits, target).mean()
     except ImportError:
         pass
@@ -314,7 +321,7 @@ def run(samples: int, minutes: float, out: Path) -> None:
     print("operator shape dtype pass ratio_gpu ratio_host of_copy_bandwidth teraflops time")
     plan: list[tuple[Callable[..., list[Case]], tuple[int, ...]]] = [
         *((relu_cases, shape) for shape in RELU_SHAPES),
-        *((xent_cases, shape) for shape in XENT_SHAPES),
+        *((cross_entropy_cases, shape) for shape in CROSS_ENTROPY_SHAPES),
         *((linear_cases, shape) for shape in LINEAR_SHAPES),
     ]
     rows: list[dict[str, Any]] = []

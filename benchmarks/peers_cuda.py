@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from peers import HandWritten, ModuleAndOptimizer, Parameters
 from torch import Tensor
 
-from fastmlp.engines.cuda_graph import Recording
+from fastmlp.engines.cuda_graph import CapturedGraph
 
 NAMES = ("0.weight", "0.bias", "2.weight", "2.bias")
 
@@ -59,7 +59,7 @@ class GraphByHand:
         self.images, self.labels, self.lr = images, labels, lr
         self.eye = torch.eye(len(self.tensors[3]), device=images.device)
         self.loss = torch.zeros((), device=images.device)
-        self.chunks: dict[tuple[int, int], tuple[Tensor, Recording]] = {}
+        self.chunks: dict[tuple[int, int], tuple[Tensor, CapturedGraph]] = {}
 
     def epoch(self, order: Tensor, batch: int) -> float:
         order = order.to(self.images.device)
@@ -79,7 +79,7 @@ class GraphByHand:
             changing = [*self.tensors, self.loss]
             before = [tensor.clone() for tensor in changing]
             static = rows.clone()
-            recording = Recording(lambda: self.steps(static, steps), rows.device)
+            recording = CapturedGraph(lambda: self.steps(static, steps), rows.device)
             self.chunks[key] = static, recording
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)

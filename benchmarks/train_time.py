@@ -17,8 +17,8 @@ from timing import RESULTS, provenance, save
 
 from fastmlp.cli.progress import Progress
 from fastmlp.training.api import fit
+from fastmlp.training.data import load_splits
 from fastmlp.training.presets import resolve_config
-from fastmlp.training.run_data import load_run_data
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "train.cpu.json")
     args = parser.parse_args()
     flags = {"dataset": "cifar10", "data_dir": args.data_dir, "device": "cpu"}
-    data = load_run_data(resolve_config(flags))
+    data = load_splits(resolve_config(flags))
     rows = []
     for seed in range(args.seeds):
         config = resolve_config({**flags, "seed": seed})

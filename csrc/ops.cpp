@@ -10,23 +10,25 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   m.def("linear_plan(int batch, int inputs, int outputs, ScalarType dtype) -> str");
   m.def(
       "linear_plan_cuda(int batch, int inputs, int outputs, ScalarType dtype, int processors, "
-      "int capability, int float32=0) -> str");
+      "int capability, int matmul_precision=0) -> str");
 
   // y (..., O) = act(x (..., I) weight (O, I)^T + bias (O,)). float32 is how a GPU multiplies
-  // float32, plan.h's Float32: 0 as accurately as that, 1 in TF32 where it pays.
+  // float32, plan.h's MatmulPrecision: 0 as accurately as that, 1 in TF32 where it pays.
   m.def(
-      "linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False, int float32=0) -> "
+      "linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False, int matmul_precision=0) "
+      "-> "
       "Tensor");
   // The same with a ReLU, and y's mask (..., ceil(O / 8)), bytes in which bit o % 8 of byte o / 8
   // says whether the gradient passes output o: not where y <= 0.
   m.def(
-      "linear_relu_with_mask(Tensor x, Tensor weight, Tensor? bias=None, int float32=0) -> "
+      "linear_relu_with_mask(Tensor x, Tensor weight, Tensor? bias=None, int matmul_precision=0) "
+      "-> "
       "(Tensor, Tensor)");
   // (dx, dw, db) of linear; y, its output or that one's mask, is given where there was a ReLU. One
   // that is not needed comes back with shape (0,).
   m.def(
       "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? y, bool need_dx, bool need_dw, "
-      "bool need_db, int float32=0) -> (Tensor, Tensor, Tensor)");
+      "bool need_db, int matmul_precision=0) -> (Tensor, Tensor, Tensor)");
 
   // max(x, 0), nan stays nan; the same, contiguous, with the mask of its last dimension (a scalar's
   // is one byte); and the gradient, where y is relu's output, its input or the mask.
@@ -38,10 +40,10 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   // Returns loss, stats (N, 2) = each row's maximum and log sum exp(logit - maximum), and the total
   // weight (), the sum of the targets' class weights that "mean" divides by.
   m.def(
-      "softmax_xent(Tensor logits, Tensor target, Tensor? weight=None, int reduction=1, "
+      "cross_entropy(Tensor logits, Tensor target, Tensor? weight=None, int reduction=1, "
       "int ignore_index=-100, float label_smoothing=0.0) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "softmax_xent_backward(Tensor dloss, Tensor logits, Tensor target, Tensor stats, "
+      "cross_entropy_backward(Tensor dloss, Tensor logits, Tensor target, Tensor stats, "
       "Tensor total_weight, Tensor? weight=None, int reduction=1, int ignore_index=-100, "
       "float label_smoothing=0.0) -> Tensor");
 

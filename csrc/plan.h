@@ -53,17 +53,17 @@ struct Gpu {
 
 // How float32 is multiplied on a GPU. Of what may be asked for, the first two leave the choice to
 // the plan; the others are for tests and benchmarks.
-enum class Float32 {
+enum class MatmulPrecision {
   kAccurate,     // as accurately as in float32
   kTf32Allowed,  // in TF32 where that is faster
   kFma,
   kThreeTf32,  // three products of the operands' TF32 parts, which are as accurate as float32
   kTf32,
 };
-constexpr int kFloat32Count = 5;
+constexpr int kMatmulPrecisionCount = 5;
 
-struct Float32Plan {
-  Float32 by;  // one of the last three
+struct MatmulPrecisionPlan {
+  MatmulPrecision by;  // one of the last three
   const char* why;
 };
 
@@ -73,15 +73,18 @@ struct Float32Plan {
 // for numbers anyway, and is exact. Above it arithmetic counts: 67 TFLOP/s by FMA, some 300 by
 // tensor cores in TF32, a third of that by three products. So it is on other GPUs for data centers;
 // on the rest, such as 8.6, 8.9 and 12.0, tensor cores do TF32 at about the rate of FMA.
-inline Float32Plan plan_float32(int64_t m, int64_t n, int64_t k, int capability, Float32 wanted) {
+inline MatmulPrecisionPlan plan_matmul_precision(int64_t m, int64_t n, int64_t k, int capability,
+                                                 MatmulPrecision wanted) {
   constexpr double kWorkPerNumber = 20;
-  if (wanted >= Float32::kFma) return {wanted, "as asked for"};
+  if (wanted >= MatmulPrecision::kFma) return {wanted, "as asked for"};
   const double work = 1.0 * m * n * k, numbers = 1.0 * m * n + 1.0 * m * k + 1.0 * n * k;
-  if (work < kWorkPerNumber * numbers) return {Float32::kFma, "FMA: bound by reading"};
-  if (wanted == Float32::kTf32Allowed) return {Float32::kTf32, "TF32, which torch allows"};
+  if (work < kWorkPerNumber * numbers) return {MatmulPrecision::kFma, "FMA: bound by reading"};
+  if (wanted == MatmulPrecision::kTf32Allowed)
+    return {MatmulPrecision::kTf32, "TF32, which torch allows"};
   const bool for_data_centers = capability == 80 || capability == 90 || capability / 10 == 10;
-  if (!for_data_centers) return {Float32::kFma, "FMA: this GPU's tensor cores are no faster"};
-  return {Float32::kThreeTf32, "three TF32 products: bound by arithmetic"};
+  if (!for_data_centers)
+    return {MatmulPrecision::kFma, "FMA: this GPU's tensor cores are no faster"};
+  return {MatmulPrecision::kThreeTf32, "three TF32 products: bound by arithmetic"};
 }
 
 // `brain_floats`: the operands are bfloat16, for which processors have matrix instructions that
@@ -119,9 +122,9 @@ inline int64_t plan_blocked_cuda(int64_t batch) {
 
 // How our CUDA kernel walks through the steps of a block (csrc/cuda/blocked/chain.cu).
 struct ChainPlan {
-  const char* why_not;  // it cannot, in words; null where it can
-  int tile;             // rows of a batch that a thread works on at once
-  int units;            // hidden units of a thread
+  const char* unsupported_reason;  // it cannot, in words; null where it can
+  int tile;                        // rows of a batch that a thread works on at once
+  int units;                       // hidden units of a thread
   int threads;
   bool keeps_weight;  // the last layer's weight stays in shared memory throughout
   // Where its arrays begin in shared memory, and all of it, in numbers; the recurrence begins it.
@@ -155,7 +158,7 @@ inline ChainPlan plan_chain_cuda(int64_t batch, int64_t hidden, int64_t classes,
   constexpr int64_t kSharedBytes = 99 << 10;  // that every GPU from sm_80 on gives a block
   ChainPlan plan{};
   const auto refused = [&](const char* why) {
-    plan.why_not = why;
+    plan.unsupported_reason = why;
     return plan;
   };
   if (batch < 1 || batch > 128) return refused("its kernel takes batches of 1 to 128 images");
@@ -181,6 +184,6 @@ inline ChainPlan plan_chain_cuda(int64_t batch, int64_t hidden, int64_t classes,
 inline bool plan_wide_chain_cpu(int64_t work) { return work >= 4 << 20; }
 
 // Whether a block of so many multiply-adds is worth several threads.
-inline bool plan_team_cpu(int64_t work) { return work >= 1 << 20; }
+inline bool plan_threads_cpu(int64_t work) { return work >= 1 << 20; }
 
 }  // namespace fastmlp

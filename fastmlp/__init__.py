@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmlp import manual
 from fastmlp.nn import functional
-from fastmlp.nn.modules import MLP, Linear, LinearReLU, ReLU, SoftmaxCrossEntropyLoss
+from fastmlp.nn.modules import MLP, CrossEntropyLoss, Linear, LinearReLU, ReLU
 from fastmlp.ops._load import native_available, set_backend
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ except PackageNotFoundError:  # imported from a checkout that was never installe
 
 __all__ = [
     "MLP",
+    "CrossEntropyLoss",
     "Linear",
     "LinearReLU",
     "ReLU",
-    "SoftmaxCrossEntropyLoss",
     "TrainConfig",
     "fit",
     "fit_many",

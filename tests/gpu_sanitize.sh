@@ -11,7 +11,7 @@ export FASTMLP_NO_POISON=1               # initcheck looks for reads of what nob
 "${PYTHON:-python}" -c 'import torch, fastmlp; assert torch.cuda.is_available() and fastmlp.native_available("cuda")'
 # Cases whose expected values come from the CPU or from simple kernels: no library is in the way.
 chosen='(every_layout and (9x15x4 or 100x65x131 or 24x640x130) and (offset or transposed))
-  or padded or (relu_aligned and 8192) or xent_layouts or (no_class and 0.1)
+  or padded or (relu_aligned and 8192) or cross_entropy_layouts or (no_class and 0.1)
   or (every_option and 1100 and mean and False-0.1)
   or (TestChain and every_shape and (8x3 or 4x7 or 20x5 or 16x2 or 3x4) and (plain or all))'
 for tool in ${SANITIZE_TOOLS:-memcheck racecheck initcheck synccheck}; do

@@ -57,8 +57,8 @@ inline void check_linear_backward(const Tensor& dy, const Tensor& x, const Tenso
 }
 
 inline void check_float32(int64_t float32) {
-  FASTMLP_CHECK(float32 >= 0 && float32 < kFloat32Count,
-                "float32 must be between 0 and 4, got " + std::to_string(float32));
+  FASTMLP_CHECK(float32 >= 0 && float32 < kMatmulPrecisionCount,
+                "matmul_precision must be between 0 and 4, got " + std::to_string(float32));
 }
 
 // The dtype of sums over logits.
@@ -66,9 +66,9 @@ inline ScalarType stats_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_xent(const Tensor& logits, const Tensor& target,
-                       const std::optional<Tensor>& weight, int64_t reduction,
-                       double label_smoothing) {
+inline void check_cross_entropy(const Tensor& logits, const Tensor& target,
+                                const std::optional<Tensor>& weight, int64_t reduction,
+                                double label_smoothing) {
   check_floating("logits", logits);
   check_dim("logits", logits, 2);
   check_dim("target", target, 1);
@@ -85,8 +85,9 @@ inline void check_xent(const Tensor& logits, const Tensor& target,
   FASTMLP_CHECK(label_smoothing >= 0 && label_smoothing <= 1, "label_smoothing must be in [0, 1]");
 }
 
-inline void check_xent_backward(const Tensor& dloss, const Tensor& logits, const Tensor& stats,
-                                const Tensor& total_weight, int64_t reduction) {
+inline void check_cross_entropy_backward(const Tensor& dloss, const Tensor& logits,
+                                         const Tensor& stats, const Tensor& total_weight,
+                                         int64_t reduction) {
   check_same_dtype("dloss", dloss, "logits", logits);
   check_dim("dloss", dloss, reduction == kNone ? 1 : 0);
   if (reduction == kNone) check_size("dloss", dloss, 0, logits.size(0));
@@ -95,7 +96,7 @@ inline void check_xent_backward(const Tensor& dloss, const Tensor& logits, const
   FASTMLP_CHECK(stats.size(0) == logits.size(0) && stats.size(1) == 2 && stats.is_contiguous() &&
                     stats.scalar_type() == type && total_weight.numel() == 1 &&
                     total_weight.scalar_type() == type,
-                "stats and total_weight must be those that softmax_xent returned");
+                "stats and total_weight must be those that cross_entropy returned");
 }
 
 }  // namespace fastmlp

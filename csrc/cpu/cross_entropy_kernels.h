@@ -1,5 +1,5 @@
 // Softmax cross entropy, a row at a time: a pass for the maximum, a pass for the sum; the gradient
-// recomputes the probabilities. Included by foreach_isa.h, after XentRows.
+// recomputes the probabilities. Included by foreach_isa.h, after CrossEntropyRows.
 
 #include "cpu/softmax_rows.h"
 
@@ -27,8 +27,8 @@ FASTMLP_INLINE acc_t<T> weighted_sum(const T* x, const T* weight, int64_t classe
 // row_loss[i] and row_weight[i] = w_target of rows [begin, end), both 0 where ignored; stats (rows,
 // 2).
 template <typename T>
-void softmax_xent_rows(const XentRows<T>& in, int64_t begin, int64_t end, acc_t<T>* row_loss,
-                       acc_t<T>* row_weight, acc_t<T>* stats) {
+void cross_entropy_rows(const CrossEntropyRows<T>& in, int64_t begin, int64_t end,
+                        acc_t<T>* row_loss, acc_t<T>* row_weight, acc_t<T>* stats) {
   using Acc = acc_t<T>;
   for (int64_t i = begin; i < end; ++i) {
     const T* x = in.logits + i * in.stride;
@@ -52,9 +52,9 @@ void softmax_xent_rows(const XentRows<T>& in, int64_t begin, int64_t end, acc_t<
 // hot = (1-s) w_label; rows whose label is ignored give 0. scale_step is 0 where all rows share
 // one.
 template <typename T>
-void softmax_xent_backward_rows(const XentRows<T>& in, int64_t begin, int64_t end,
-                                const acc_t<T>* stats, const acc_t<T>* scale, int64_t scale_step,
-                                T* dlogits) {
+void cross_entropy_backward_rows(const CrossEntropyRows<T>& in, int64_t begin, int64_t end,
+                                 const acc_t<T>* stats, const acc_t<T>* scale, int64_t scale_step,
+                                 T* dlogits) {
   using Acc = acc_t<T>;
   constexpr int kStep = kLanes<Acc>;
   for (int64_t i = begin; i < end; ++i) {

@@ -81,8 +81,8 @@ std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType 
   const LinearPlan plan = plan_linear(batch, in, out, type);
   if (!plan.ours) return std::string("ATen's BLAS (") + plan.why + ")";
   const ProductPlan product = plan_product(batch, out, in, processors);
-  const Float32Plan by =
-      plan_float32(batch, out, in, static_cast<int>(capability), static_cast<Float32>(float32));
+  const MatmulPrecisionPlan by = plan_matmul_precision(batch, out, in, static_cast<int>(capability),
+                                                       static_cast<MatmulPrecision>(float32));
   return std::string("fastmlp's kernels (") + plan.why + "; tiles of " +
          std::to_string(product.tile_m) + " rows, " + std::to_string(product.splits) + " parts" +
          (type == ScalarType::Float ? std::string("; ") + by.why : "") + ")";
@@ -112,7 +112,7 @@ void multiply(const char* name, LinearProduct product, const Tensor& like, const
   Gpu gpu{};
   check_launch(name, describe_device(&gpu));
   const int64_t m = product.m, n = product.n, k = product.k;
-  product.float32 = plan_float32(m, n, k, gpu.capability, product.float32).by;
+  product.float32 = plan_matmul_precision(m, n, k, gpu.capability, product.float32).by;
   const ProductPlan plan = plan_product(m, n, k, gpu.processors);
   product.tile_m = plan.tile_m;
   product.splits = plan.splits;
@@ -160,7 +160,7 @@ Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional
   product.n = out;
   product.k = rows.columns;
   product.relu = use_relu;
-  product.float32 = static_cast<Float32>(float32);
+  product.float32 = static_cast<MatmulPrecision>(float32);
   multiply("linear", product, x, launch);
   return y;
 }
@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor> linear_relu_with_mask_cuda(const Tensor& x, const Ten
 // is dy as the ReLU let it through. Those that are null are not computed.
 void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
                           const std::optional<Rows>& y, const Tensor* dx, const Tensor* dw,
-                          const Tensor* db, Float32 float32, const Launch& launch) {
+                          const Tensor* db, MatmulPrecision float32, const Launch& launch) {
   Operand g{dy.tensor.data_ptr(), dy.stride, true, nullptr, 0};
   if (y) {
     g.mask = y->tensor.data_ptr();
@@ -242,20 +242,20 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& dy, const 
   const std::optional<Rows> masks = y ? std::optional<Rows>(rows_of(*y)) : std::nullopt;
   linear_backward_ours(rows_of(dy), rows, weight, masks, need_dx ? &dx : nullptr,
                        need_dw ? &dw : nullptr, need_db ? &db : nullptr,
-                       static_cast<Float32>(float32), launch);
+                       static_cast<MatmulPrecision>(float32), launch);
   return {dx, dw, db};
 }
 
 // ---- softmax cross entropy ----
 
-// The tensors behind an XentRows.
-struct XentTensors {
+// The tensors behind an CrossEntropyRows.
+struct CrossEntropyTensors {
   fastmlp::Rows logits;
   Tensor target;
   std::optional<Tensor> weight;
 
-  XentTensors(const Tensor& logits_in, const Tensor& target_in,
-              const std::optional<Tensor>& weight_in)
+  CrossEntropyTensors(const Tensor& logits_in, const Tensor& target_in,
+                      const std::optional<Tensor>& weight_in)
       : logits(rows_of(logits_in)), target(target_in) {
     check_device("target", target_in, logits_in);
     if (!weight_in) return;
@@ -263,7 +263,7 @@ struct XentTensors {
     weight = torch::stable::contiguous(*weight_in);
   }
 
-  XentRows view(int64_t reduction, int64_t ignore_index, double smoothing) const {
+  CrossEntropyRows view(int64_t reduction, int64_t ignore_index, double smoothing) const {
     return {logits.tensor.data_ptr(),
             logits.stride,
             logits.rows,
@@ -278,11 +278,11 @@ struct XentTensors {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> softmax_xent_cuda(const Tensor& logits, const Tensor& target,
-                                                     const std::optional<Tensor>& weight,
-                                                     int64_t reduction, int64_t ignore_index,
-                                                     double label_smoothing) {
-  check_xent(logits, target, weight, reduction, label_smoothing);
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_cuda(const Tensor& logits, const Tensor& target,
+                                                      const std::optional<Tensor>& weight,
+                                                      int64_t reduction, int64_t ignore_index,
+                                                      double label_smoothing) {
+  check_cross_entropy(logits, target, weight, reduction, label_smoothing);
   const Launch launch(logits);
   const ScalarType type = logits.scalar_type(), sums = stats_type(type);
   const int64_t rows = logits.size(0);
@@ -292,34 +292,34 @@ std::tuple<Tensor, Tensor, Tensor> softmax_xent_cuda(const Tensor& logits, const
   const Tensor stats = empty_beside(logits, {rows, 2}, sums);
   const Tensor total_weight = empty_beside(logits, scalar, sums);
   const Tensor workspace = empty_beside(logits, {2, rows}, sums);
-  const XentTensors tensors(logits, target, weight);
-  check_launch("softmax_xent",
-               launch_softmax_xent(loss.data_ptr(), stats.data_ptr(), total_weight.data_ptr(),
-                                   workspace.data_ptr(),
-                                   tensors.view(reduction, ignore_index, label_smoothing),
-                                   type_of(type), launch.stream));
+  const CrossEntropyTensors tensors(logits, target, weight);
+  check_launch("cross_entropy",
+               launch_cross_entropy(loss.data_ptr(), stats.data_ptr(), total_weight.data_ptr(),
+                                    workspace.data_ptr(),
+                                    tensors.view(reduction, ignore_index, label_smoothing),
+                                    type_of(type), launch.stream));
   return {loss, stats, total_weight};
 }
 
-Tensor softmax_xent_backward_cuda(const Tensor& dloss, const Tensor& logits, const Tensor& target,
-                                  const Tensor& stats, const Tensor& total_weight,
-                                  const std::optional<Tensor>& weight, int64_t reduction,
-                                  int64_t ignore_index, double label_smoothing) {
-  check_xent(logits, target, weight, reduction, label_smoothing);
-  check_xent_backward(dloss, logits, stats, total_weight, reduction);
+Tensor cross_entropy_backward_cuda(const Tensor& dloss, const Tensor& logits, const Tensor& target,
+                                   const Tensor& stats, const Tensor& total_weight,
+                                   const std::optional<Tensor>& weight, int64_t reduction,
+                                   int64_t ignore_index, double label_smoothing) {
+  check_cross_entropy(logits, target, weight, reduction, label_smoothing);
+  check_cross_entropy_backward(dloss, logits, stats, total_weight, reduction);
   check_device("dloss", dloss, logits);
   check_device("stats", stats, logits);
   check_device("total_weight", total_weight, logits);
   const Launch launch(logits);
   const ScalarType type = logits.scalar_type();
   const Tensor dlogits = empty_beside(logits, sizes_of(logits), type);
-  const XentTensors tensors(logits, target, weight);
+  const CrossEntropyTensors tensors(logits, target, weight);
   const Tensor upstream = torch::stable::contiguous(dloss);
-  check_launch("softmax_xent_backward",
-               launch_softmax_xent_backward(dlogits.data_ptr(), upstream.data_ptr(),
-                                            stats.data_ptr(), total_weight.data_ptr(),
-                                            tensors.view(reduction, ignore_index, label_smoothing),
-                                            type_of(type), launch.stream));
+  check_launch("cross_entropy_backward",
+               launch_cross_entropy_backward(dlogits.data_ptr(), upstream.data_ptr(),
+                                             stats.data_ptr(), total_weight.data_ptr(),
+                                             tensors.view(reduction, ignore_index, label_smoothing),
+                                             type_of(type), launch.stream));
   return dlogits;
 }
 
@@ -333,8 +333,8 @@ STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, FASTMLP_KEY, m) {
   m.impl("linear", TORCH_BOX(&fastmlp::linear_cuda));
   m.impl("linear_relu_with_mask", TORCH_BOX(&fastmlp::linear_relu_with_mask_cuda));
   m.impl("linear_backward", TORCH_BOX(&fastmlp::linear_backward_cuda));
-  m.impl("softmax_xent", TORCH_BOX(&fastmlp::softmax_xent_cuda));
-  m.impl("softmax_xent_backward", TORCH_BOX(&fastmlp::softmax_xent_backward_cuda));
+  m.impl("cross_entropy", TORCH_BOX(&fastmlp::cross_entropy_cuda));
+  m.impl("cross_entropy_backward", TORCH_BOX(&fastmlp::cross_entropy_backward_cuda));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, CompositeExplicitAutograd, m) {

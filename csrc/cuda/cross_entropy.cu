@@ -1,4 +1,4 @@
-// softmax_xent and softmax_xent_backward on CUDA.
+// cross_entropy and cross_entropy_backward on CUDA.
 #include "cuda/kernel.cuh"
 
 namespace fastmlp {
@@ -14,7 +14,7 @@ constexpr int64_t kOneBlockRows[] = {1024, 64};
 constexpr int kThreads = 256;
 constexpr int kManyThreads = 512;  // of a block that has a long row, or all rows, to itself
 
-// XentRows, typed.
+// CrossEntropyRows, typed.
 template <typename T>
 struct Rows {
   const T* logits;
@@ -28,7 +28,7 @@ struct Rows {
 };
 
 template <typename T>
-Rows<T> typed(const XentRows& in) {
+Rows<T> typed(const CrossEntropyRows& in) {
   const bool vector = is_aligned(in.logits) && in.stride * sizeof(T) % 16 == 0;
   return {static_cast<const T*>(in.logits),
           static_cast<const T*>(in.weight),
@@ -155,11 +155,11 @@ __device__ void reduce_rows(T* loss, acc_t<T>* total_weight, const acc_t<T>* row
 // Grid      a team for each row; a grid of one block goes on to reduce_rows.
 // Memory    logits read once (twice with smoothing); shared memory 0.8 KB.
 // Precision acc_t; one order for a given blockDim.x: deterministic.  Needs  nothing: a bad label is
-//           never an index.  Same as  softmax_xent_ref.
+//           never an index.  Same as  cross_entropy_ref.
 template <Team kTeam, typename T>
 __global__ void __launch_bounds__(kManyThreads, 1)
-    softmax_xent_kernel(T* loss, acc_t<T>* stats, acc_t<T>* total_weight, acc_t<T>* row_values,
-                        Rows<T> in) {
+    cross_entropy_kernel(T* loss, acc_t<T>* stats, acc_t<T>* total_weight, acc_t<T>* row_values,
+                         Rows<T> in) {
   using Acc = acc_t<T>;
   FASTMLP_SHARED(WarpValues<Acc>, shared);
   const RowTeam<kTeam, Acc> team{shared};
@@ -196,11 +196,11 @@ __global__ void __launch_bounds__(kManyThreads, 1)
 // Computes  total_weight = sum of the rows' weights; loss = that of their losses, for mean divided
 //           by total_weight.
 // Shapes    loss (), total_weight (), row_values (2, rows).  Grid  one block.
-// Precision double, one order: deterministic.  Same as  the reduction of softmax_xent_ref.
+// Precision double, one order: deterministic.  Same as  the reduction of cross_entropy_ref.
 template <typename T>
 __global__ void __launch_bounds__(kManyThreads, 1)
-    softmax_xent_reduce_kernel(T* loss, acc_t<T>* total_weight, const acc_t<T>* row_values,
-                               int64_t rows, int reduction) {
+    cross_entropy_reduce_kernel(T* loss, acc_t<T>* total_weight, const acc_t<T>* row_values,
+                                int64_t rows, int reduction) {
   reduce_rows(loss, total_weight, row_values, row_values + rows, rows, reduction);
 }
 
@@ -250,12 +250,12 @@ __device__ void write_gradient(T* dx, const T* x, const Rows<T>& in, int64_t beg
 // Shapes    dlogits (rows, classes); dloss () or (rows); stats (rows, 2); total_weight ().
 // Grid      (rows, parts of `chunk` columns); a team for each row and part.
 // Memory    logits read once.  Precision  acc_t; deterministic.  Needs  chunk a multiple of a pack.
-// Same as   softmax_xent_backward_ref.
+// Same as   cross_entropy_backward_ref.
 template <Team kTeam, typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    softmax_xent_backward_kernel(T* dlogits, const T* dloss, const acc_t<T>* stats,
-                                 const acc_t<T>* total_weight, Rows<T> in, int64_t chunk,
-                                 bool vector) {
+    cross_entropy_backward_kernel(T* dlogits, const T* dloss, const acc_t<T>* stats,
+                                  const acc_t<T>* total_weight, Rows<T> in, int64_t chunk,
+                                  bool vector) {
   using Acc = acc_t<T>;
   FASTMLP_SHARED(WarpValues<Acc>, shared);
   const RowTeam<kTeam, Acc> team{shared};
@@ -303,13 +303,13 @@ cudaError_t launch_forward(T* loss, acc_t<T>* stats, acc_t<T>* total_weight, acc
   const bool one_block = team == kBlockTeam ? in.rows <= 1 : in.rows <= kOneBlockRows[team];
   const int threads = one_block || team == kBlockTeam ? kManyThreads : kThreads;
   const unsigned blocks = one_block ? 1 : grid_for(team, in.rows, threads);
-  const auto kernel = team == kThreadTeam ? softmax_xent_kernel<kThreadTeam, T>
-                      : team == kWarpTeam ? softmax_xent_kernel<kWarpTeam, T>
-                                          : softmax_xent_kernel<kBlockTeam, T>;
+  const auto kernel = team == kThreadTeam ? cross_entropy_kernel<kThreadTeam, T>
+                      : team == kWarpTeam ? cross_entropy_kernel<kWarpTeam, T>
+                                          : cross_entropy_kernel<kBlockTeam, T>;
   const cudaError_t error = launch_kernel(kernel, dim3(blocks), threads, stream, loss, stats,
                                           total_weight, row_values, in);
   if (error != cudaSuccess || blocks == 1) return error;
-  return launch_kernel(softmax_xent_reduce_kernel<T>, dim3(1), kManyThreads, stream, loss,
+  return launch_kernel(cross_entropy_reduce_kernel<T>, dim3(1), kManyThreads, stream, loss,
                        total_weight, static_cast<const acc_t<T>*>(row_values), in.rows,
                        in.reduction);
 }
@@ -326,17 +326,17 @@ cudaError_t launch_backward(T* dlogits, const T* dloss, const acc_t<T>* stats,
   const int64_t chunk = whole ? in.classes : ceil_div(least, kPart) * kPart;
   const dim3 grid(grid_for(team, in.rows, kThreads),
                   static_cast<unsigned>(ceil_div(in.classes, chunk)));
-  const auto kernel = team == kThreadTeam ? softmax_xent_backward_kernel<kThreadTeam, T>
-                      : team == kWarpTeam ? softmax_xent_backward_kernel<kWarpTeam, T>
-                                          : softmax_xent_backward_kernel<kBlockTeam, T>;
+  const auto kernel = team == kThreadTeam ? cross_entropy_backward_kernel<kThreadTeam, T>
+                      : team == kWarpTeam ? cross_entropy_backward_kernel<kWarpTeam, T>
+                                          : cross_entropy_backward_kernel<kBlockTeam, T>;
   return launch_kernel(kernel, grid, kThreads, stream, dlogits, dloss, stats, total_weight, in,
                        chunk, vector);
 }
 
 }  // namespace
 
-cudaError_t launch_softmax_xent(void* loss, void* stats, void* total_weight, void* workspace,
-                                const XentRows& in, Type type, cudaStream_t stream) {
+cudaError_t launch_cross_entropy(void* loss, void* stats, void* total_weight, void* workspace,
+                                 const CrossEntropyRows& in, Type type, cudaStream_t stream) {
   return dispatch_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     using Acc = acc_t<T>;
@@ -346,9 +346,9 @@ cudaError_t launch_softmax_xent(void* loss, void* stats, void* total_weight, voi
   });
 }
 
-cudaError_t launch_softmax_xent_backward(void* dlogits, const void* dloss, const void* stats,
-                                         const void* total_weight, const XentRows& in, Type type,
-                                         cudaStream_t stream) {
+cudaError_t launch_cross_entropy_backward(void* dlogits, const void* dloss, const void* stats,
+                                          const void* total_weight, const CrossEntropyRows& in,
+                                          Type type, cudaStream_t stream) {
   if (in.rows == 0 || in.classes == 0) return cudaSuccess;
   return dispatch_type(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;

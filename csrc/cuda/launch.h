@@ -29,7 +29,7 @@ enum class Type { kFloat, kDouble, kBFloat16, kHalf };
                                                     cudaStream_t stream);
 
 // What the rows of a softmax cross entropy have in common.
-struct XentRows {
+struct CrossEntropyRows {
   const void* logits;  // (rows, classes), rows `stride` apart
   int64_t stride, rows, classes;
   const void* target;  // (rows) int64 or bytes, `target_step` apart
@@ -43,14 +43,14 @@ struct XentRows {
 
 // loss () or (rows), stats (rows, 2), total_weight (); workspace (2 rows), the last three in the
 // type that sums are kept in: float64 for float64, else float32.
-[[nodiscard]] cudaError_t launch_softmax_xent(void* loss, void* stats, void* total_weight,
-                                              void* workspace, const XentRows& in, Type type,
-                                              cudaStream_t stream);
-// dlogits (rows, classes) from dloss () or (rows) and what softmax_xent returned.
-[[nodiscard]] cudaError_t launch_softmax_xent_backward(void* dlogits, const void* dloss,
-                                                       const void* stats, const void* total_weight,
-                                                       const XentRows& in, Type type,
-                                                       cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_cross_entropy(void* loss, void* stats, void* total_weight,
+                                               void* workspace, const CrossEntropyRows& in,
+                                               Type type, cudaStream_t stream);
+// dlogits (rows, classes) from dloss () or (rows) and what cross_entropy returned.
+[[nodiscard]] cudaError_t launch_cross_entropy_backward(void* dlogits, const void* dloss,
+                                                        const void* stats, const void* total_weight,
+                                                        const CrossEntropyRows& in, Type type,
+                                                        cudaStream_t stream);
 
 // A matrix of a product: element (row, k) lies at data[row * stride + k] where k_contiguous, else
 // at data[k * stride + row]. Where mask, laid out alike, is <= 0, the element counts as 0; where
@@ -77,7 +77,8 @@ struct LinearProduct {
   // plan_product's: rows of a tile (16, 32 or 64), parts that k is cut into, length of a part.
   int tile_m;
   int64_t splits, chunk;
-  Float32 float32;  // plan_float32's, one of the last three; other types leave it alone
+  MatmulPrecision
+      float32;  // plan_matmul_precision's, one of the last three; other types leave it alone
 };
 
 // linear, and both products of linear_backward. Any type but kDouble.

@@ -195,11 +195,11 @@ using Tf32 = Tf32Engine<kTileM, false>;
 
 cudaError_t launch_floats(const LinearProduct& product, cudaStream_t stream) {
   switch (product.float32) {
-    case Float32::kFma:
+    case MatmulPrecision::kFma:
       return launch_typed<float, Fma>(product, stream);
-    case Float32::kThreeTf32:
+    case MatmulPrecision::kThreeTf32:
       return launch_typed<float, ThreeTf32>(product, stream);
-    case Float32::kTf32:
+    case MatmulPrecision::kTf32:
       return launch_typed<float, Tf32>(product, stream);
     default:
       return cudaErrorInvalidValue;

@@ -13,11 +13,8 @@ import torch
 
 from fastmlp.cli.options import add_data_arguments, add_source_arguments
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.data.dataset import (
-    Dataset,
-    load_dataset,
-    split_dataset,
-)
+from fastmlp.data.dataset import Dataset, load_dataset
+from fastmlp.data.splits import split_dataset
 from fastmlp.data.transforms import channel_statistics
 
 

@@ -16,8 +16,8 @@ import torch
 from fastmlp import __version__
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.engines.registry import ENGINES, choose_engine, engine_for, resolve_device
-from fastmlp.ops._load import load_error, native_available, why_not
-from fastmlp.ops.matmul_precision import allowed_float32
+from fastmlp.ops._load import load_error, native_available, unsupported_reason
+from fastmlp.ops.matmul_precision import allowed_matmul_precision
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,7 +46,7 @@ def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
             "why_not": _why_no_cuda(),
         },
         "engines": {
-            name: engine_for(name, device).why_not(device) or f"runs on {device.type}"
+            name: engine_for(name, device).unsupported_reason(device) or f"runs on {device.type}"
             for name in ENGINES
         },
         "auto": {"device": str(device), "engine": engine.name, "reason": reason},
@@ -60,7 +60,9 @@ def _plans(shapes: list[tuple[int, int, int]], device: torch.device) -> dict[str
             return str(torch.ops.fastmlp.linear_plan(*args))
         gpu = torch.cuda.get_device_properties(device)
         described = gpu.multi_processor_count, 10 * gpu.major + gpu.minor
-        return str(torch.ops.fastmlp.linear_plan_cuda(*args, *described, allowed_float32()))
+        return str(
+            torch.ops.fastmlp.linear_plan_cuda(*args, *described, allowed_matmul_precision())
+        )
 
     return {
         f"{batch} x {inputs} -> {outputs}, {name}": plan(batch, inputs, outputs, dtype)
@@ -83,7 +85,7 @@ def _why_no_cuda() -> str | None:
         return "this PyTorch is a CPU build"
     if not torch.cuda.is_available():
         return "PyTorch sees no GPU"
-    return f"{why_not('cuda')}; on a GPU the reference backend and engine run"
+    return f"{unsupported_reason('cuda')}; on a GPU the reference backend and engine run"
 
 
 def render(info: dict[str, Any]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data.cifar10 import CACHE, DIRECTORY_VARIABLE
-from fastmlp.data.dataset import DATASETS, TEST_SETS, parse_split
+from fastmlp.data.dataset import DATASETS, current_name
 from fastmlp.data.download import URL_VARIABLE
+from fastmlp.data.splits import TEST_SETS, parse_split
 from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS
 from fastmlp.engines.registry import ENGINES
 from fastmlp.nn.init import INITS
@@ -189,9 +190,10 @@ def add_source_arguments(parser: argparse._ActionsContainer, dataset: bool = Tru
     if dataset:
         parser.add_argument(
             "--dataset",
+            type=current_name,
             choices=DATASETS,
             default="auto",
-            help="auto: CIFAR-10 if found or downloadable, else the built-in offline set",
+            help="auto: CIFAR-10 if found or downloadable, else the built-in synthetic set",
         )
     # "%(default).0s" prints nothing; it keeps "(default: None)" away.
     parser.add_argument(

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from fastmlp.engines.metrics import EpochRecord, EpochStats
+from fastmlp.engines.metrics import EpochMetrics, EpochRecord
 
 BAR_FORMAT = "{desc} |{bar}| {percentage:3.0f}%{postfix}  {rate_fmt}  {remaining} left"
 
@@ -61,7 +61,7 @@ class Progress:
                 leave=False,
             )
 
-    def step(self, epoch: int, stats: EpochStats) -> None:
+    def step(self, epoch: int, stats: EpochMetrics) -> None:
         """``stats`` is what is done of the epoch, counted from 1."""
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {epoch}/{self._epochs}", refresh=False)

@@ -26,8 +26,9 @@ from fastmlp import __version__
 from fastmlp.cli.options import add_data_arguments
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data.dataset import Dataset, load_dataset
+from fastmlp.data.splits import DataSplits, split_dataset
 from fastmlp.engines.registry import choose_engine, resolve_device
-from fastmlp.report.cache import Part, Parts
+from fastmlp.report.cache import StudyCache, StudyPart
 from fastmlp.report.experiments import FULL, QUICK, Outcome, Study, studies
 from fastmlp.report.html import Document, Points, to_html, to_markdown
 from fastmlp.report.layer_checks import check_layers
@@ -36,7 +37,6 @@ from fastmlp.report.results import Material, make_results
 from fastmlp.report.sections import make_report
 from fastmlp.training import api as fitting
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run_data import RunData, make_run_data
 from fastmlp.utils.environment import device_name, git_commit
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 from fastmlp.utils.files import write_text
@@ -67,9 +67,9 @@ def main(argv: list[str]) -> int:
     TrainConfig(**common)  # refuses what cannot be before anything is downloaded
     device = resolve_device(options.device)
     dataset = load_dataset(options.dataset, options.data_dir, options.data_url)
-    data = make_run_data(dataset, options.split, options.test_set)
+    data = split_dataset(dataset, options.split, options.test_set)
     plan = studies({**common, "dataset": dataset.name, "device": str(device)}, budget)
-    parts = Parts(folder / "parts")
+    parts = StudyCache(folder / "parts")
     with stop_on_signals() as stop:
         try:
             _prepare(folder)
@@ -90,8 +90,8 @@ _SEEDS = ("sweep_seeds", "final_seeds", "ablation_seeds", "network_seeds")
 def _reproduce(
     plan: list[Study],
     dataset: Dataset,
-    data: RunData,
-    parts: Parts,
+    data: DataSplits,
+    parts: StudyCache,
     folder: Path,
     quick: bool,
     stop: Callable[[], bool],
@@ -124,17 +124,17 @@ def _reproduce(
 
 def _train_all(
     plan: list[Study],
-    data: RunData,
-    parts: Parts,
+    data: DataSplits,
+    parts: StudyCache,
     progress: ReportProgress,
     stop: Callable[[], bool],
-) -> dict[str, list[Part]]:
+) -> dict[str, list[StudyPart]]:
     """The parts of each study: those kept, and the others trained now; raises :class:`_Stopped`."""
     keys = {(s.name, seed): _key(s, data, seed) for s in plan for seed in range(s.seeds)}
     kept = {place: parts.load(*place, key) for place, key in keys.items()}
     costs = {(s.name, seed): _cost(s) for s in plan for seed in range(s.seeds)}
     progress.start(costs, {place for place, part in kept.items() if part is not None})
-    done: dict[str, list[Part]] = {study.name: [] for study in plan}
+    done: dict[str, list[StudyPart]] = {study.name: [] for study in plan}
     for study in plan:
         missing = [s for s in range(study.seeds) if kept[study.name, s] is None]
         # a GPU takes all seeds at once; a processor is busy with one, and that can be kept sooner
@@ -155,10 +155,10 @@ def _train_all(
 def _train(
     study: Study,
     seeds: list[int],
-    data: RunData,
+    data: DataSplits,
     progress: ReportProgress,
     stop: Callable[[], bool],
-) -> dict[int, Part]:
+) -> dict[int, StudyPart]:
     """Trains a study's networks with these seeds side by side; raises :class:`_Stopped`."""
     many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     progress.begin([(study.name, seed) for seed in seeds], f"{study.title}, {many}")
@@ -175,7 +175,7 @@ def _train(
         outcomes = {name: Outcome.of(run) for name, run in zip(study.configs, own, strict=True)}
         keep = study.name == "network" and own[0].diverged is None
         parameters = own[0].best_parameters if keep else None
-        parts[seed] = Part(seconds, outcomes, parameters)
+        parts[seed] = StudyPart(seconds, outcomes, parameters)
     return parts
 
 
@@ -183,7 +183,7 @@ def _on_gpu(study: Study) -> bool:
     return any(config.device != "cpu" for config in study.configs.values())
 
 
-def _key(study: Study, data: RunData, seed: int) -> dict[str, Any]:
+def _key(study: Study, data: DataSplits, seed: int) -> dict[str, Any]:
     """What decides the results of a part: it is used again where all of it is the same."""
     configs = {name: config.essentials() for name, config in study.configs.items()}
     kind = "gpu" if _on_gpu(study) else "cpu"
@@ -200,11 +200,13 @@ def _cost(study: Study) -> float:
     return study.epochs * cost
 
 
-def _outcomes(found: list[Part]) -> dict[str, list[Outcome]]:
+def _outcomes(found: list[StudyPart]) -> dict[str, list[Outcome]]:
     return {name: [part.outcomes[name] for part in found] for name in found[0].outcomes}
 
 
-def _best_parameters(material: Material, done: dict[str, list[Part]]) -> dict[str, Tensor] | None:
+def _best_parameters(
+    material: Material, done: dict[str, list[StudyPart]]
+) -> dict[str, Tensor] | None:
     best = material.best_outcome("network", "default")
     return None if best is None else done["network"][best.seed].parameters
 

@@ -25,7 +25,7 @@ from fastmlp.cli.options import (
     given_flags,
 )
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.sweeps.distributed import Workers
+from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult, Trial
 from fastmlp.sweeps.search_space import VARY, plan, shown
 from fastmlp.sweeps.sweep import sweep
@@ -84,7 +84,7 @@ def _base_and_values(flags: dict[str, Any]) -> tuple[TrainConfig, dict[str, list
 
 def _tell(result: SweepResult, out: Path, view: _View) -> int:
     """The last lines; returns the exit code."""
-    if not Workers.from_environment().is_first:
+    if not ProcessGroup.from_environment().is_first:
         return EXIT_INTERRUPTED if result.interrupted else 0
     view.show(result)
     if result.interrupted:
@@ -119,7 +119,7 @@ class _View:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console)
         self._task = self._progress.add_task("", total=epochs)
-        self._first = Workers.from_environment().is_first
+        self._first = ProcessGroup.from_environment().is_first
         self._next_line = time.monotonic() + REPORT_SECONDS
 
     def __enter__(self) -> _View:

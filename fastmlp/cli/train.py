@@ -27,7 +27,7 @@ from fastmlp.cli.options import (
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.cli.progress import Progress
 from fastmlp.training.api import Run, fit, resume
-from fastmlp.training.checkpoint import RunFolder
+from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.config import TrainConfig, load_config_file
 from fastmlp.training.presets import PRESETS, resolve_config
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
@@ -87,7 +87,7 @@ def _resume(flags: dict[str, Any], progress: Progress) -> Run:
 
 def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) -> bool:
     """Says so where the run to resume is at its end and is not to be made longer."""
-    folder = RunFolder(flags["resume"])
+    folder = RunDirectory(flags["resume"])
     if not folder.finished:
         return False
     config = folder.read_config()
@@ -107,11 +107,11 @@ def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) 
 def _tell(run: Run, progress: Progress) -> None:
     """The last lines of a run."""
     summary, best = run.summary, run.summary["best"]
-    offline = ", on the built-in set and not CIFAR-10" if summary["offline"] else ""
+    synthetic = ", on the built-in set and not CIFAR-10" if summary["synthetic"] else ""
     progress.say("")
     progress.final(
         f"Test accuracy {summary['test_accuracy']:.2%} (loss {summary['test_loss']:.4f}, "
-        f"{summary['test_images']:,} images{offline}) after epoch {best['epoch']} of "
+        f"{summary['test_images']:,} images{synthetic}) after epoch {best['epoch']} of "
         f"{summary['epochs']}, the best in validation ({best['val_acc']:.2%})"
     )
     progress.say(
@@ -119,9 +119,9 @@ def _tell(run: Run, progress: Progress) -> None:
         f"{summary['images_per_s']:,.0f} images/s; {_duration(summary['total_seconds'])} in all"
     )
     progress.say(f"Everything is in {run.folder}: best.pt, last.pt, metrics.csv, curves.png, ...")
-    if summary["offline"]:
+    if summary["synthetic"]:
         progress.say(
-            "Warning: this run used the built-in offline set, not CIFAR-10; its accuracies say "
+            "Warning: this run used the built-in synthetic set, not CIFAR-10; its accuracies say "
             "nothing about CIFAR-10."
         )
 

@@ -133,7 +133,7 @@ def _announce(archive: Archive, url: str, part: Path) -> None:
         lines.append("The official host is slow: this may take the better part of an hour.")
     lines += [
         "  Ctrl-C is safe: the next run goes on where this one stopped.",
-        "  --dataset offline trains at once, on the built-in set.",
+        "  --dataset synthetic trains at once, on the built-in set.",
         f"  --data-url URL (or ${URL_VARIABLE}) takes it from a mirror.",
     ]
     print("\n".join(lines), file=sys.stderr)

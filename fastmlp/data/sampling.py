@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastmlp.data.dataset import Part
-from fastmlp.data.transforms import Augmentation, Moves
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import FlipShifts, RandomFlipShift
+from fastmlp.utils.randomness import seeded_generator
 
 
 @lru_cache(maxsize=64)
@@ -35,21 +35,15 @@ def sliding_rows(rows: Tensor, batch: int) -> Tensor:
     return rows.unfold(0, batch, 1)[: len(rows) // batch].reshape(-1)
 
 
-def sliding_part(part: Part, batch: int) -> Part:
+def sliding_part(part: Subset, batch: int) -> Subset:
     """What is measured of ``part`` through such a loader: its first images, most of them ``batch``
     times."""
     counts = torch.bincount(sliding_rows(torch.arange(len(part.labels)), batch))
-    return Part(part.images[: len(counts)], part.labels[: len(counts)], counts)
+    return Subset(part.images[: len(counts)], part.labels[: len(counts)], counts)
 
 
 @lru_cache(maxsize=64)
 def epoch_moves(
-    augmentation: Augmentation, seed: int, epoch: int, count: int, shape: tuple[int, int, int]
-) -> Moves:
+    augmentation: RandomFlipShift, seed: int, epoch: int, count: int, shape: tuple[int, int, int]
+) -> FlipShifts:
     return augmentation.draw(count, shape, seeded_generator(seed, epoch + 1, 1))
-
-
-def seeded_generator(*stream: int) -> torch.Generator:
-    """Independent random numbers for each seed and what it is used for."""
-    state = np.random.SeedSequence(stream).generate_state(1)
-    return torch.Generator().manual_seed(int(state[0]))

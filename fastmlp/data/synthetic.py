@@ -1,4 +1,4 @@
-"""The built-in offline set: ten procedural classes of 32x32 colour images, for a machine without
+"""The built-in synthetic set: ten procedural classes of 32x32 colour images, for a machine without
 CIFAR-10 and without a network.
 
 Each image shows one shape or texture at a random place, size and angle, in two random colours, the
@@ -62,11 +62,11 @@ def warning(reason: str) -> str:
     paragraphs = (
         "THIS IS NOT CIFAR-10",
         reason,
-        "The built-in offline set is used instead: drawn shapes and textures. Its accuracies say"
+        "The built-in synthetic set is used instead: drawn shapes and textures. Its accuracies say"
         " nothing about CIFAR-10.",
         "To get CIFAR-10: python -m fastmlp.data download, or --data-dir FOLDER that holds it. To"
-        " stop where it is missing: --dataset cifar10. To use the offline set without this box:"
-        " --dataset offline.",
+        " stop where it is missing: --dataset cifar10. To use the synthetic set without this box:"
+        " --dataset synthetic.",
     )
     wrapper = textwrap.TextWrapper(84, break_long_words=False, break_on_hyphens=False)
     lines = [line for text in paragraphs for line in ("", *wrapper.wrap(text))] + [""]

@@ -21,7 +21,7 @@ MAX_SHIFT = 127
 
 
 @dataclass(frozen=True)
-class Moves:
+class FlipShifts:
     """How each image of an epoch is moved: ``values`` (n, 3) int8, on the CPU, are rows down,
     columns to the right and 1 where the image is flipped left to right before that, for images of
     ``shape`` (planes, height, width)."""
@@ -29,8 +29,8 @@ class Moves:
     values: Tensor
     shape: tuple[int, int, int]
 
-    def __getitem__(self, rows: slice) -> Moves:
-        return Moves(self.values[rows], self.shape)
+    def __getitem__(self, rows: slice) -> FlipShifts:
+        return FlipShifts(self.values[rows], self.shape)
 
     def apply(self, images: Tensor, *, reference: bool = False) -> Tensor:
         """:func:`flip_shift` of images (n, features), by its kernel on the CPU; ``reference`` keeps
@@ -41,14 +41,16 @@ class Moves:
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class RandomFlipShift:
     """``flip``: every image is flipped left to right half of the time. ``shift``: it is moved by up
     to so many pixels each way, what comes in being mirrored at the edge."""
 
     flip: bool = False
     shift: int = 0
 
-    def draw(self, images: int, shape: tuple[int, int, int], generator: torch.Generator) -> Moves:
+    def draw(
+        self, images: int, shape: tuple[int, int, int], generator: torch.Generator
+    ) -> FlipShifts:
         """Moves for an epoch of so many images, each value with equal probability. Raises
         ValueError where the images are too small for the shift."""
         if self.shift >= min(shape[1:]):
@@ -57,10 +59,10 @@ class Augmentation:
             )
         shifts = torch.randint(-self.shift, self.shift + 1, (images, 2), generator=generator)
         flips = torch.randint(2, (images, 1), generator=generator) * self.flip
-        return Moves(torch.cat([shifts, flips], 1).to(torch.int8), shape)
+        return FlipShifts(torch.cat([shifts, flips], 1).to(torch.int8), shape)
 
 
-def parse_augmentation(text: str) -> Augmentation | None:
+def parse_augmentation(text: str) -> RandomFlipShift | None:
     """``"flip"``, ``"shift:3"`` or ``"flip,shift:3"``; None for ``"none"``. Raises ValueError."""
     match = re.fullmatch(r"(flip)?(?:(?:^|(?<=p),)shift:([0-9]{1,3}))?", text)
     shift = int(match[2] or 0) if match else 0
@@ -71,7 +73,7 @@ def parse_augmentation(text: str) -> Augmentation | None:
             f"augment must be none, flip, shift:N or flip,shift:N with N up to {MAX_SHIFT} pixels, "
             f"got {text!r}"
         )
-    return Augmentation(bool(match[1]), shift)
+    return RandomFlipShift(bool(match[1]), shift)
 
 
 def image_shape(features: int) -> tuple[int, int, int] | None:

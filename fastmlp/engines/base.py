@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from fastmlp.data.dataset import Part
-from fastmlp.data.transforms import Moves, Normalization
-from fastmlp.engines.metrics import EpochStats, EvalStats, NonFiniteLossError
-from fastmlp.engines.optimizers import OPTIMIZERS, StepOptions
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import FlipShifts, Normalization
+from fastmlp.engines.metrics import EpochMetrics, EvalMetrics, NonFiniteLossError
+from fastmlp.engines.optimizers import OPTIMIZERS, OptimizerConfig
 from fastmlp.engines.resident import resident
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Epoch:
 
     order: Tensor
     lr: float
-    moves: Moves | None = None
+    moves: FlipShifts | None = None
     start_step: int = 0
 
 
@@ -49,9 +49,9 @@ class Engine(ABC):
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        train: Part,
+        train: Subset,
         normalization: Normalization,
-        options: StepOptions,
+        options: OptimizerConfig,
         device: torch.device,
     ) -> None:
         self.options = options
@@ -85,10 +85,10 @@ class Engine(ABC):
 
     @staticmethod
     @abstractmethod
-    def why_not(
+    def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: StepOptions | None = None,
+        options: OptimizerConfig | None = None,
     ) -> str | None:
         """Why this engine cannot run on the device, or not for a network of these layer sizes or
         with these options, or None where it can."""
@@ -98,11 +98,11 @@ class Engine(ABC):
         order: Tensor,
         lr: float,
         *,
-        moves: Moves | None = None,
+        moves: FlipShifts | None = None,
         start_step: int = 0,
         should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[EpochStats], None] | None = None,
-    ) -> EpochStats:
+        on_progress: Callable[[EpochMetrics], None] | None = None,
+    ) -> EpochMetrics:
         """Runs the steps of an :class:`Epoch` until all batches are done or ``should_stop()`` is
         true after a step.
 
@@ -124,20 +124,20 @@ class Engine(ABC):
         engines: Sequence[Self],
         epochs: Sequence[Epoch],
         should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[list[EpochStats]], None] | None = None,
-    ) -> list[EpochStats | NonFiniteLossError]:
+        on_progress: Callable[[list[EpochMetrics]], None] | None = None,
+    ) -> list[EpochMetrics | NonFiniteLossError]:
         """:meth:`train_epoch` of several engines with the same training images and normalisation,
         side by side where this kind of engine can. Each gives what it gives alone, to the last
         bit; one whose loss is not finite stops, and its error stands in its place. Raises
         ValueError for a ``start_step`` beyond its epoch."""
 
     @classmethod
-    def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
+    def evaluate_together(cls, engines: Sequence[Self], part: Subset) -> list[EvalMetrics]:
         """:meth:`evaluate` of several engines with the same normalisation."""
         return [engine.evaluate(part) for engine in engines]
 
     @abstractmethod
-    def evaluate(self, part: Part) -> EvalStats:
+    def evaluate(self, part: Subset) -> EvalMetrics:
         """Loss and accuracy on ``part`` with the parameters as they are."""
 
     @abstractmethod

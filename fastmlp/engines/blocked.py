@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastmlp.data.dataset import Part
+from fastmlp.data.splits import Subset
 from fastmlp.engines.base import Epoch
 from fastmlp.engines.eager import EagerEngine
-from fastmlp.engines.metrics import EpochStats, EvalStats, NonFiniteLossError, Tally
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.metrics import (
+    EpochMetrics,
+    EvalMetrics,
+    MetricsAccumulator,
+    NonFiniteLossError,
+)
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.stepwise import REPORT_SECONDS
 from fastmlp.ops._load import native_available
 from fastmlp.ops.blocked_sgd import block_steps, recurrence
@@ -46,7 +51,7 @@ def fresh_images(epoch: Epoch, batch_size: int) -> int:
     return -(-max(distinct - batch_size, 0) // (-(-len(rows) // batch_size) - 1))
 
 
-def why_not_blocked(options: StepOptions) -> str | None:
+def blocked_unsupported_reason(options: OptimizerConfig) -> str | None:
     """Why blocks of such steps cannot be computed, or None where they can."""
     if options.optimizer != "sgd":
         return f"its sums hold for sgd, and {options.optimizer} is not linear in the gradients"
@@ -68,21 +73,21 @@ class BlockedEngine(EagerEngine):
     _blocks_a_call = 1
 
     def _set_up(self) -> None:
-        if why := why_not_blocked(self.options):
+        if why := blocked_unsupported_reason(self.options):
             raise ValueError(f"the engine blocked cannot make these steps: {why}")
         super()._set_up()
 
     @staticmethod
-    def why_not(
+    def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: StepOptions | None = None,
+        options: OptimizerConfig | None = None,
     ) -> str | None:
         if not native_available(device.type):
-            return EagerEngine.why_not(device)
+            return EagerEngine.unsupported_reason(device)
         if device.type != "cpu":
             return f"this form of it is for the CPU, not for {device.type}"
-        if options is not None and (why := why_not_blocked(options)):
+        if options is not None and (why := blocked_unsupported_reason(options)):
             return why
         if sizes is not None and len(sizes) < 3:
             return "it wants at least one hidden layer"
@@ -94,8 +99,8 @@ class BlockedEngine(EagerEngine):
         engines: Sequence[Self],
         epochs: Sequence[Epoch],
         should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[list[EpochStats]], None] | None = None,
-    ) -> list[EpochStats | NonFiniteLossError]:
+        on_progress: Callable[[list[EpochMetrics]], None] | None = None,
+    ) -> list[EpochMetrics | NonFiniteLossError]:
         """All at once; networks whose epochs have the very same ``order`` and ``moves``, batch size
         and block length share their images and Gram matrices."""
         if not engines:
@@ -115,14 +120,14 @@ class BlockedEngine(EagerEngine):
                 break
             if on_progress is not None and now >= report_at:
                 on_progress(
-                    [run.tally.read() if run.error is None else EpochStats() for run in runs]
+                    [run.tally.read() if run.error is None else EpochMetrics() for run in runs]
                 )
                 report_at = now + REPORT_SECONDS
         engines[0]._blocks_a_call = blocks
         return [run.error or run.tally.read() for run in runs]
 
     @classmethod
-    def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
+    def evaluate_together(cls, engines: Sequence[Self], part: Subset) -> list[EvalMetrics]:
         if not engines:
             return []
         check_alike(engines)
@@ -137,11 +142,11 @@ class BlockedEngine(EagerEngine):
         )
         count = part.total
         return [
-            EvalStats(loss / count, correct / count, count)
+            EvalMetrics(loss / count, correct / count, count)
             for loss, correct in zip(losses.tolist(), hits.tolist(), strict=True)
         ]
 
-    def evaluate(self, part: Part) -> EvalStats:
+    def evaluate(self, part: Subset) -> EvalMetrics:
         return self.evaluate_together([self], part)[0]
 
 
@@ -151,7 +156,9 @@ class _Run:
     def __init__(self, engine: BlockedEngine, epoch: Epoch) -> None:
         options = engine.options
         self.engine, self.epoch = engine, epoch
-        self.tally = Tally(len(epoch.order), options.batch_size, epoch.start_step, engine.device)
+        self.tally = MetricsAccumulator(
+            len(epoch.order), options.batch_size, epoch.start_step, engine.device
+        )
         self.error: NonFiniteLossError | None = None
         self.steps = engine.block_steps or block_steps(
             options.batch_size,

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastmlp.data.dataset import Part
+from fastmlp.data.splits import Subset
 from fastmlp.engines.base import Epoch
-from fastmlp.engines.blocked import BlockedEngine, check_alike, check_shared, why_not_blocked
+from fastmlp.engines.blocked import (
+    BlockedEngine,
+    blocked_unsupported_reason,
+    check_alike,
+    check_shared,
+)
 from fastmlp.engines.blocked_pipeline import (
     CHUNK_BLOCKS,
     CHUNK_BYTES,
@@ -21,10 +26,15 @@ from fastmlp.engines.blocked_pipeline import (
     Shape,
     block_bytes,
 )
-from fastmlp.engines.cuda_graph import Pace
+from fastmlp.engines.cuda_graph import ReplayThrottle
 from fastmlp.engines.eager import EagerEngine
-from fastmlp.engines.metrics import EpochStats, EvalStats, NonFiniteLossError, Tally
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.metrics import (
+    EpochMetrics,
+    EvalMetrics,
+    MetricsAccumulator,
+    NonFiniteLossError,
+)
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.stepwise import REPORT_SECONDS
 from fastmlp.ops._load import native_available
 from fastmlp.ops.blocked_sgd import recurrence
@@ -50,14 +60,14 @@ class BlockedCudaEngine(BlockedEngine):
     """
 
     @staticmethod
-    def why_not(
+    def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: StepOptions | None = None,
+        options: OptimizerConfig | None = None,
     ) -> str | None:
         if not native_available(device.type):
-            return EagerEngine.why_not(device)
-        if options is not None and (why := why_not_blocked(options)):
+            return EagerEngine.unsupported_reason(device)
+        if options is not None and (why := blocked_unsupported_reason(options)):
             return why
         if sizes is None:
             return None
@@ -72,8 +82,8 @@ class BlockedCudaEngine(BlockedEngine):
         engines: Sequence[Self],
         epochs: Sequence[Epoch],
         should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[list[EpochStats]], None] | None = None,
-    ) -> list[EpochStats | NonFiniteLossError]:
+        on_progress: Callable[[list[EpochMetrics]], None] | None = None,
+    ) -> list[EpochMetrics | NonFiniteLossError]:
         """Those of one shape side by side, the shapes one after the other; networks whose epochs
         have the very same ``order`` and ``moves`` share their images and Gram matrices."""
         if not engines:
@@ -103,7 +113,7 @@ class BlockedCudaEngine(BlockedEngine):
         self._runners: dict[Shape, Runner] = {}
 
     @classmethod
-    def evaluate_together(cls, engines: Sequence[Self], part: Part) -> list[EvalStats]:
+    def evaluate_together(cls, engines: Sequence[Self], part: Subset) -> list[EvalMetrics]:
         if not engines:
             return []
         check_alike(engines)
@@ -119,7 +129,7 @@ class BlockedCudaEngine(BlockedEngine):
                     sums[1, i] += (logits.argmax(1) == labels).sum()
         losses, hits = sums.tolist()
         return [
-            EvalStats(loss / count, correct / count, count)
+            EvalMetrics(loss / count, correct / count, count)
             for loss, correct in zip(losses, hits, strict=True)
         ]
 
@@ -131,7 +141,7 @@ class _Run:
         options, images = engine.options, len(engine._labels)
         self.engine, self.epoch = engine, epoch
         # On the CPU: what it counts is read from the device for all networks at once.
-        self.tally = Tally(
+        self.tally = MetricsAccumulator(
             len(epoch.order), options.batch_size, epoch.start_step, torch.device("cpu")
         )
         self.error: NonFiniteLossError | None = None
@@ -201,7 +211,7 @@ class _Watch:
         self,
         runs: Sequence[_Run],
         should_stop: Callable[[], bool] | None,
-        on_progress: Callable[[list[EpochStats]], None] | None,
+        on_progress: Callable[[list[EpochMetrics]], None] | None,
     ) -> None:
         self._runs, self._should_stop, self._on_progress = runs, should_stop, on_progress
         self._report_at = time.perf_counter() + REPORT_SECONDS
@@ -220,7 +230,7 @@ class _Watch:
     def report(self) -> None:
         if self._on_progress is not None:
             self._on_progress(
-                [r.tally.read() if r.error is None else EpochStats() for r in self._runs]
+                [r.tally.read() if r.error is None else EpochMetrics() for r in self._runs]
             )
         self._report_at = time.perf_counter() + REPORT_SECONDS
 
@@ -232,7 +242,7 @@ class _Pass:
         self._runner, self._groups = runner, groups
         self._runs = [run for group in groups for run in group]
         self._unread: list[tuple[int, Tensor, Tensor]] = []  # first block, losses, hits
-        self._pace = Pace(runner.losses.device)
+        self._pace = ReplayThrottle(runner.losses.device)
         self._schedule()
 
     def _schedule(self) -> None:

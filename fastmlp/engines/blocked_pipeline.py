@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.data.transforms import Normalization
-from fastmlp.engines.cuda_graph import Beside, Recording
+from fastmlp.engines.cuda_graph import CapturedGraph, SideStream
 from fastmlp.ops.blocked_sgd import blocked_chain_ref
 from fastmlp.ops.flip_shift import flip_shift_ref
 
@@ -144,8 +144,8 @@ class Runner:
         self._ends = make(n.all, 4)
         self.losses = make(n.blocks, n.all, n.steps)
         self.correct = make(n.blocks, n.all, n.steps, dtype=torch.int64)
-        self._beside = Beside(device)
-        self._recording = Recording(self._run, device)
+        self._beside = SideStream(device)
+        self._recording = CapturedGraph(self._run, device)
 
     @property
     def _doubles(self) -> bool:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["Beside", "Pace", "Recording"]
+__all__ = ["CapturedGraph", "ReplayThrottle", "SideStream"]
 
 REPLAYS_AHEAD = 2
 """Replays that a GPU may still have to do when Python gives it the next: it never idles, and who
 wants to stop does not wait for long."""
 
 
-class Recording:
+class CapturedGraph:
     """``work()`` as one CUDA graph on ``device``; elsewhere a replay simply calls it.
 
     ``work`` may only read and write tensors that keep their addresses, and must not wait for the
@@ -48,7 +48,7 @@ class Recording:
             self._graph.replay()
 
 
-class Beside:
+class SideStream:
     """A second stream, for work that may run while the present one does something else."""
 
     def __init__(self, device: torch.device) -> None:
@@ -73,7 +73,7 @@ class Beside:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
-class Pace:
+class ReplayThrottle:
     """Keeps Python at most REPLAYS_AHEAD replays ahead of a GPU."""
 
     def __init__(self, device: torch.device) -> None:

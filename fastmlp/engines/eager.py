@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastmlp.engines.base import copies_on_cpu
-from fastmlp.engines.optimizers import OPTIMIZERS, StepOptions, update_
+from fastmlp.engines.optimizers import OPTIMIZERS, OptimizerConfig, update_
 from fastmlp.engines.stepwise import StepEngine
 from fastmlp.ops._load import load_error, native_available
-from fastmlp.ops.cross_entropy import softmax_xent, softmax_xent_with_grad
+from fastmlp.ops.cross_entropy import cross_entropy, cross_entropy_with_grad
 from fastmlp.ops.linear import linear, linear_backward
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ class EagerEngine(StepEngine):
         self._dlosses: dict[int, Tensor] = {}
 
     @staticmethod
-    def why_not(
+    def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: StepOptions | None = None,
+        options: OptimizerConfig | None = None,
     ) -> str | None:
         if native_available(device.type):
             return None
@@ -48,7 +48,7 @@ class EagerEngine(StepEngine):
 
     def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._forward(x, self._cast())[-1].to(self._tensors[0].dtype)
-        return softmax_xent(logits, labels, None, "sum"), logits
+        return cross_entropy(logits, labels, None, "sum"), logits
 
     def _gradients(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The mean loss, the logits and the gradients of all parameters."""
@@ -59,7 +59,7 @@ class EagerEngine(StepEngine):
         if count not in self._dlosses:
             self._dlosses[count] = torch.full((), 1 / count, dtype=dtype, device=x.device)
         # every gradient is linear in this one
-        loss, dlogits = softmax_xent_with_grad(logits, labels, self._dlosses[count])
+        loss, dlogits = cross_entropy_with_grad(logits, labels, self._dlosses[count])
         gradients = self._backward(dlogits.to(x.dtype), activations, tensors)
         if x.dtype != dtype:
             gradients = [gradient.to(dtype) for gradient in gradients]

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmlp.data.transforms import Moves
+from fastmlp.data.transforms import FlipShifts
 from fastmlp.engines.base import Epoch
-from fastmlp.engines.cuda_graph import Pace, Recording
+from fastmlp.engines.cuda_graph import CapturedGraph, ReplayThrottle
 from fastmlp.engines.eager import EagerEngine
-from fastmlp.engines.metrics import EpochStats, Tally
-from fastmlp.engines.optimizers import OPTIMIZERS, StepOptions, update_, update_by_parts_
+from fastmlp.engines.metrics import EpochMetrics, MetricsAccumulator
+from fastmlp.engines.optimizers import OPTIMIZERS, OptimizerConfig, update_, update_by_parts_
 from fastmlp.engines.stepwise import REPORT_SECONDS
 
 CHUNK_STEPS = 64
@@ -66,30 +66,30 @@ class GraphEngine(EagerEngine):
         self._chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
 
     @staticmethod
-    def why_not(
+    def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: StepOptions | None = None,
+        options: OptimizerConfig | None = None,
     ) -> str | None:
         if device.type != "cuda":
             return f"it is made of CUDA graphs, which {device.type} does not have"
-        return EagerEngine.why_not(device, sizes, options)
+        return EagerEngine.unsupported_reason(device, sizes, options)
 
     def _train_epoch(
         self,
         epoch: Epoch,
         should_stop: Callable[[], bool] | None,
-        on_progress: Callable[[EpochStats], None],
-    ) -> EpochStats:
+        on_progress: Callable[[EpochMetrics], None],
+    ) -> EpochMetrics:
         batch, moves = self.options.batch_size, epoch.moves
-        tally = Tally(len(epoch.order), batch, epoch.start_step, self.device)
+        tally = MetricsAccumulator(len(epoch.order), batch, epoch.start_step, self.device)
         order = epoch.order.to(self.device)
         if moves is not None:
-            moves = Moves(moves.values.to(self.device), moves.shape)
+            moves = FlipShifts(moves.values.to(self.device), moves.shape)
         self._lr.fill_(epoch.lr)
         self._begun = True
         whole = len(order) // batch
-        length, pace = chunk_steps(whole, batch), Pace(self.device)
+        length, pace = chunk_steps(whole, batch), ReplayThrottle(self.device)
         report_at = time.perf_counter() + REPORT_SECONDS
         while tally.next_step < tally.total:
             first = tally.next_step
@@ -105,7 +105,7 @@ class GraphEngine(EagerEngine):
                 report_at = time.perf_counter() + REPORT_SECONDS
         return tally.read()
 
-    def _chunk(self, rows: Tensor, steps: int, moves: Moves | None) -> _Chunk:
+    def _chunk(self, rows: Tensor, steps: int, moves: FlipShifts | None) -> _Chunk:
         """Runs so many steps on the images ``rows``, moved by ``moves``; returns what holds their
         losses and hits until it runs again."""
         shape = moves.shape if moves is not None else None
@@ -123,7 +123,7 @@ class GraphEngine(EagerEngine):
         chunk.recording.replay()
         return chunk
 
-    def _batches(self, rows: Tensor, steps: int, moves: Moves | None) -> list[Tensor]:
+    def _batches(self, rows: Tensor, steps: int, moves: FlipShifts | None) -> list[Tensor]:
         """The inputs of so many steps, each (N, I) at an address as round as any other's."""
         images = self._images.index_select(0, rows)
         if moves is not None:
@@ -169,7 +169,7 @@ class _Chunk:
         device, dtype = engine.device, engine._tensors[0].dtype
         self.rows = torch.zeros(images, dtype=torch.int64, device=device)
         self.moves = (
-            Moves(torch.zeros(images, 3, dtype=torch.int8, device=device), shape)
+            FlipShifts(torch.zeros(images, 3, dtype=torch.int8, device=device), shape)
             if shape is not None
             else None
         )
@@ -188,4 +188,4 @@ class _Chunk:
             torch.stack(losses, out=self.losses)
             self.correct.copy_((torch.cat(logits).argmax(1) == labels).sum())
 
-        self.recording = Recording(work, device)
+        self.recording = CapturedGraph(work, device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class EpochStats:
+class EpochMetrics:
     """What one call of :meth:`Engine.train_epoch` has done: steps, images, the sum of their losses
     and how many were classified correctly, each before the step that used it."""
 
@@ -31,9 +31,9 @@ class EpochStats:
         """Share of images classified correctly, 0 to 1; nan before the first step."""
         return self.correct / self.samples if self.samples else math.nan
 
-    def __add__(self, later: EpochStats) -> EpochStats:
+    def __add__(self, later: EpochMetrics) -> EpochMetrics:
         """The two parts of an epoch that was stopped in between."""
-        return EpochStats(
+        return EpochMetrics(
             self.steps + later.steps,
             self.samples + later.samples,
             self.loss_sum + later.loss_sum,
@@ -43,7 +43,7 @@ class EpochStats:
 
 
 @dataclass(frozen=True)
-class EvalStats:
+class EvalMetrics:
     """Mean loss per image, share classified correctly (0 to 1) and number of images."""
 
     loss: float
@@ -60,7 +60,7 @@ class NonFiniteLossError(ArithmeticError):
         self.loss = loss
 
 
-class Tally:
+class MetricsAccumulator:
     """The losses and hits of one call of train_epoch. They stay on the device until they are read,
     so that no step waits for it."""
 
@@ -87,7 +87,7 @@ class Tally:
         """The step, counted from the epoch's first, that comes next."""
         return self._next
 
-    def read(self) -> EpochStats:
+    def read(self) -> EpochMetrics:
         """The sums so far; raises NonFiniteLossError for the first loss that is not finite."""
         done = slice(self._start, self._next)
         losses, sizes = self._losses[done].double().cpu(), self._sizes[done]
@@ -95,7 +95,7 @@ class Tally:
         if len(bad):
             step = int(bad[0])
             raise NonFiniteLossError(self._start + step, losses[step].item())
-        return EpochStats(
+        return EpochMetrics(
             steps=len(losses),
             samples=int(sizes.sum()),
             loss_sum=(losses * sizes).sum().item(),

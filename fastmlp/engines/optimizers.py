@@ -18,7 +18,7 @@ def update_(
     gradients: list[Tensor],
     kept: Mapping[str, list[Tensor]],
     lr: float | Tensor,
-    options: StepOptions,
+    options: OptimizerConfig,
 ) -> None:
     """One step of ``torch.optim.SGD``, ``Adam`` or ``AdamW``, in one kernel for all parameters.
 
@@ -59,7 +59,7 @@ def update_by_parts_(
     gradients: list[Tensor],
     kept: Mapping[str, list[Tensor]],
     lr: Tensor,
-    options: StepOptions,
+    options: OptimizerConfig,
 ) -> None:
     """:func:`update_` with a learning rate in the tensors' own dtype, by several kernels. The
     gradients may change."""
@@ -75,7 +75,7 @@ def update_by_parts_(
 
 
 def _sgd_steps(
-    gradients: list[Tensor], kept: Mapping[str, list[Tensor]], options: StepOptions
+    gradients: list[Tensor], kept: Mapping[str, list[Tensor]], options: OptimizerConfig
 ) -> list[Tensor]:
     if "momentum" not in kept:
         return gradients
@@ -115,7 +115,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class OptimizerConfig:
     """Steps on mini-batches as ``torch.optim.SGD``, ``Adam`` or ``AdamW`` makes them, the latter
     two with betas of 0.9 and 0.999 and an eps of 1e-8.
 

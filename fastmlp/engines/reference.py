@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmlp.data.transforms import Moves
+from fastmlp.data.transforms import FlipShifts
 from fastmlp.engines.base import copies_on_cpu
-from fastmlp.engines.optimizers import OPTIMIZERS, StepOptions
+from fastmlp.engines.optimizers import OPTIMIZERS, OptimizerConfig
 from fastmlp.engines.stepwise import StepEngine
 
 
@@ -108,14 +108,14 @@ class ReferenceEngine(StepEngine):
             self._optimizer = torch.optim.AdamW(tensors, weight_decay=decay)
 
     @staticmethod
-    def why_not(
+    def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: StepOptions | None = None,
+        options: OptimizerConfig | None = None,
     ) -> str | None:
         return None
 
-    def _moved(self, images: Tensor, moves: Moves) -> Tensor:
+    def _moved(self, images: Tensor, moves: FlipShifts) -> Tensor:
         return moves.apply(images, reference=True)
 
     def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.graph import GraphEngine
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.utils.errors import UserError
 
@@ -49,7 +49,7 @@ def choose_engine(
     name: str,
     device: torch.device,
     sizes: Sequence[int] | None = None,
-    options: StepOptions | None = None,
+    options: OptimizerConfig | None = None,
 ) -> tuple[type[Engine], str]:
     """The engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of these
     layer sizes with these options, and why.
@@ -58,13 +58,13 @@ def choose_engine(
     """
     if name != "auto":
         asked = engine_for(name, device)
-        reason = asked.why_not(device, sizes, options)
+        reason = asked.unsupported_reason(device, sizes, options)
         if reason is not None:
             raise UserError(f"The engine {name} cannot run here: {reason}; try --engine auto")
         return asked, "asked for by name"
     passed_over: list[str] = []
     for engine in (engine_for(each, device) for each in ENGINES):
-        reason = engine.why_not(device, sizes, options)
+        reason = engine.unsupported_reason(device, sizes, options)
         if reason is None:
             return engine, "; ".join(["the fastest that runs here", *passed_over])
         passed_over.append(f"not {engine.name}, because {reason}")

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastmlp.data.dataset import Part
-from fastmlp.data.transforms import Moves
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import FlipShifts
 from fastmlp.engines.base import Engine, Epoch
-from fastmlp.engines.metrics import EpochStats, EvalStats, NonFiniteLossError, Tally
+from fastmlp.engines.metrics import (
+    EpochMetrics,
+    EvalMetrics,
+    MetricsAccumulator,
+    NonFiniteLossError,
+)
 from fastmlp.engines.resident import resident
 
 if TYPE_CHECKING:
@@ -48,13 +53,13 @@ class StepEngine(Engine):
         engines: Sequence[Self],
         epochs: Sequence[Epoch],
         should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[list[EpochStats]], None] | None = None,
-    ) -> list[EpochStats | NonFiniteLossError]:
+        on_progress: Callable[[list[EpochMetrics]], None] | None = None,
+    ) -> list[EpochMetrics | NonFiniteLossError]:
         """One after the other."""
-        done: list[EpochStats | NonFiniteLossError] = []
-        so_far = [EpochStats()] * len(engines)
+        done: list[EpochMetrics | NonFiniteLossError] = []
+        so_far = [EpochMetrics()] * len(engines)
 
-        def report(stats: EpochStats) -> None:
+        def report(stats: EpochMetrics) -> None:
             so_far[len(done)] = stats
             if on_progress is not None:
                 on_progress(list(so_far))
@@ -72,10 +77,10 @@ class StepEngine(Engine):
         self,
         epoch: Epoch,
         should_stop: Callable[[], bool] | None,
-        on_progress: Callable[[EpochStats], None],
-    ) -> EpochStats:
+        on_progress: Callable[[EpochMetrics], None],
+    ) -> EpochMetrics:
         batch, start = self.options.batch_size, epoch.start_step
-        tally = Tally(len(epoch.order), batch, start, self.device)
+        tally = MetricsAccumulator(len(epoch.order), batch, start, self.device)
         order = epoch.order.to(self.device)
         chunk_steps = max(1, CHUNK_ROWS // batch)
         report_at = time.perf_counter() + REPORT_SECONDS
@@ -104,7 +109,7 @@ class StepEngine(Engine):
         skipped: int,
         lr: float,
         should_stop: Callable[[], bool] | None,
-        tally: Tally,
+        tally: MetricsAccumulator,
     ) -> bool:
         """Runs the steps on these images but the first ``skipped`` ones; returns whether
         ``should_stop`` ended it."""
@@ -123,7 +128,7 @@ class StepEngine(Engine):
         tally.add(torch.stack(losses), guesses == truth)
         return stop
 
-    def evaluate(self, part: Part) -> EvalStats:
+    def evaluate(self, part: Subset) -> EvalMetrics:
         with torch.no_grad():
             loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
             correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -136,20 +141,20 @@ class StepEngine(Engine):
                 loss_sum += loss
                 correct += (logits.argmax(1) == labels).sum()
         count = part.total
-        return EvalStats(loss_sum.item() / count, int(correct) / count, count)
+        return EvalMetrics(loss_sum.item() / count, int(correct) / count, count)
 
     def _evaluation_rows(self) -> int:
         return EVALUATION_ROWS
 
-    def _on_device(self, part: Part) -> Part:
+    def _on_device(self, part: Subset) -> Subset:
         """``part`` where the engine is; it stays there until another is asked for, as every epoch
         ends with the same one."""
-        self._evaluated = Part(
+        self._evaluated = Subset(
             resident(part.spread.images, self.device), resident(part.spread.labels, self.device)
         )
         return self._evaluated
 
-    def _moved(self, images: Tensor, moves: Moves) -> Tensor:
+    def _moved(self, images: Tensor, moves: FlipShifts) -> Tensor:
         return moves.apply(images)
 
     def _inputs(self, images: Tensor) -> Tensor:

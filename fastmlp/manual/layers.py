@@ -165,7 +165,7 @@ class SoftmaxCrossEntropy:
         """
         _expect("net_out", net_out, "N", "C")
         labels = _labels(y, net_out.shape)
-        loss = functional.softmax_cross_entropy(
+        loss = functional.cross_entropy(
             net_out, labels, ignore_index=IGNORE_NOTHING, backend=self.backend
         )
         pred_y = torch.softmax(net_out, 1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastmlp.ops import activations, cross_entropy
+from fastmlp.ops import activations
+from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
 from fastmlp.ops._load import resolve_backend
 
@@ -53,7 +54,7 @@ def relu(x: Tensor, *, backend: str | None = None) -> Tensor:
     return activations.relu(x)
 
 
-def softmax_cross_entropy(
+def cross_entropy(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -71,7 +72,7 @@ def softmax_cross_entropy(
     a label outside [0, C) that is not ``ignore_index``.
     """
     args = (logits, target, weight, reduction, ignore_index, label_smoothing)
-    cross_entropy.check_softmax_xent(*args)
+    cross_entropy_ops.check_cross_entropy(*args)
     if resolve_backend(backend, logits.device.type) == "reference":
-        return cross_entropy.softmax_xent_ref(*args)
-    return cross_entropy.softmax_xent(*args)
+        return cross_entropy_ops.cross_entropy_ref(*args)
+    return cross_entropy_ops.cross_entropy(*args)

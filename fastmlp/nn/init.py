@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fastmlp.utils.randomness import seeded_generator
 
 INITS = "kaiming, torch, xavier or normal:STD"
 """The names that :func:`init_parameters` knows, as its messages and --help texts list them."""
@@ -73,3 +76,14 @@ def init_parameters(
 def linears_of(model: nn.Module) -> Iterator[nn.Linear]:
     """The linear layers of ``model``, in the order of its modules."""
     return (module for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def initial_parameters(sizes: list[int], init: str, seed: int) -> dict[str, Tensor]:
+    """The ``state_dict``, float32, that a run with these layer sizes begins with: a function of its
+    arguments alone. Raises ValueError for an unknown ``init``."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(sizes):
+        layers += [nn.Linear(fan_in, fan_out, device="meta"), nn.ReLU()]
+    model = nn.Sequential(*layers[:-1]).to_empty(device="cpu")
+    init_parameters(model, init, seeded_generator(seed, 0))
+    return model.state_dict()

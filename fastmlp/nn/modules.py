@@ -87,12 +87,12 @@ class ReLU(nn.ReLU):
         return _with_backend("", self.backend)
 
 
-class SoftmaxCrossEntropyLoss(nn.CrossEntropyLoss):
+class CrossEntropyLoss(nn.CrossEntropyLoss):
     """Mean, sum or vector of -log softmax(input)[target]. Counterpart: ``nn.CrossEntropyLoss``.
 
     input (C,), (N, C) or (N, C, d1, ...); target class indices, int64 or uint8 (not probabilities).
     ``weight`` (C,) is a buffer and part of the ``state_dict``, as in PyTorch. Errors are those of
-    :func:`fastmlp.functional.softmax_cross_entropy`.
+    :func:`fastmlp.functional.cross_entropy`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class SoftmaxCrossEntropyLoss(nn.CrossEntropyLoss):
         self.backend = _checked_backend(backend)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.softmax_cross_entropy(
+        return functional.cross_entropy(
             input,
             target,
             self.weight,

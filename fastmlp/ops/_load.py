@@ -88,7 +88,7 @@ def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
         return backend
     if backend == "native":
         raise RuntimeError(
-            f"backend 'native' is not available on {device}: {why_not(device)}; use "
+            f"backend 'native' is not available on {device}: {unsupported_reason(device)}; use "
             "backend='reference'"
         )
     if native_available(device):
@@ -96,14 +96,15 @@ def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
     if device not in _warned:
         _warned.add(device)
         warnings.warn(
-            f"fastmlp runs the slower pure-PyTorch reference on {device}: {why_not(device)}",
+            f"fastmlp runs the slower pure-PyTorch reference on {device}: "
+            f"{unsupported_reason(device)}",
             UserWarning,
             stacklevel=4,
         )
     return "reference"
 
 
-def why_not(device: str) -> str:
+def unsupported_reason(device: str) -> str:
     """Why there are no compiled kernels for a device type, and what to do about it."""
     if NATIVE_ERROR is not None:
         return (

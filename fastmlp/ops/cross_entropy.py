@@ -14,7 +14,7 @@ from fastmlp.ops.checks import check_floating, check_same_dtype
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as at::Reduction numbers them
 
 
-def check_softmax_xent(
+def check_cross_entropy(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -23,7 +23,7 @@ def check_softmax_xent(
     label_smoothing: float,
 ) -> None:
     """Raises TypeError or ValueError, in one sentence, unless the arguments fit
-    :func:`softmax_xent`."""
+    :func:`cross_entropy`."""
     check_floating("logits", logits)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
@@ -55,7 +55,7 @@ def check_softmax_xent(
         raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
 
 
-def softmax_xent(
+def cross_entropy(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -63,7 +63,7 @@ def softmax_xent(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross entropy of softmax(logits); shapes as :func:`fastmlp.functional.softmax_cross_entropy`.
+    """Cross entropy of softmax(logits); shapes as :func:`fastmlp.functional.cross_entropy`.
 
     Raises IndexError (CPU; compiled by torch.compile, a RuntimeError) on a label that is no class;
     on CUDA that row's loss becomes nan.
@@ -72,15 +72,15 @@ def softmax_xent(
     if logits.dim() != 2:  # (C,) is a batch of one, (N, C, d1, ...) one of N * d1 * ... rows
         logits = logits.movedim(1, -1) if logits.dim() > 2 else logits
         logits, target = logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
-    loss = _checked_softmax_xent(
+    loss = _checked_cross_entropy(
         logits, target, weight, REDUCTIONS[reduction], ignore_index, label_smoothing
     )[0]
     return loss.reshape(shape) if reduction == "none" else loss
 
 
-def _checked_softmax_xent(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _checked_cross_entropy(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        result: tuple[Tensor, Tensor, Tensor] = _softmax_xent(*args)
+        result: tuple[Tensor, Tensor, Tensor] = _cross_entropy(*args)
     except RuntimeError as error:  # the stable ABI has no other kind
         if "is out of bounds" in str(error):
             raise IndexError(str(error).splitlines()[0]) from None
@@ -88,17 +88,17 @@ def _checked_softmax_xent(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return result
 
 
-def softmax_xent_with_grad(
+def cross_entropy_with_grad(
     logits: Tensor, target: Tensor, dloss: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The mean loss () and its gradient (N, C) at once, for training loops without autograd.
     ``dloss`` () multiplies the gradient; None is 1."""
-    loss, stats, total = _checked_softmax_xent(logits, target)
+    loss, stats, total = _checked_cross_entropy(logits, target)
     dloss = torch.ones_like(loss) if dloss is None else dloss
-    return loss, _softmax_xent_backward(dloss, logits, target, stats, total)
+    return loss, _cross_entropy_backward(dloss, logits, target, stats, total)
 
 
-def _softmax_xent_fake(
+def _cross_entropy_fake(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -112,7 +112,7 @@ def _softmax_xent_fake(
     return loss, stats, logits.new_empty((), dtype=dtype)
 
 
-def _softmax_xent_setup(
+def _cross_entropy_setup(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     logits, target, weight, *ctx.options = inputs  # all six, defaults filled in
@@ -121,26 +121,26 @@ def _softmax_xent_setup(
     ctx.mark_non_differentiable(stats, total_weight)
 
 
-def _softmax_xent_autograd(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    dlogits = _softmax_xent_backward(dloss, *ctx.saved_tensors, *ctx.options)
+def _cross_entropy_autograd(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    dlogits = _cross_entropy_backward(dloss, *ctx.saved_tensors, *ctx.options)
     return dlogits, None, None, None, None, None
 
 
-_softmax_xent = Operator(
-    "softmax_xent", _softmax_xent_fake, _softmax_xent_setup, _softmax_xent_autograd, "float32"
+_cross_entropy = Operator(
+    "cross_entropy", _cross_entropy_fake, _cross_entropy_setup, _cross_entropy_autograd, "float32"
 )
 
 
-def _softmax_xent_backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
+def _cross_entropy_backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _softmax_xent_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _cross_entropy_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3], *inputs[4:6])
     ctx.options = inputs[6:]
 
 
-def _softmax_xent_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor | None, ...]:
+def _cross_entropy_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor | None, ...]:
     """With q the target distribution (class weights and smoothing in it) and p = softmax(logits),
     dlogits = scale (sum(q) p - q), so its own gradient is scale sum(q) p (v - <v, p>)."""
     dloss, logits, target, total_weight, weight = ctx.saved_tensors
@@ -164,15 +164,15 @@ def _softmax_xent_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor 
     return d_dloss, torch.where(kept, d_logits, 0), *([None] * 7)
 
 
-_softmax_xent_backward = Operator(
-    "softmax_xent_backward",
-    _softmax_xent_backward_fake,
-    _softmax_xent_backward_setup,
-    _softmax_xent_backward_autograd,
+_cross_entropy_backward = Operator(
+    "cross_entropy_backward",
+    _cross_entropy_backward_fake,
+    _cross_entropy_backward_setup,
+    _cross_entropy_backward_autograd,
 )
 
 
-def softmax_xent_ref(
+def cross_entropy_ref(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -194,7 +194,7 @@ def softmax_xent_ref(
     )
 
 
-def softmax_xent_backward_ref(
+def cross_entropy_backward_ref(
     dloss: Tensor,
     logits: Tensor,
     target: Tensor,
@@ -203,7 +203,7 @@ def softmax_xent_backward_ref(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """dlogits (N, C) of :func:`softmax_xent_ref`; dloss is a scalar, or (N,) for ``"none"``.
+    """dlogits (N, C) of :func:`cross_entropy_ref`; dloss is a scalar, or (N,) for ``"none"``.
 
     With p = softmax(logits), w the class weights, s the smoothing and t the target of a row,
 

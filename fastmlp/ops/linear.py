@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmlp.ops._register import Operator
 from fastmlp.ops.activations import relu_backward_ref
 from fastmlp.ops.checks import check_floating, check_same_dtype
-from fastmlp.ops.matmul_precision import FLOAT32, float32_of
+from fastmlp.ops.matmul_precision import FLOAT32, matmul_precision_of
 
 ACTIVATIONS = ("none", "relu")
 
@@ -42,7 +42,7 @@ def linear(
 
     Float32 on CUDA is multiplied in TF32 only where PyTorch allows it, as ``F.linear`` does.
     """
-    result: Tensor = _linear(x, weight, bias, activation == "relu", float32_of(x))
+    result: Tensor = _linear(x, weight, bias, activation == "relu", matmul_precision_of(x))
     return result
 
 
@@ -51,7 +51,7 @@ def _linear_fake(
     weight: Tensor,
     bias: Tensor | None = None,
     relu: bool = False,
-    float32: int = FLOAT32,
+    matmul_precision: int = FLOAT32,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -85,7 +85,7 @@ def linear_backward(
     ReLU and None where it did not. TF32 is as in :func:`linear`, as allowed at
     this call.
     """
-    dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask, float32_of(dy))
+    dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask, matmul_precision_of(dy))
     return (
         dx if output_mask[0] else None,
         dw if output_mask[1] else None,
@@ -101,7 +101,7 @@ def _linear_backward_fake(
     need_dx: bool,
     need_dw: bool,
     need_db: bool,
-    float32: int = FLOAT32,
+    matmul_precision: int = FLOAT32,
 ) -> tuple[Tensor, ...]:
     shapes, needs = (x.shape, weight.shape, weight.shape[:1]), (need_dx, need_dw, need_db)
     return tuple(dy.new_empty(s if need else (0,)) for s, need in zip(shapes, needs, strict=True))

@@ -10,7 +10,7 @@ FLOAT32, TF32_ALLOWED, FMA, THREE_TF32, TF32 = range(5)
 rest, for tests and benchmarks, leaves no choice."""
 
 
-def allowed_float32() -> int:
+def allowed_matmul_precision() -> int:
     """What ``torch.backends.cuda.matmul.fp32_precision`` says, under whichever of its names it was
     set. The stable ABI does not tell C++, so every call does."""
     allowed = torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
@@ -19,9 +19,9 @@ def allowed_float32() -> int:
 
 # torch.compiler.assume_constant_result without its import of the whole compiler: compiled code
 # takes the answer for a constant, and is guarded by this setting anyway.
-allowed_float32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+allowed_matmul_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def float32_of(x: Tensor) -> int:
+def matmul_precision_of(x: Tensor) -> int:
     """What a product with x asks for: on a GPU what PyTorch allows; elsewhere nobody asks."""
-    return allowed_float32() if x.is_cuda else FLOAT32
+    return allowed_matmul_precision() if x.is_cuda else FLOAT32

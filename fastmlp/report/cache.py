@@ -18,7 +18,7 @@ from fastmlp.utils.files import write_bytes, write_text
 
 
 @dataclass(frozen=True)
-class Part:
+class StudyPart:
     """What came of all networks of a study with one seed, and in how many seconds."""
 
     seconds: float
@@ -27,7 +27,7 @@ class Part:
     """The best ones of the network, where they are wanted later: a ``state_dict``."""
 
 
-class Parts:
+class StudyCache:
     """The files in ``folder``, which is made when the first is saved.
 
     ``key`` is all that decides what a part holds. It is in the file's name as a hash, so that parts
@@ -37,7 +37,7 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, study: str, seed: int, key: Mapping[str, Any]) -> Part | None:
+    def load(self, study: str, seed: int, key: Mapping[str, Any]) -> StudyPart | None:
         """What was saved with the same key; None where nothing was or it is damaged."""
         path = self._path(study, seed, key)
         try:
@@ -46,11 +46,11 @@ class Parts:
             parameters = None
             if values["has_parameters"]:
                 parameters = torch.load(path.with_suffix(".pt"), weights_only=True)
-            return Part(float(values["seconds"]), outcomes, parameters)
+            return StudyPart(float(values["seconds"]), outcomes, parameters)
         except Exception:  # torch's unpickler raises any; the part is done again
             return None
 
-    def save(self, study: str, seed: int, key: Mapping[str, Any], part: Part) -> None:
+    def save(self, study: str, seed: int, key: Mapping[str, Any], part: StudyPart) -> None:
         """Writes a part; raises OSError where it cannot be written."""
         path = self._path(study, seed, key)
         if part.parameters is not None:  # first, so that the JSON file says that all is there

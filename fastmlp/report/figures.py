@@ -62,7 +62,7 @@ def _curves(outcome: Outcome, title: str) -> Callable[[Path], None]:
 
 def _of_best(material: Material, parameters: Mapping[str, Tensor]) -> Drawings:
     """What the best network does with the test images, and its weights."""
-    data, test = material.data, material.data.split.test
+    data, test = material.data, material.data.test
     shape, names = data.shape, data.class_names
     assert shape is not None
     config = material.study("network").configs["default"]

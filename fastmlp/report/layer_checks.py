@@ -126,7 +126,7 @@ def _torch_relu(x: Tensor, g: Tensor) -> Values:
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Values:
-    run: Callable[..., Tensor] = lambda y: functional.softmax_cross_entropy(y, labels)  # noqa: E731
+    run: Callable[..., Tensor] = lambda y: functional.cross_entropy(y, labels)  # noqa: E731
     return _differentiate(run, None, "dlogits", logits)
 
 

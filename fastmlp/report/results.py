@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastmlp.data.splits import DataSplits
 from fastmlp.report.experiments import (
     COURSE_BEST,
     FINAL,
@@ -18,14 +19,13 @@ from fastmlp.report.experiments import (
 )
 from fastmlp.report.layer_checks import LayerCheck
 from fastmlp.report.statistics import Finding, Stat, best_of, higher
-from fastmlp.training.run_data import RunData
 
 
 @dataclass(frozen=True)
 class Material:
     """All that the report is made from."""
 
-    data: RunData
+    data: DataSplits
     studies: list[Study]
     outcomes: Outcomes
     checks: list[LayerCheck]
@@ -61,7 +61,7 @@ def make_results(material: Material) -> dict[str, Any]:
     return {
         "data": {
             "name": material.data.name,
-            "offline": material.data.offline,
+            "synthetic": material.data.synthetic,
             "fingerprint": material.data.fingerprint,
         },
         "quick": material.quick,

@@ -50,7 +50,7 @@ KINDS = {HOLDS: GOOD, FAILS: BAD, NOISE: UNSURE, UNKNOWN: UNSURE}
 def make_report(material: Material, pictures: dict[str, Path]) -> Document:
     """The document; ``pictures`` by the names that :mod:`fastmlp.report.figures` gives them."""
     document = Document(TITLE)
-    if material.data.offline:
+    if material.data.synthetic:
         document.add(
             Box(
                 "This is not CIFAR-10",
@@ -93,7 +93,7 @@ def _mark(verdict: str) -> Mark:
 def _beside(material: Material, stat: Stat | None, course: float, study: str) -> tuple[Mark, str]:
     """A figure of a final training beside the course's."""
     epochs = material.study(study).epochs
-    if material.data.offline:
+    if material.data.synthetic:
         return Mark("not comparable", UNSURE), "other data"
     if epochs != COURSE_FINAL_EPOCHS:
         why = f"{epochs} epochs, not the course's {COURSE_FINAL_EPOCHS}"
@@ -136,7 +136,7 @@ def _in_short(material: Material) -> list[Block]:
 
 
 def _data(material: Material, pictures: dict[str, Path]) -> list[Block]:
-    split = material.data.split
+    split = material.data
     return [
         Heading("The data"),
         Paragraph(
@@ -281,7 +281,7 @@ def _final(material: Material, pictures: dict[str, Path]) -> list[Block]:
 def _ablation(material: Material) -> list[Block]:
     study = material.study("ablation")
     batch = study.configs[ablation_label(*ABLATION[0])].batch_size
-    train, val = (len(p.labels) for p in (material.data.split.train, material.data.split.val))
+    train, val = (len(p.labels) for p in (material.data.train, material.data.val))
     seen, seen_val = (len(set(sliding_rows(torch.arange(n), batch).tolist())) for n in (train, val))
     course = material.test("ablation", ablation_label(*ABLATION[0]))
     effects = []

@@ -30,8 +30,8 @@ from fastmlp.engines.metrics import EpochRecord
 from fastmlp.sweeps.search_space import shown
 from fastmlp.training.checkpoint import (
     LOCK,
-    RunFolder,
-    RunState,
+    Checkpoint,
+    RunDirectory,
     state_from_dict,
     state_to_dict,
     torch_bytes,
@@ -42,7 +42,7 @@ from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.files import write_text
 
 if TYPE_CHECKING:
-    from fastmlp.sweeps.distributed import Workers
+    from fastmlp.sweeps.distributed import ProcessGroup
     from fastmlp.sweeps.results import SweepResult
 
 SAVE_SECONDS = 30.0
@@ -60,19 +60,19 @@ def _present(key: str) -> str:
     return config_key(config_from_dict(json.loads(key)))
 
 
-class SweepFolder:
+class SweepDirectory:
     """The folder at ``path``. Its methods raise :class:`UserError` where a file cannot be read or
     written."""
 
     def __init__(self, path: str | Path, rank: int) -> None:
         self.path = Path(os.path.expanduser(path))
         self._resume = self.path / f"resume-{rank}.pt"
-        self._others: dict[str, RunState] = {}  # runs in the folder that are not this process's
+        self._others: dict[str, Checkpoint] = {}  # runs in the folder that are not this process's
         self._saved = time.monotonic()
 
     @classmethod
     @contextlib.contextmanager
-    def at(cls, path: str | Path, workers: Workers) -> Iterator[SweepFolder]:
+    def at(cls, path: str | Path, workers: ProcessGroup) -> Iterator[SweepDirectory]:
         """The folder, which no other sweep may use meanwhile; it is made, and is gone again where
         nothing was written into it. Raises :class:`UserError` where there is something in it that
         is no sweep."""
@@ -88,7 +88,9 @@ class SweepFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
-        locked = RunFolder(folder.path).locked() if workers.is_first else contextlib.nullcontext()
+        locked = (
+            RunDirectory(folder.path).locked() if workers.is_first else contextlib.nullcontext()
+        )
         with locked:
             try:
                 yield folder
@@ -97,9 +99,9 @@ class SweepFolder:
                     (folder.path / LOCK).unlink()
                     folder.path.rmdir()
 
-    def read_states(self) -> dict[str, RunState]:
+    def read_states(self) -> dict[str, Checkpoint]:
         """Where the runs in the folder stand, by :func:`config_key`."""
-        states: dict[str, RunState] = {}
+        states: dict[str, Checkpoint] = {}
         for path in sorted(self.path.glob("resume-*.pt")):
             try:
                 data = io.BytesIO(path.read_bytes())
@@ -119,12 +121,12 @@ class SweepFolder:
                 self._others = found
         return states
 
-    def save_now_and_then(self, states: Callable[[], Mapping[str, RunState]]) -> None:
+    def save_now_and_then(self, states: Callable[[], Mapping[str, Checkpoint]]) -> None:
         """Saves if the last time was a while ago."""
         if time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save(states())
 
-    def save(self, states: Mapping[str, RunState]) -> None:
+    def save(self, states: Mapping[str, Checkpoint]) -> None:
         """Writes where this process's runs stand."""
         self._others.update(states)
         values = {key: state_to_dict(state) for key, state in self._others.items()}
@@ -143,7 +145,7 @@ class SweepFolder:
             raise UserError(describe_os_error(error)) from error
 
 
-def _progress(state: RunState) -> tuple[int, int]:
+def _progress(state: Checkpoint) -> tuple[int, int]:
     return len(state.history), state.partial.steps
 
 

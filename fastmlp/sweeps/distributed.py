@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Workers:
+class ProcessGroup:
     """``size`` processes, of which this is number ``rank``; one where torchrun started none."""
 
     rank: int = 0
@@ -25,13 +25,13 @@ class Workers:
     local_rank: int = 0
 
     @classmethod
-    def from_environment(cls) -> Workers:
+    def from_environment(cls) -> ProcessGroup:
         """As torchrun says, without meeting the others."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         return cls(*(int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True)))
 
     @classmethod
-    def join(cls) -> Workers:
+    def join(cls) -> ProcessGroup:
         """Meets the other processes, which all have to do so; they stay together to their end,
         because PyTorch does not let them meet twice."""
         workers = cls.from_environment()

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastmlp.sweeps.checkpoint import SweepFolder, config_key
-from fastmlp.sweeps.distributed import Workers
+from fastmlp.data.splits import DataSplits
+from fastmlp.sweeps.checkpoint import SweepDirectory, config_key
+from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult, make_result
 from fastmlp.sweeps.search_space import check_count, plan
 from fastmlp.training.api import Run, runs_of, thread_count
-from fastmlp.training.checkpoint import RunState
+from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.cohort import Cohort
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run_data import RunData, load_run_data
+from fastmlp.training.data import load_splits
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 from fastmlp.utils.signals import stop_on_signals
 
@@ -34,7 +35,7 @@ def sweep(
     vary: str = "one",
     seeds: int = 1,
     successive_halving: bool = False,
-    data: RunData | None = None,
+    data: DataSplits | None = None,
     out: str | Path | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_epoch: Callable[[SweepResult, int], None] | None = None,
@@ -60,11 +61,11 @@ def sweep(
     lists = {
         name: list(dict.fromkeys(getattr(config, name) for config in configs)) for name in values
     }
-    workers = Workers.join()
+    workers = ProcessGroup.join()
     out = workers.gather([out])[0]  # where it is named by the time, each has its own
     with contextlib.ExitStack() as stack:
-        data = data or workers.first_then_others(lambda: load_run_data(base, workers.is_first))
-        folder = stack.enter_context(SweepFolder.at(out, workers)) if out is not None else None
+        data = data or workers.first_then_others(lambda: load_splits(base, workers.is_first))
+        folder = stack.enter_context(SweepDirectory.at(out, workers)) if out is not None else None
         stack.enter_context(thread_count(base.threads or torch.get_num_threads()))
         stop = should_stop or stack.enter_context(stop_on_signals())
         seeded = [replace(c, seed=c.seed + s) for s in range(seeds) for c in configs]
@@ -90,9 +91,9 @@ class _Sweep:
         self,
         plan: tuple[TrainConfig, dict[str, list[Any]], list[TrainConfig]],
         seeded: list[TrainConfig],
-        data: RunData,
-        folder: SweepFolder | None,
-        workers: Workers,
+        data: DataSplits,
+        folder: SweepDirectory | None,
+        workers: ProcessGroup,
     ) -> None:
         self.plan, self.seeded, self.folder, self.workers = plan, seeded, folder, workers
         states = folder.read_states() if folder is not None else {}
@@ -166,7 +167,7 @@ class _Sweep:
     def _unseeded(self, config: TrainConfig) -> TrainConfig:
         return replace(config, seed=self.plan[0].seed)
 
-    def _states(self) -> dict[str, RunState]:
+    def _states(self) -> dict[str, Checkpoint]:
         """Those of runs that diverged are left out: what they were is lost."""
         states = zip(map(config_key, self.seeded), self.cohort.states(), strict=True)
         return {key: s for i, (key, s) in enumerate(states) if i not in self.cohort.errors}

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fastmlp.cli.progress import Progress
-from fastmlp.engines.metrics import EpochRecord, EvalStats
-from fastmlp.training.checkpoint import RunFolder, RunState
+from fastmlp.data.splits import DataSplits
+from fastmlp.engines.metrics import EpochRecord, EvalMetrics
+from fastmlp.training.checkpoint import Checkpoint, RunDirectory
 from fastmlp.training.cohort import Cohort
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run_data import RunData, load_run_data
+from fastmlp.training.data import load_splits
 from fastmlp.training.summary import make_summary
 from fastmlp.training.trainer import DivergedError, Training, train_epochs
 from fastmlp.utils.errors import EXIT_USAGE, UserError
@@ -33,7 +34,7 @@ class Run:
     folder: Path | None
     history: list[EpochRecord]
     best_parameters: dict[str, Tensor]
-    test: EvalStats | None = None
+    test: EvalMetrics | None = None
     """With the best parameters; None where the run was stopped before its end."""
     summary: dict[str, Any] = field(default_factory=dict)
     """What ``summary.json`` holds; empty where the run was stopped before its end, and for one of
@@ -49,7 +50,7 @@ class Run:
 
 def fit(
     config: TrainConfig,
-    data: RunData | None = None,
+    data: DataSplits | None = None,
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -63,16 +64,16 @@ def fit(
     Raises :class:`UserError` for what the user can mend and :class:`DivergedError`.
     """
     progress = progress or Progress()
-    with RunFolder.new(out) if out is not None else contextlib.nullcontext() as folder:
+    with RunDirectory.new(out) if out is not None else contextlib.nullcontext() as folder:
         if data is None:
-            data = load_run_data(config, progress.verbose)
+            data = load_splits(config, progress.verbose)
             config = replace(config, dataset=data.name)  # "auto" means the same when resumed
         return _run(config, data, folder, None, progress, should_stop)
 
 
 def fit_many(
     configs: Sequence[TrainConfig],
-    data: RunData | None = None,
+    data: DataSplits | None = None,
     *,
     should_stop: Callable[[], bool] | None = None,
     on_epoch: Callable[[int, int], None] | None = None,
@@ -85,7 +86,7 @@ def fit_many(
     """
     if not configs:
         return []
-    data = data or load_run_data(configs[0])
+    data = data or load_splits(configs[0])
     threads = configs[0].threads or torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         stack.enter_context(thread_count(threads))
@@ -102,7 +103,7 @@ def fit_many(
 
 
 def runs_of(
-    cohort: Cohort, configs: Sequence[TrainConfig], tests: Mapping[int, EvalStats]
+    cohort: Cohort, configs: Sequence[TrainConfig], tests: Mapping[int, EvalMetrics]
 ) -> list[Run]:
     """What the runs of a cohort have come to so far, under these configurations; ``tests`` by their
     numbers."""
@@ -121,7 +122,7 @@ def runs_of(
 
 def resume(
     path: str | Path,
-    data: RunData | None = None,
+    data: DataSplits | None = None,
     *,
     epochs: int | None = None,
     device: str | None = None,
@@ -137,14 +138,14 @@ def resume(
     progress = progress or Progress()
     given: dict[str, Any] = {"epochs": epochs, "device": device, "data_dir": data_dir}
     given = {key: value for key, value in given.items() if value is not None}
-    with RunFolder.existing(path) as folder:
+    with RunDirectory.existing(path) as folder:
         old, state = folder.read_config(), folder.read_state()
         config = _resumed_config(old, state, given)
-        data = data or load_run_data(config, progress.verbose)
+        data = data or load_splits(config, progress.verbose)
         return _run(config, data, folder, state, progress, should_stop)
 
 
-def _resumed_config(old: TrainConfig, state: RunState, given: dict[str, Any]) -> TrainConfig:
+def _resumed_config(old: TrainConfig, state: Checkpoint, given: dict[str, Any]) -> TrainConfig:
     """What a run goes on with, where ``given`` replaces values of its ``old`` configuration."""
     config = replace(old, **given)
     if config.epochs < len(state.history):
@@ -165,9 +166,9 @@ def _resumed_config(old: TrainConfig, state: RunState, given: dict[str, Any]) ->
 
 def _run(
     config: TrainConfig,
-    data: RunData,
-    folder: RunFolder | None,
-    state: RunState | None,
+    data: DataSplits,
+    folder: RunDirectory | None,
+    state: Checkpoint | None,
     progress: Progress,
     should_stop: Callable[[], bool] | None,
 ) -> Run:
@@ -199,9 +200,9 @@ class _Sitting:
     def __init__(
         self,
         config: TrainConfig,
-        data: RunData,
-        folder: RunFolder | None,
-        state: RunState | None,
+        data: DataSplits,
+        folder: RunDirectory | None,
+        state: Checkpoint | None,
         progress: Progress,
     ) -> None:
         self._clock = time.perf_counter()
@@ -223,9 +224,9 @@ class _Sitting:
         parts = ", ".join(
             f"{len(part.labels):,} {name}"
             for name, part in (
-                ("to train", data.split.train),
-                ("to validate", data.split.val),
-                ("to test", data.split.test),
+                ("to train", data.train),
+                ("to validate", data.val),
+                ("to test", data.test),
             )
         )
         say(f"data     {data.name} from {data.source}: {parts}")
@@ -252,7 +253,7 @@ class _Sitting:
             self._draw()
             return Run(self.config, path, state.history, state.best)
         training.engine.load_parameters(state.best)
-        test = training.engine.evaluate(training.data.split.test)
+        test = training.engine.evaluate(training.data.test)
         self._count_seconds()
         summary = make_summary(self.config, training.data, state, test)
         if self.folder is not None:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp.engines.metrics import EpochRecord, EpochStats
+from fastmlp.engines.metrics import EpochMetrics, EpochRecord
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.files import write_bytes
@@ -41,7 +41,7 @@ LOCK = ".lock"
 
 
 @dataclass
-class RunState:
+class Checkpoint:
     """Where a run stands: all that changes in its course, and what identifies its data."""
 
     fingerprint: str
@@ -52,7 +52,7 @@ class RunState:
     """``Engine.state_dict()``."""
     history: list[EpochRecord] = field(default_factory=list)
     """The finished epochs."""
-    partial: EpochStats = field(default_factory=EpochStats)
+    partial: EpochMetrics = field(default_factory=EpochMetrics)
     """What is done of the epoch after them, and in how many seconds."""
     partial_seconds: float = 0.0
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class RunState:
         return max(self.history, key=lambda record: record.val_acc)
 
 
-class RunFolder:
+class RunDirectory:
     """The folder at ``path``. Its methods raise :class:`UserError` where a file cannot be read or
     written."""
 
@@ -75,7 +75,7 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def new(cls, path: str | Path) -> Iterator[RunFolder]:
+    def new(cls, path: str | Path) -> Iterator[RunDirectory]:
         """A folder for a new run, which no other process may use meanwhile. It is made at once, and
         is gone again where nothing was written into it.
 
@@ -101,7 +101,7 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def existing(cls, path: str | Path) -> Iterator[RunFolder]:
+    def existing(cls, path: str | Path) -> Iterator[RunDirectory]:
         """The folder of a run that goes on, which no other process may use meanwhile; raises
         :class:`UserError` where it is none."""
         folder = cls(path)
@@ -161,7 +161,7 @@ class RunFolder:
         """Writes ``config.json``; from then on the folder is that of a run."""
         self._write("config.json", _json_bytes(config.to_dict()))
 
-    def read_state(self) -> RunState:
+    def read_state(self) -> Checkpoint:
         """Where the run stands, from ``resume.pt``."""
         path = self.path / "resume.pt"
         try:
@@ -178,19 +178,19 @@ class RunFolder:
                 "last.pt and best.pt beside it"
             ) from error
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: Checkpoint) -> None:
         """Writes where the run stands into all files that a run under way has."""
         self.save_best(state)
         self._write("last.pt", torch_bytes(state.engine["parameters"]))
         self.write_metrics(state)
         self._write("resume.pt", torch_bytes(state_to_dict(state)))
 
-    def save_best(self, state: RunState) -> None:
+    def save_best(self, state: Checkpoint) -> None:
         """Writes ``best.pt``, once there is a best epoch."""
         if state.best:
             self._write("best.pt", torch_bytes(state.best))
 
-    def write_metrics(self, state: RunState) -> None:
+    def write_metrics(self, state: Checkpoint) -> None:
         """Writes ``metrics.csv``, all of it."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -244,7 +244,7 @@ def write_file(target: Path, data: bytes | memoryview) -> None:
         raise UserError(describe_os_error(told)) from error
 
 
-def state_to_dict(state: RunState) -> dict[str, Any]:
+def state_to_dict(state: Checkpoint) -> dict[str, Any]:
     """What ``resume.pt`` holds of a run."""
     values = {item.name: getattr(state, item.name) for item in fields(state)}
     values["format"] = FORMAT
@@ -253,13 +253,13 @@ def state_to_dict(state: RunState) -> dict[str, Any]:
     return values
 
 
-def state_from_dict(values: dict[str, Any]) -> RunState:
+def state_from_dict(values: dict[str, Any]) -> Checkpoint:
     """Its reverse; raises any error where the values are not what they should be."""
     if values.pop("format") != FORMAT:
         raise ValueError("resume.pt has another format")
     values["history"] = [EpochRecord(**record) for record in values["history"]]
-    values["partial"] = EpochStats(**values["partial"])
-    return RunState(**values)
+    values["partial"] = EpochMetrics(**values["partial"])
+    return Checkpoint(**values)
 
 
 def _json_bytes(values: Mapping[str, Any]) -> bytes:

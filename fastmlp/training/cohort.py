@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from fastmlp.engines.metrics import EpochStats, EvalStats
-from fastmlp.training.checkpoint import RunState
+from fastmlp.data.splits import DataSplits
+from fastmlp.engines.metrics import EpochMetrics, EvalMetrics
+from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run_data import RunData
 from fastmlp.training.trainer import DivergedError, Training, train_epochs
 
 
@@ -23,8 +23,8 @@ class Cohort:
     def __init__(
         self,
         configs: Sequence[TrainConfig],
-        data: RunData,
-        states: Sequence[RunState | None] | None = None,
+        data: DataSplits,
+        states: Sequence[Checkpoint | None] | None = None,
     ) -> None:
         states = states or [None] * len(configs)
         self.data = data
@@ -54,7 +54,7 @@ class Cohort:
         call."""
         images = 0
 
-        def report(stats: list[EpochStats]) -> None:
+        def report(stats: list[EpochMetrics]) -> None:
             if on_progress is not None:
                 on_progress(images + sum(each.samples for each in stats))
 
@@ -87,15 +87,15 @@ class Cohort:
                     except DivergedError as error:
                         self.errors[i] = error
 
-    def test(self) -> dict[int, EvalStats]:
+    def test(self) -> dict[int, EvalMetrics]:
         """Each finished run's best parameters on the test part."""
         finished = [i for i, t in enumerate(self.trainings) if t.finished and i not in self.errors]
-        found: dict[int, EvalStats] = {}
+        found: dict[int, EvalMetrics] = {}
         for numbers in self._alike(finished):
             engines = [self.trainings[i].engine for i in numbers]
             for i, engine in zip(numbers, engines, strict=True):
                 engine.load_parameters(self.trainings[i].state.best)
-            results = type(engines[0]).evaluate_together(engines, self.data.split.test)
+            results = type(engines[0]).evaluate_together(engines, self.data.test)
             found.update(zip(numbers, results, strict=True))
         return found
 
@@ -107,7 +107,7 @@ class Cohort:
             groups[config.engine, config.device, config.normalize].append(i)
         return list(groups.values())
 
-    def states(self) -> list[RunState]:
+    def states(self) -> list[Checkpoint]:
         """Where each run stands, to go on from."""
         for training in self.trainings:
             training.state.engine = training.engine.state_dict()

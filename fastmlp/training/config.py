@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fastmlp.data.dataset import current_name
 from fastmlp.data.transforms import parse_augmentation
 from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS
 from fastmlp.engines.registry import ENGINES
@@ -91,6 +92,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", _parse_hidden(self.hidden))
+        object.__setattr__(self, "dataset", current_name(self.dataset))
         if self.momentum is _DEPENDS:
             object.__setattr__(self, "momentum", 0.9 if self.optimizer == "sgd" else 0.0)
         if self.nesterov is _DEPENDS:

@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from fastmlp.engines.metrics import EvalStats
-from fastmlp.training.checkpoint import RunState
+from fastmlp.data.splits import DataSplits
+from fastmlp.engines.metrics import EvalMetrics
+from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run_data import RunData
 from fastmlp.utils.environment import _package_version, device_name, git_commit
 
 
 def make_summary(
-    config: TrainConfig, data: RunData, state: RunState, test: EvalStats
+    config: TrainConfig, data: DataSplits, state: Checkpoint, test: EvalMetrics
 ) -> dict[str, Any]:
     """What ``summary.json`` holds; ``config`` has every "auto" resolved, ``test`` was measured
     with the parameters of the best epoch. Losses are means per image, accuracies 0 to 1."""
     seconds = sum(record.seconds for record in state.history)
-    images = len(data.split.train.labels)
+    images = len(data.train.labels)
     return {
         "test_accuracy": round(test.accuracy, 6),
         "test_loss": round(test.loss, 6),
@@ -36,7 +36,7 @@ def make_summary(
         "images_per_s": round(images * len(state.history) / max(seconds, 1e-6), 1),
         "dataset": data.name,
         "source": data.source,
-        "offline": data.offline,
+        "synthetic": data.synthetic,
         "seed": config.seed,
         "engine": config.engine,
         "engine_reason": state.engine_reason,

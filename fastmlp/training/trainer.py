@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from fastmlp.data.dataset import Part
 from fastmlp.data.sampling import sliding_part
+from fastmlp.data.splits import DataSplits, Subset
 from fastmlp.engines.base import Engine, Epoch
 from fastmlp.engines.blocked import BlockedEngine
-from fastmlp.engines.metrics import EpochRecord, EpochStats, EvalStats, NonFiniteLossError
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.metrics import EpochMetrics, EpochRecord, EvalMetrics, NonFiniteLossError
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.registry import choose_engine, resolve_device
-from fastmlp.training.checkpoint import RunState
+from fastmlp.nn.init import initial_parameters
+from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.epochs import initial_parameters, make_epoch
-from fastmlp.training.run_data import RunData
+from fastmlp.training.data import make_epoch
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 
@@ -36,10 +36,12 @@ class Training:
     "auto" resolved. Raises :class:`UserError` where the configuration does not fit the data or the
     machine, or ``state`` does not fit either."""
 
-    def __init__(self, config: TrainConfig, data: RunData, state: RunState | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, data: DataSplits, state: Checkpoint | None = None
+    ) -> None:
         device = resolve_device(config.device)
-        self.sizes = [data.split.train.images.shape[1], *config.hidden, data.classes]
-        options = StepOptions(
+        self.sizes = [data.train.images.shape[1], *config.hidden, data.classes]
+        options = OptimizerConfig(
             config.batch_size,
             config.momentum,
             config.nesterov,
@@ -54,7 +56,7 @@ class Training:
         self.images = self._count_images()
         self.engine: Engine = kind(
             initial_parameters(self.sizes, config.init, config.seed),
-            data.split.train,
+            data.train,
             data.normalization(config.normalize),
             options,
             device,
@@ -64,7 +66,7 @@ class Training:
         self.steps = -(-self.images // config.batch_size)
         fingerprint = data.fingerprint
         if state is None:
-            self.state = RunState(fingerprint, reason, self.engine.state_dict())
+            self.state = Checkpoint(fingerprint, reason, self.engine.state_dict())
         else:
             self.state = state
             if config.engine == "auto":
@@ -120,9 +122,9 @@ class Training:
         return self.epoch >= self.config.epochs
 
     @cached_property
-    def validation(self) -> Part:
+    def validation(self) -> Subset:
         """What the epochs are compared on."""
-        part = self.data.split.val
+        part = self.data.val
         if self.config.loader == "sliding":
             return sliding_part(part, self.config.batch_size)
         return part
@@ -133,17 +135,17 @@ class Training:
 
     def next_epoch_of(self, epoch: int, start_step: int = 0) -> Epoch:
         """Any epoch, counted from 0."""
-        images = len(self.data.split.train.labels)
+        images = len(self.data.train.labels)
         return make_epoch(self.config, epoch, images, self.data.shape, start_step)
 
-    def take(self, result: EpochStats | NonFiniteLossError, seconds: float) -> None:
+    def take(self, result: EpochMetrics | NonFiniteLossError, seconds: float) -> None:
         """Notes what an engine has done of the epoch; raises :class:`DivergedError`."""
         if isinstance(result, NonFiniteLossError):
             raise self.diverged("The loss", result.step + 1, result.loss) from result
         self.state.partial += result
         self.state.partial_seconds += seconds
 
-    def end_epoch(self, validation: EvalStats) -> tuple[EpochRecord, bool]:
+    def end_epoch(self, validation: EvalMetrics) -> tuple[EpochRecord, bool]:
         """Ends an epoch whose steps are done; returns its record and whether it is the best so far.
         Raises :class:`DivergedError`."""
         state = self.state
@@ -158,7 +160,7 @@ class Training:
         )
         improved = not state.history or record.val_acc > state.best_record.val_acc
         state.history.append(record)
-        state.partial, state.partial_seconds = EpochStats(), 0.0
+        state.partial, state.partial_seconds = EpochMetrics(), 0.0
         if improved:
             state.best = self.engine.parameters_state()
         return record, improved
@@ -176,7 +178,7 @@ class Training:
 def train_epochs(
     trainings: Sequence[Training],
     should_stop: Callable[[], bool] | None = None,
-    on_progress: Callable[[list[EpochStats]], None] | None = None,
+    on_progress: Callable[[list[EpochMetrics]], None] | None = None,
 ) -> list[DivergedError | None]:
     """Runs the next epoch of all these runs, side by side, or as much of it as ``should_stop``
     allows; returns the errors of those that diverged.
@@ -190,7 +192,7 @@ def train_epochs(
         engines, [training.next_epoch() for training in trainings], should_stop, on_progress
     )
     seconds = time.perf_counter() - begin
-    images = [r.samples if isinstance(r, EpochStats) else 0 for r in results]
+    images = [r.samples if isinstance(r, EpochMetrics) else 0 for r in results]
     errors: list[DivergedError | None] = []
     for training, result, count in zip(trainings, results, images, strict=True):
         try:
@@ -202,7 +204,7 @@ def train_epochs(
 
 
 def _record(
-    epoch: int, train: EpochStats, validation: EvalStats, lr: float, seconds: float
+    epoch: int, train: EpochMetrics, validation: EvalMetrics, lr: float, seconds: float
 ) -> EpochRecord:
     """Rounded to what means something, so that an epoch in two sittings gives the same row."""
     return EpochRecord(

@@ -140,7 +140,7 @@ def test_engines_of_a_gpu_are_timed_there(monkeypatch):
     assert f"{OURS}reference" not in names
     assert "the course's loop" in names
     assert f"{OURS}graph" not in contenders.available("cpu")
-    assert GraphEngine.why_not(torch.device("cuda")) is None
+    assert GraphEngine.unsupported_reason(torch.device("cuda")) is None
 
 
 def test_the_table_of_a_gpu_is_there_once_it_was_measured(monkeypatch, tmp_path):

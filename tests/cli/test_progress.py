@@ -9,12 +9,12 @@ import pytest
 from support.tiny import tiny_data
 
 from fastmlp.cli.progress import Progress
-from fastmlp.engines.metrics import EpochRecord, EpochStats
+from fastmlp.engines.metrics import EpochMetrics, EpochRecord
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
 
 RECORD = EpochRecord(2, 1.23456, 0.5, 1.5, 0.456, 0.02, 1.25, 24000.4)
-STATS = EpochStats(10, 500, 650.0, 200)
+STATS = EpochMetrics(10, 500, 650.0, 200)
 
 
 def play(progress: Progress) -> None:

@@ -19,12 +19,12 @@ from support.tiny import assert_same_run, assert_same_tensors, rows, tensors, ti
 from fastmlp.cli import main as __main__
 from fastmlp.cli.parser import run_command
 from fastmlp.cli.train import main
+from fastmlp.data.splits import DataSplits
 from fastmlp.engines.registry import ENGINES
 from fastmlp.ops._load import native_available
 from fastmlp.training import api as fitting
-from fastmlp.training.checkpoint import RunFolder
+from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run_data import RunData
 from fastmlp.utils.errors import UserError
 
 QUICK = ["--hidden", "8", "--batch-size", "16", "--epochs", "2", "--threads", "1", "--device=cpu"]
@@ -36,13 +36,13 @@ TINY = SUPPORT / "tiny.py"
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command trains on the tiny problem, below a folder of its own, and draws nothing."""
-    monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: tiny_data())
+    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: tiny_data())
     monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
     monkeypatch.chdir(tmp_path)
 
 
 def read_config(run: str | Path) -> TrainConfig:
-    return RunFolder(run).read_config()
+    return RunDirectory(run).read_config()
 
 
 def test_what_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,24 +74,24 @@ def test_json_is_all_of_standard_output(capsys: pytest.CaptureFixture[str]) -> N
     out, err = capsys.readouterr()
     summary = json.loads(out)
     assert summary.pop("folder") == "run"
-    assert summary == RunFolder("run").read_summary()
+    assert summary == RunDirectory("run").read_summary()
     assert "epoch 2/2" in err
     assert "Test accuracy" in err
 
 
-def test_the_offline_set_is_named_at_the_end(
+def test_the_synthetic_set_is_named_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from dataclasses import replace
 
-    data = replace(tiny_data(), name="offline", offline=True)
-    monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: data)
+    data = replace(tiny_data(), name="synthetic", synthetic=True)
+    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: data)
     assert main([*QUICK, "--out", "run"]) == 0
     out = capsys.readouterr().out
     assert "on the built-in set and not CIFAR-10" in out
-    assert out.splitlines()[-1].startswith("Warning: this run used the built-in offline set")
-    assert RunFolder("run").read_summary()["offline"] is True
-    assert read_config("run").dataset == "offline"
+    assert out.splitlines()[-1].startswith("Warning: this run used the built-in synthetic set")
+    assert RunDirectory("run").read_summary()["synthetic"] is True
+    assert read_config("run").dataset == "synthetic"
     assert main([*QUICK, "--quiet"]) == 0
     assert "on the built-in set and not CIFAR-10" in capsys.readouterr().out
 
@@ -142,22 +142,22 @@ def test_two_runs_in_one_second_have_two_folders(monkeypatch: pytest.MonkeyPatch
     """The second starts while the first still loads its data."""
     monkeypatch.setattr("fastmlp.cli.train.time.strftime", lambda form: "now")
 
-    def load(config: TrainConfig, progress: bool) -> RunData:
-        monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: tiny_data())
+    def load(config: TrainConfig, progress: bool) -> DataSplits:
+        monkeypatch.setattr(fitting, "load_splits", lambda config, progress: tiny_data())
         assert main([*QUICK, "--quiet"]) == 0
         return tiny_data()
 
-    monkeypatch.setattr(fitting, "load_run_data", load)
+    monkeypatch.setattr(fitting, "load_splits", load)
     assert main([*QUICK, "--quiet"]) == 0
     for name in ("default-now", "default-now-2"):
-        assert RunFolder(Path("runs", name)).finished
+        assert RunDirectory(Path("runs", name)).finished
 
 
 def test_no_folder_is_left_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(config: TrainConfig, progress: bool) -> RunData:
+    def load(config: TrainConfig, progress: bool) -> DataSplits:
         raise UserError("no data")
 
-    monkeypatch.setattr(fitting, "load_run_data", load)
+    monkeypatch.setattr(fitting, "load_splits", load)
     for argv in ([], ["--out", "run"]):
         with pytest.raises(UserError, match="no data"):
             main([*QUICK, *argv])
@@ -276,7 +276,7 @@ def test_resuming_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
     assert main(["--resume", "run", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"folder": "run", **RunFolder("run").read_summary()}
+    assert json.loads(out) == {"folder": "run", **RunDirectory("run").read_summary()}
     assert err.startswith("The run in run is finished: 2 epochs, test accuracy ")
     assert err.endswith("%; a larger --epochs trains it longer\n")
     assert {path: path.read_bytes() for path in Path("run").iterdir()} == files
@@ -312,7 +312,7 @@ def test_a_signal_stops_after_the_step(
     assert signal.getsignal(number) is before
     command = "python -m fastmlp.train --resume 'a run'"
     assert f"Go on with: {command}\n" in capsys.readouterr().out
-    state = RunFolder("a run").read_state()
+    state = RunDirectory("a run").read_state()
     assert (len(state.history), state.partial.steps) == (1, 3)
     assert main(["--resume", "a run", "--quiet"]) == 0
     assert_same_run(Path("a run"), Path("whole"))
@@ -353,9 +353,9 @@ def test_a_real_process_interrupted_killed_and_terminated(monkeypatch: pytest.Mo
         assert process.returncode == code
         for name in ("best.pt", "last.pt"):
             tensors(Path("run") / name)
-        RunFolder("run").read_state()
-    monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: tiny_data(4000))
-    assert len(RunFolder("run").read_state().history) < 6
+        RunDirectory("run").read_state()
+    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: tiny_data(4000))
+    assert len(RunDirectory("run").read_state().history) < 6
     assert main(["--resume", "run", "--quiet"]) == 0
     assert main([*LONG, "--out", "whole", "--quiet"]) == 0
     for name in ("best.pt", "last.pt"):
@@ -391,10 +391,10 @@ def test_the_engine_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     for engine in ("blocked", "eager", "reference"):
         assert main([*QUICK, "--engine", engine, "--out", engine]) == 0
         assert f"engine   {engine} on cpu (asked for by name)" in capsys.readouterr().out
-        assert RunFolder(engine).read_summary()["engine"] == engine
-    truth = RunFolder("reference").read_summary()["last"]["val_loss"]
+        assert RunDirectory(engine).read_summary()["engine"] == engine
+    truth = RunDirectory("reference").read_summary()["last"]["val_loss"]
     for name in ("blocked", "eager"):
-        loss = RunFolder(name).read_summary()["last"]["val_loss"]
+        loss = RunDirectory(name).read_summary()["last"]["val_loss"]
         assert loss == pytest.approx(truth, rel=1e-4)
     with pytest.raises(UserError, match="--engine cannot be given with --resume"):
         main(["--resume", "eager", "--engine", "reference", "--epochs", "5"])

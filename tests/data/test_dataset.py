@@ -26,7 +26,8 @@ from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data import dataset as data
 from fastmlp.data import synthetic
 from fastmlp.data.cifar10 import BINARY, PYTHON
-from fastmlp.data.dataset import load_dataset, parse_split, split_dataset
+from fastmlp.data.dataset import load_dataset
+from fastmlp.data.splits import parse_split, split_dataset
 from fastmlp.data.transforms import channel_statistics, make_normalization
 from fastmlp.utils.errors import UserError
 
@@ -44,8 +45,8 @@ def tiny(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def offline(monkeypatch):
-    """The offline set, made small: (images, labels)."""
+def small_synthetic(monkeypatch):
+    """The synthetic set, made small: (images, labels)."""
     images, labels = synthetic.generate(600, seed=3)
     monkeypatch.setattr(synthetic, "generate", lambda count, seed: (images, labels))
     return images, labels
@@ -59,7 +60,7 @@ def assert_is(dataset, batches, source):
     assert torch.equal(dataset.labels, torch.from_numpy(labels[:end]))
     assert torch.equal(dataset.test_images, torch.from_numpy(images[end:]))
     assert torch.equal(dataset.test_labels, torch.from_numpy(labels[end:]))
-    assert (dataset.name, dataset.offline, dataset.source) == ("cifar10", False, str(source))
+    assert (dataset.name, dataset.synthetic, dataset.source) == ("cifar10", False, str(source))
     assert dataset.classes[:2] == ("airplane", "automobile")
 
 
@@ -137,7 +138,7 @@ def test_a_named_folder_without_cifar10_is_not_replaced_by_another(tiny, tmp_pat
         assert name in str(error.value)
 
 
-def test_a_damaged_folder_is_an_error_and_no_reason_for_the_offline_set(tiny, tmp_path):
+def test_a_damaged_folder_is_an_error_and_no_reason_for_the_synthetic_set(tiny, tmp_path):
     folder = write_folder(tmp_path / BINARY.folder, binary_files(tiny[0]))
     for name in binary_files(tiny[0]):  # down to the empty folder
         (folder / name).unlink()
@@ -158,19 +159,19 @@ def test_a_download_goes_to_the_named_folder(tiny, tmp_path, monkeypatch):
         assert_is(found, tiny[0], tmp_path / name / BINARY.folder)
 
 
-def test_auto_without_network_warns_and_takes_the_offline_set(tiny, offline, capsys):
+def test_auto_without_network_warns_and_takes_the_synthetic_set(tiny, small_synthetic, capsys):
     dataset = load_dataset("auto")
-    assert (dataset.name, dataset.offline) == ("offline", True)
+    assert (dataset.name, dataset.synthetic) == ("synthetic", True)
     assert "not CIFAR-10" in dataset.source
-    assert torch.equal(dataset.images, torch.from_numpy(offline[0][:500]))
-    assert torch.equal(dataset.test_labels, torch.from_numpy(offline[1][500:]))
+    assert torch.equal(dataset.images, torch.from_numpy(small_synthetic[0][:500]))
+    assert torch.equal(dataset.test_labels, torch.from_numpy(small_synthetic[1][500:]))
     text = " ".join(capsys.readouterr().err.replace("#", " ").split())
     for wanted in ("THIS IS NOT CIFAR-10", "Connection refused", "--dataset cifar10"):
         assert wanted in text
 
 
-def test_auto_without_download_warns_and_takes_the_offline_set(tiny, offline, capsys):
-    assert load_dataset("auto", download=False).offline
+def test_auto_without_download_warns_and_takes_the_synthetic_set(tiny, small_synthetic, capsys):
+    assert load_dataset("auto", download=False).synthetic
     assert "downloading is off" in capsys.readouterr().err
 
 
@@ -180,20 +181,20 @@ def test_cifar10_without_network_is_an_error(tiny, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_offline_looks_nowhere_and_says_nothing(offline, capsys):
-    dataset = load_dataset("offline", "/nowhere")
-    assert (dataset.name, dataset.classes) == ("offline", synthetic.CLASSES)
+def test_synthetic_looks_nowhere_and_says_nothing(small_synthetic, capsys):
+    dataset = load_dataset("synthetic", "/nowhere")
+    assert (dataset.name, dataset.classes) == ("synthetic", synthetic.CLASSES)
     assert capsys.readouterr() == ("", "")
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(UserError, match="--dataset wants one of auto, cifar10, offline") as error:
+    with pytest.raises(UserError, match="--dataset wants one of auto, cifar10, synthetic") as error:
         load_dataset("mnist")
     assert error.value.exit_code == 2
 
 
-def test_the_offline_set_has_the_shape_of_cifar10():
-    dataset = load_dataset("offline")
+def test_the_synthetic_set_has_the_shape_of_cifar10():
+    dataset = load_dataset("synthetic")
     assert (dataset.images.shape, dataset.test_images.shape) == (
         (50_000, 3, 32, 32),
         (10_000, 3, 32, 32),
@@ -358,7 +359,7 @@ def test_samples_draws_ten_of_each_class(monkeypatch, tmp_path, capsys):
     images = np.broadcast_to(shades[labels, None, None, None], (600, 3, 32, 32)).copy()
     monkeypatch.setattr(synthetic, "generate", lambda count, seed: (images, labels))
     out = tmp_path / "new" / "samples.png"
-    assert main(["samples", "--dataset", "offline", "--out", str(out)]) == 0
+    assert main(["samples", "--dataset", "synthetic", "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
     picture = np.rint(matplotlib.image.imread(out)[..., 0] * 255)
     assert (picture[:, :3] == 255).all()  # no name is cut off
@@ -368,9 +369,9 @@ def test_samples_draws_ten_of_each_class(monkeypatch, tmp_path, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["samples.png"]
 
 
-def test_samples_refuses_another_file_type(offline, tmp_path):
+def test_samples_refuses_another_file_type(small_synthetic, tmp_path):
     with pytest.raises(UserError, match=r"ends in .png, .pdf or .svg"):
-        main(["samples", "--dataset", "offline", "--out", str(tmp_path / "x.txt")])
+        main(["samples", "--dataset", "synthetic", "--out", str(tmp_path / "x.txt")])
     assert visible(tmp_path) == []
 
 

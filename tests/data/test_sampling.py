@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastmlp.data.dataset import Part
 from fastmlp.data.sampling import epoch_order, sliding_part, sliding_rows
+from fastmlp.data.splits import Subset
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.epochs import make_epoch
+from fastmlp.training.data import make_epoch
 
 CONFIG = TrainConfig(batch_size=8, epochs=5, lr=0.1, lr_schedule="constant")
 SHAPE = (3, 2, 2)
@@ -44,7 +44,7 @@ def test_a_sliding_epoch_sees_few_images(
 
 
 def test_validation_through_a_sliding_loader() -> None:
-    part = Part(torch.arange(20, dtype=torch.uint8).reshape(10, 2), torch.arange(10) % 3)
+    part = Subset(torch.arange(20, dtype=torch.uint8).reshape(10, 2), torch.arange(10) % 3)
     seen = sliding_part(part, 4)
     assert (seen.total, len(seen.labels)) == (8, 5)
     rows = sliding_rows(torch.arange(10), 4).sort().values

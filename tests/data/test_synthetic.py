@@ -1,4 +1,4 @@
-"""The built-in offline set: the same bytes everywhere, and neither trivial nor impossible."""
+"""The built-in synthetic set: the same bytes everywhere, and neither trivial nor impossible."""
 
 import hashlib
 
@@ -6,47 +6,47 @@ import numpy as np
 import pytest
 import torch
 
-from fastmlp.data import synthetic as offline
+from fastmlp.data import synthetic as synthetic
 
 
 @pytest.fixture(scope="module")
 def made():
     """10,000 images (n, 3, 32, 32) uint8 and their labels."""
-    images, labels = offline.generate(10_000, seed=0)
+    images, labels = synthetic.generate(10_000, seed=0)
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def test_the_bytes_never_change():
-    images, labels = offline.generate(2000, seed=0)
+    images, labels = synthetic.generate(2000, seed=0)
     assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
     digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
     assert digest == "62aab927bcc1ee387904ff20b6d38f764e3302f56c996337dbf9e3037feb6ea5"
 
 
 def test_one_thread_makes_the_same_bytes(made, monkeypatch):
-    monkeypatch.setattr(offline.os, "cpu_count", lambda: 1)
-    images, labels = offline.generate(3000, seed=0)
+    monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 1)
+    images, labels = synthetic.generate(3000, seed=0)
     assert torch.equal(torch.from_numpy(images), made[0][:3000])
     assert torch.equal(torch.from_numpy(labels), made[1][:3000])
 
 
 @pytest.mark.parametrize("count", [0, 1, 999, 1001])
 def test_a_smaller_count_is_a_beginning_of_a_larger_one(made, count):
-    images, labels = offline.generate(count, seed=0)
+    images, labels = synthetic.generate(count, seed=0)
     assert images.shape == (count, 3, 32, 32)
     assert torch.equal(torch.from_numpy(images), made[0][:count])
     assert torch.equal(torch.from_numpy(labels), made[1][:count])
 
 
 def test_another_seed_makes_other_images(made):
-    images, _ = offline.generate(1000, seed=1)
+    images, _ = synthetic.generate(1000, seed=1)
     rows = {image.tobytes() for image in images}
     assert len(rows) == 1000
     assert not rows & {image.numpy().tobytes() for image in made[0]}
 
 
 def test_classes_are_equally_many_and_mixed(made):
-    assert len(offline.CLASSES) == len(set(offline.CLASSES)) == 10
+    assert len(synthetic.CLASSES) == len(set(synthetic.CLASSES)) == 10
     for start in (0, 4000):
         assert torch.bincount(made[1][start : start + 1000]).tolist() == [100] * 10
     assert len(made[1][:100].unique()) == 10
@@ -87,7 +87,7 @@ def test_an_mlp_learns_what_a_linear_model_cannot(made, threads):
 
 def test_the_warning_is_a_closed_box_with_its_reason():
     path = "/a/very/long/path-with-hyphens/" + "x" * 90
-    lines = offline.warning(f"There is no CIFAR-10 in {path}.").splitlines()
+    lines = synthetic.warning(f"There is no CIFAR-10 in {path}.").splitlines()
     assert len({len(line) for line in lines}) == 1
     assert set(lines[0]) == set(lines[-1]) == {"#"}
     assert all(line[0] == line[-1] == "#" for line in lines)

@@ -8,7 +8,7 @@ import torch
 from support.blocked import OPTIMIZERS, flat, make, problem
 from support.marks import needs_native
 
-from fastmlp.data.transforms import Augmentation, Moves, image_shape, parse_augmentation
+from fastmlp.data.transforms import FlipShifts, RandomFlipShift, image_shape, parse_augmentation
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.registry import ENGINES
 from fastmlp.ops.flip_shift import flip_shift, flip_shift_ref
@@ -20,12 +20,12 @@ from fastmlp.ops.flip_shift import flip_shift, flip_shift_ref
     ("text", "want"),
     [
         ("none", None),
-        ("flip", Augmentation(True, 0)),
-        ("shift:0", Augmentation(False, 0)),
-        ("shift:3", Augmentation(False, 3)),
-        ("shift:127", Augmentation(False, 127)),
-        ("flip,shift:4", Augmentation(True, 4)),
-        ("flip,shift:012", Augmentation(True, 12)),
+        ("flip", RandomFlipShift(True, 0)),
+        ("shift:0", RandomFlipShift(False, 0)),
+        ("shift:3", RandomFlipShift(False, 3)),
+        ("shift:127", RandomFlipShift(False, 127)),
+        ("flip,shift:4", RandomFlipShift(True, 4)),
+        ("flip,shift:012", RandomFlipShift(True, 12)),
     ],
 )
 def test_augmentations_are_parsed(text, want):
@@ -71,7 +71,7 @@ def generator(seed=0):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("shift", [0, 1, 3, 6])
 def test_all_moves_are_drawn_about_as_often(flip, shift):
-    moves = Augmentation(flip, shift).draw(7000, (3, 7, 8), generator())
+    moves = RandomFlipShift(flip, shift).draw(7000, (3, 7, 8), generator())
     assert moves.shape == (3, 7, 8)
     assert moves.values.dtype == torch.int8
     assert moves.values.shape == (7000, 3)
@@ -88,18 +88,18 @@ def test_all_moves_are_drawn_about_as_often(flip, shift):
 
 
 def test_the_largest_shift_fits_its_numbers():
-    values = Augmentation(False, 127).draw(20000, (1, 128, 128), generator()).values
+    values = RandomFlipShift(False, 127).draw(20000, (1, 128, 128), generator()).values
     assert (int(values.min()), int(values.max())) == (-127, 127)
 
 
 def test_rows_columns_and_flips_are_drawn_apart():
-    values = Augmentation(True, 3).draw(4000, (1, 9, 9), generator()).values.double()
+    values = RandomFlipShift(True, 3).draw(4000, (1, 9, 9), generator()).values.double()
     correlation = torch.corrcoef(values.t()) - torch.eye(3)
     assert correlation.abs().max() < 0.08
 
 
 def test_the_same_generator_draws_the_same():
-    augmentation = Augmentation(True, 3)
+    augmentation = RandomFlipShift(True, 3)
     one, same = (augmentation.draw(50, (3, 9, 9), generator(1)).values for _ in range(2))
     other = augmentation.draw(50, (3, 9, 9), generator(2)).values
     random = generator(1)
@@ -111,16 +111,16 @@ def test_the_same_generator_draws_the_same():
 
 
 def test_images_too_small_for_a_shift_are_refused():
-    Augmentation(True, 3).draw(5, (3, 4, 9), generator())
+    RandomFlipShift(True, 3).draw(5, (3, 4, 9), generator())
     for shape in ((3, 3, 9), (3, 9, 3), (1, 1, 1)):
         with pytest.raises(
             ValueError, match=f"{shape[1]} x {shape[2]} cannot be shifted by 3 pixels"
         ):
-            Augmentation(True, 3).draw(5, shape, generator())
+            RandomFlipShift(True, 3).draw(5, shape, generator())
 
 
 def test_some_of_the_moves():
-    moves = Augmentation(True, 3).draw(20, (3, 9, 8), generator())
+    moves = RandomFlipShift(True, 3).draw(20, (3, 9, 8), generator())
     some = moves[5:9]
     assert some.shape == (3, 9, 8)
     assert torch.equal(some.values, moves.values[5:9])
@@ -174,8 +174,8 @@ def test_images_are_moved_as_numpy_would(operator, shape):
     assert moved.dtype == torch.uint8
     assert torch.equal(moved, moved_by_numpy(images, moves, shape))
     assert torch.equal(images, before)
-    assert torch.equal(Moves(moves, shape).apply(images), moved)
-    assert torch.equal(Moves(moves, shape).apply(images, reference=True), moved)
+    assert torch.equal(FlipShifts(moves, shape).apply(images), moved)
+    assert torch.equal(FlipShifts(moves, shape).apply(images, reference=True), moved)
 
 
 @pytest.mark.parametrize("operator", operators())
@@ -194,13 +194,13 @@ def test_a_picture_to_look_at():
         (1, 0, 0): [4, 5, 6, 1, 2, 3],
         (0, -2, 0): [3, 2, 1, 6, 5, 4],
     }.items():
-        moved = Moves(torch.tensor([move], dtype=torch.int8), (1, 2, 3)).apply(image)
+        moved = FlipShifts(torch.tensor([move], dtype=torch.int8), (1, 2, 3)).apply(image)
         assert moved.tolist() == [want], move
 
 
 @needs_native
 def test_threads_do_not_change_a_pixel(threads):
-    moves = Augmentation(True, 4).draw(500, (3, 9, 9), generator())
+    moves = RandomFlipShift(True, 4).draw(500, (3, 9, 9), generator())
     images = torch.randint(0, 256, (500, 243), dtype=torch.uint8)
     runs = []
     for count in (1, 2, 3):
@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused():
 
 @needs_native
 def test_opcheck():
-    moves = Augmentation(True, 2).draw(9, (3, 4, 5), generator())
+    moves = RandomFlipShift(True, 2).draw(9, (3, 4, 5), generator())
     images = torch.randint(0, 256, (9, 60), dtype=torch.uint8)
     torch.library.opcheck(
         torch.ops.fastmlp.flip_shift.default, (images, moves.values, list(moves.shape))
@@ -260,7 +260,7 @@ def test_all_engines_train_on_the_same_pictures(options, hidden, order, threads)
         engine = make(ENGINES[name], data, {"batch_size": 8, **options}, hidden, torch.float64)
         random = generator()
         for _ in range(2):
-            moves = Augmentation(True, 2).draw(len(order), (3, 5, 5), random)
+            moves = RandomFlipShift(True, 2).draw(len(order), (3, 5, 5), random)
             stats = engine.train_epoch(order, 0.01, moves=moves)
         ends.append((flat(engine), stats))
     for state, stats in ends[1:]:

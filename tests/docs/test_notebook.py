@@ -39,7 +39,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     (loading,) = (cell for cell in notebook.cells if 'load_dataset("auto")' in cell.source)
-    loading.source = loading.source.replace('"auto"', '"offline"')
+    loading.source = loading.source.replace('"auto"', '"synthetic"')
     client = nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )

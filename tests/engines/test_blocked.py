@@ -21,8 +21,8 @@ from support.blocked import (
 from support.compare import assert_within_2x
 from support.marks import needs_native
 
-from fastmlp.data.dataset import Part
-from fastmlp.data.transforms import Augmentation, make_normalization
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import RandomFlipShift, make_normalization
 from fastmlp.engines import blocked
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.eager import EagerEngine
@@ -110,7 +110,7 @@ def test_a_chain_of_wide_layers(options, threads):
 def test_moved_images(options, repeats, batch, threads):
     data, options = problem(inputs=3 * 5 * 5), {"batch_size": batch, **options}
     order = torch.randint(0, 20, (211,)) if repeats else torch.randperm(211)
-    moves = Augmentation(True, 3).draw(211, (3, 5, 5), torch.Generator())
+    moves = RandomFlipShift(True, 3).draw(211, (3, 5, 5), torch.Generator())
     assert_is_sgd(data, options, order, lr=0.01, moves=moves)
     assert_threads_change_nothing(threads, data, options, order, moves, hidden=(300,))
 
@@ -143,7 +143,7 @@ def test_images_far_from_the_middle_of_the_range(change):
     """Their Gram matrix is what little is left of large sums."""
     images = torch.randint(0, 256, (640, 3072), dtype=torch.uint8)
     change(images)
-    data = Part(images, torch.randint(0, 5, (640,))), make_normalization("standard", images)
+    data = Subset(images, torch.randint(0, 5, (640,))), make_normalization("standard", images)
     engines = [
         make(engine, data, {"batch_size": 8}, hidden=(33,), dtype=dtype)
         for engine, dtype in (

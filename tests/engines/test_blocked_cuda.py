@@ -23,7 +23,7 @@ from fastmlp.engines import blocked_cuda
 from fastmlp.engines import blocked_pipeline as blocked_runner
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
-from fastmlp.engines.cuda_graph import Beside
+from fastmlp.engines.cuda_graph import SideStream
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.engines.registry import choose_engine
 from fastmlp.training.cohort import Cohort
@@ -91,7 +91,7 @@ class TestEngine(EngineTests):
 def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
     """On a GPU neither waits for the other, so either may come first."""
 
-    class Late(Beside):
+    class Late(SideStream):
         def run(self, work):
             self.work = work
 
@@ -108,7 +108,7 @@ def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
         return [engine.parameters_state() for engine in engines]
 
     first = train()
-    monkeypatch.setattr(blocked_runner, "Beside", Late)
+    monkeypatch.setattr(blocked_runner, "SideStream", Late)
     for ours, theirs in zip(train(), first, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -180,4 +180,4 @@ def test_auto_takes_it_on_a_gpu_and_says_why_not(monkeypatch):
         assert f"not blocked, because {reason}" in choose_engine("auto", gpu, sizes)[1]
         with pytest.raises(UserError, match=f"blocked cannot run here: {reason}"):
             choose_engine("blocked", gpu, sizes)
-    assert "for the CPU, not for cuda" in (BlockedEngine.why_not(gpu) or "")
+    assert "for the CPU, not for cuda" in (BlockedEngine.unsupported_reason(gpu) or "")

@@ -10,12 +10,12 @@ import torch
 from support.blocked import OPTIMIZERS, Network, assert_same_state, flat, make, problem
 from support.marks import needs_native
 
-from fastmlp.data.transforms import Augmentation, Normalization
+from fastmlp.data.transforms import Normalization, RandomFlipShift
 from fastmlp.engines import blocked
 from fastmlp.engines.base import Epoch
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.eager import EagerEngine
-from fastmlp.engines.metrics import EpochStats, NonFiniteLossError
+from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.ops.blocked_sgd import recurrence
 
@@ -113,7 +113,7 @@ def assert_same(ours, theirs, names):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("moved", [False, True])
 def test_each_is_what_it_is_alone(dtype, moved, data, orders, threads):
-    moves = Augmentation(True, 2).draw(400, (3, 5, 5), torch.Generator()) if moved else None
+    moves = RandomFlipShift(True, 2).draw(400, (3, 5, 5), torch.Generator()) if moved else None
     how = {"dtype": dtype, "moves": moves}
     threads(1)
     alone = train_alone(NETWORKS.values(), data, orders, **how)
@@ -121,7 +121,7 @@ def test_each_is_what_it_is_alone(dtype, moved, data, orders, threads):
         threads(count)
         together = train_together(NETWORKS.values(), data, orders, **how)
         assert_same(together, alone, NETWORKS)
-    assert all(isinstance(stats, EpochStats) and stats.finished for stats in alone[1])
+    assert all(isinstance(stats, EpochMetrics) and stats.finished for stats in alone[1])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
@@ -166,7 +166,7 @@ def test_those_on_the_same_images_share_them(data, orders, monkeypatch):
     calls.clear()
     BlockedEngine.train_together(engines[:2], equal)
     assert calls[0] == (2, [0, 1])  # equal orders are not compared
-    moves = Augmentation(True, 2).draw(IMAGES, (3, 5, 5), torch.Generator())
+    moves = RandomFlipShift(True, 2).draw(IMAGES, (3, 5, 5), torch.Generator())
     epochs = [Epoch(orders["first"], 0.05, moved) for moved in (None, moves, moves)]
     calls.clear()
     BlockedEngine.train_together(engines[:3], epochs)
@@ -236,7 +236,7 @@ def test_progress_of_all(data, orders, monkeypatch):
     assert [stats[0].steps for stats in seen] == [8, 16, *[19] * (len(seen) - 2)]
     assert [stats[1].steps for stats in seen] == [*range(8, 39, 8), 39]
     assert [stats[3].steps for stats in seen] == [5] * len(seen)
-    assert all(stats[2] == EpochStats() for stats in seen)
+    assert all(stats[2] == EpochMetrics() for stats in seen)
     assert [seen[-1][i] for i in (0, 1, 3)] == [end[i] for i in (0, 1, 3)]
 
 

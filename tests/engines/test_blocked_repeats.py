@@ -15,7 +15,7 @@ from support.blocked import (
 )
 from support.marks import needs_native
 
-from fastmlp.data.transforms import Augmentation
+from fastmlp.data.transforms import RandomFlipShift
 from fastmlp.engines.base import Epoch
 from fastmlp.engines.blocked import fresh_images
 
@@ -28,7 +28,7 @@ def _one_thread(threads):
 
 
 def test_images_that_a_step_adds():
-    moves = Augmentation(True, 1).draw(400, (1, 3, 3), torch.Generator())
+    moves = RandomFlipShift(True, 1).draw(400, (1, 3, 3), torch.Generator())
     sliding = torch.arange(1000).unfold(0, 8, 1).flatten()
     for order, batch, moved, fresh in (
         (torch.randperm(211), 8, None, 8),

@@ -12,17 +12,17 @@ from support.compare import assert_within_2x
 from support.tiny import CLASSES, FEATURES, stop_after, tiny_data
 from torch import Tensor, nn
 
-from fastmlp.data.dataset import Part
 from fastmlp.data.sampling import epoch_order
+from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization, make_normalization
 from fastmlp.engines.base import Engine
 from fastmlp.engines.blocked import BlockedEngine
-from fastmlp.engines.metrics import EpochStats, NonFiniteLossError
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import mlp_ref, train_epoch_ref
 from fastmlp.engines.registry import ENGINES, choose_engine, resolve_device
+from fastmlp.nn.init import initial_parameters
 from fastmlp.ops._load import native_available
-from fastmlp.training.epochs import initial_parameters
 from fastmlp.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -35,17 +35,17 @@ each_engine = pytest.mark.parametrize(
 )
 
 OPTIONS = [
-    pytest.param(StepOptions(8), (16,), id="ragged last batch"),
-    pytest.param(StepOptions(9), (16,), id="batches without remainder"),
-    pytest.param(StepOptions(1), (16,), id="batch of one"),
-    pytest.param(StepOptions(100), (16,), id="batch beyond the data"),
-    pytest.param(StepOptions(8, momentum=0.9), (16,), id="momentum"),
-    pytest.param(StepOptions(8, momentum=0.9, nesterov=True), (16,), id="nesterov"),
-    pytest.param(StepOptions(8, weight_decay=0.05), (16,), id="weight decay"),
-    pytest.param(StepOptions(8, grad_average=True), (16,), id="grad average"),
-    pytest.param(StepOptions(7, 0.5, True, 0.01, True), (16, 5), id="all at once, two layers"),
-    pytest.param(StepOptions(16), (31, 8, 17), id="three layers"),
-    pytest.param(StepOptions(16), (1,), id="one hidden unit"),
+    pytest.param(OptimizerConfig(8), (16,), id="ragged last batch"),
+    pytest.param(OptimizerConfig(9), (16,), id="batches without remainder"),
+    pytest.param(OptimizerConfig(1), (16,), id="batch of one"),
+    pytest.param(OptimizerConfig(100), (16,), id="batch beyond the data"),
+    pytest.param(OptimizerConfig(8, momentum=0.9), (16,), id="momentum"),
+    pytest.param(OptimizerConfig(8, momentum=0.9, nesterov=True), (16,), id="nesterov"),
+    pytest.param(OptimizerConfig(8, weight_decay=0.05), (16,), id="weight decay"),
+    pytest.param(OptimizerConfig(8, grad_average=True), (16,), id="grad average"),
+    pytest.param(OptimizerConfig(7, 0.5, True, 0.01, True), (16, 5), id="all at once, two layers"),
+    pytest.param(OptimizerConfig(16), (31, 8, 17), id="three layers"),
+    pytest.param(OptimizerConfig(16), (1,), id="one hidden unit"),
 ]
 
 
@@ -56,10 +56,10 @@ def _one_thread(threads: Callable[[int], None]) -> None:
 
 
 def make_engine(
-    name: str, options: StepOptions, hidden: tuple[int, ...] = (16,), kind: str = "standard"
+    name: str, options: OptimizerConfig, hidden: tuple[int, ...] = (16,), kind: str = "standard"
 ) -> Engine:
     data = tiny_data(IMAGES)
-    return ENGINES[name](start(hidden), data.split.train, normalization(kind), options, CPU)
+    return ENGINES[name](start(hidden), data.train, normalization(kind), options, CPU)
 
 
 def start(hidden: tuple[int, ...]) -> dict[str, Tensor]:
@@ -67,15 +67,15 @@ def start(hidden: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 def normalization(kind: str = "standard") -> Normalization:
-    return make_normalization(kind, tiny_data(IMAGES).split.train.images)
+    return make_normalization(kind, tiny_data(IMAGES).train.images)
 
 
 def reference(
-    options: StepOptions, hidden: tuple[int, ...], steps: int | None, dtype: torch.dtype
+    options: OptimizerConfig, hidden: tuple[int, ...], steps: int | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, int]:
     """All parameters in one vector, the losses and the hits of plain PyTorch."""
     parameters = [tensor.to(dtype, copy=True) for tensor in start(hidden).values()]
-    train = tiny_data(IMAGES).split.train
+    train = tiny_data(IMAGES).train
     losses, correct = train_epoch_ref(
         parameters,
         train.images,
@@ -102,7 +102,7 @@ def flat(state: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 2, 50, None])
 def test_an_epoch_agrees_with_plain_pytorch(
     name: str,
-    options: StepOptions,
+    options: OptimizerConfig,
     hidden: tuple[int, ...],
     steps: int | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,7 +135,7 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
     monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     between = {"blocked": 4, "graph": 3}.get(name, 1)  # steps between two chances to stop
-    options = StepOptions(2, momentum=0.9, nesterov=True, weight_decay=0.01)
+    options = OptimizerConfig(2, momentum=0.9, nesterov=True, weight_decay=0.01)
     order = epoch_order(0, 0, IMAGES)
     whole = make_engine(name, options)
     stats = whole.train_epoch(order, 0.05)
@@ -156,7 +156,7 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
 
 @native
 def test_engines_take_over_from_each_other() -> None:
-    options = StepOptions(8, momentum=0.9)
+    options = OptimizerConfig(8, momentum=0.9)
     order = epoch_order(0, 0, IMAGES)
     ends = []
     for names in (("eager", "reference"), ("reference", "eager")):
@@ -173,7 +173,7 @@ def test_engines_take_over_from_each_other() -> None:
 @each_engine
 def test_states_are_copies_and_reruns_are_bitwise_equal(name: str) -> None:
     order = epoch_order(0, 0, IMAGES)
-    engine = make_engine(name, StepOptions(8, momentum=0.9))
+    engine = make_engine(name, OptimizerConfig(8, momentum=0.9))
     engine.train_epoch(order, 0.05)
     state = engine.state_dict()
     kept = {key: {n: t.clone() for n, t in part.items()} for key, part in state.items()}
@@ -189,13 +189,13 @@ def test_states_are_copies_and_reruns_are_bitwise_equal(name: str) -> None:
 
 @each_engine
 def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
-    engine = make_engine(name, StepOptions(8), (16, 5))
+    engine = make_engine(name, OptimizerConfig(8), (16, 5))
     engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
     model = nn.Sequential(
         nn.Linear(FEATURES, 16), nn.ReLU(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, CLASSES)
     )
     model.load_state_dict(engine.parameters_state())
-    part = tiny_data(IMAGES).split.val
+    part = tiny_data(IMAGES).val
     logits = model(normalization().apply(part.images))
     stats = engine.evaluate(part)
     loss = nn.functional.cross_entropy(logits, part.labels).item()
@@ -206,7 +206,7 @@ def test_plain_torch_nn_takes_the_parameters(name: str) -> None:
 
 @each_engine
 def test_an_evaluation_in_several_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, part = make_engine(name, StepOptions(8)), tiny_data(IMAGES).split.test
+    engine, part = make_engine(name, OptimizerConfig(8)), tiny_data(IMAGES).test
     whole = engine.evaluate(part)
     for module in ("stepwise", "graph"):
         monkeypatch.setattr(f"fastmlp.engines.{module}.EVALUATION_ROWS", 7)
@@ -222,7 +222,7 @@ def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
 ) -> None:
     """A batch keeps its alignment in memory, on which the rounding of a product may depend."""
     monkeypatch.setattr("fastmlp.engines.stepwise.CHUNK_ROWS", 32)
-    engine, order = make_engine(name, StepOptions(8)), epoch_order(0, 0, IMAGES)
+    engine, order = make_engine(name, OptimizerConfig(8)), epoch_order(0, 0, IMAGES)
     gathered: list[Tensor] = []
     inputs = engine._inputs
 
@@ -232,7 +232,7 @@ def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
 
     monkeypatch.setattr(engine, "_inputs", note)
     engine.train_epoch(order, 0.05, start_step=start_step)
-    chunks = torch.split(tiny_data(IMAGES).split.train.images[order], 32)[start_step // 4 :]
+    chunks = torch.split(tiny_data(IMAGES).train.images[order], 32)[start_step // 4 :]
     assert len(gathered) == len(chunks)
     for images, chunk in zip(gathered, chunks, strict=True):
         assert torch.equal(images, chunk)
@@ -242,8 +242,8 @@ def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
 def test_progress_counts_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.engines.stepwise.REPORT_SECONDS", 0.0)
     monkeypatch.setattr("fastmlp.engines.stepwise.CHUNK_ROWS", 16)
-    seen: list[EpochStats] = []
-    engine = make_engine(name, StepOptions(8))
+    seen: list[EpochMetrics] = []
+    engine = make_engine(name, OptimizerConfig(8))
     end = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, on_progress=seen.append)
     assert [stats.steps for stats in seen] == [2, 4, 6, 8, 10, 12]
     assert seen[0].samples == 16
@@ -253,15 +253,15 @@ def test_progress_counts_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @each_engine
 def test_the_first_bad_step_is_named(name: str) -> None:
-    train, order = tiny_data(IMAGES).split.train, epoch_order(0, 0, IMAGES)
+    train, order = tiny_data(IMAGES).train, epoch_order(0, 0, IMAGES)
     images = torch.zeros_like(train.images)
     images[order[4 * 8 + 3]] = 255  # the only image that is not black is in step 4 and overflows
     scale = torch.full((FEATURES,), 3e36)
     engine = ENGINES[name](
         start((16,)),
-        Part(images, train.labels),
+        Subset(images, train.labels),
         Normalization("unit", scale, torch.zeros(FEATURES)),
-        StepOptions(8),
+        OptimizerConfig(8),
         CPU,
     )
     with pytest.raises(NonFiniteLossError) as info:
@@ -272,10 +272,10 @@ def test_the_first_bad_step_is_named(name: str) -> None:
 
 @each_engine
 def test_what_does_not_fit_is_refused(name: str) -> None:
-    engine = make_engine(name, StepOptions(8, momentum=0.9))
+    engine = make_engine(name, OptimizerConfig(8, momentum=0.9))
     with pytest.raises(ValueError, match="start_step must be from 0 to 11, got 12"):
         engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, start_step=12)
-    other = make_engine(name, StepOptions(8, momentum=0.9), (17,))
+    other = make_engine(name, OptimizerConfig(8, momentum=0.9), (17,))
     other.train_epoch(epoch_order(0, 0, IMAGES), 0.05)
     theirs = other.state_dict()
     for kind, state in (
@@ -292,7 +292,7 @@ def test_the_reference_is_the_network_of_torch_nn() -> None:
     """The truth itself: train_epoch_ref is nn.Sequential under torch.optim.SGD."""
     model = nn.Sequential(nn.Linear(FEATURES, 16), nn.ReLU(), nn.Linear(16, CLASSES)).double()
     model.load_state_dict(start((16,)))
-    train, apply = tiny_data(IMAGES).split.train, normalization().apply
+    train, apply = tiny_data(IMAGES).train, normalization().apply
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True)
     hits = 0
     for rows in torch.split(epoch_order(0, 0, IMAGES), 8):
@@ -301,7 +301,7 @@ def test_the_reference_is_the_network_of_torch_nn() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(logits, train.labels[rows]).backward()
         optimizer.step()
-    options = StepOptions(8, momentum=0.9, nesterov=True)
+    options = OptimizerConfig(8, momentum=0.9, nesterov=True)
     ours, _, correct = reference(options, (16,), None, torch.float64)
     torch.testing.assert_close(ours, flat(model.state_dict()), rtol=0, atol=1e-14)
     assert correct == hits
@@ -321,7 +321,7 @@ def test_grad_average_divides_the_step_by_the_batch_size() -> None:
 
 
 def test_mlp_ref_without_steps() -> None:
-    train = tiny_data(IMAGES).split.train
+    train = tiny_data(IMAGES).train
     parameters = list(start((16,)).values())
     order = torch.arange(IMAGES)
     losses, correct = train_epoch_ref(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.graph_suite import GraphTests
 from support.marks import needs_native
-from support.tape import TapeRecording
+from support.tape import TapeGraph
 from support.tiny import assert_same_run, assert_same_tensors, stop_after, tiny_data
 
 from fastmlp.engines.graph import GraphEngine, chunk_steps
@@ -29,7 +29,7 @@ class TestGraph(GraphTests):
     @pytest.fixture(autouse=True)
     def device(self, monkeypatch, threads):
         threads(1)
-        monkeypatch.setattr("fastmlp.engines.graph.Recording", TapeRecording)
+        monkeypatch.setattr("fastmlp.engines.graph.CapturedGraph", TapeGraph)
         return CPU
 
 
@@ -39,13 +39,13 @@ def test_a_tape_replays_operators_and_not_python():
     def work():
         b.copy_(a.view(3) * factor[0] + 1)
 
-    recording = TapeRecording(work, CPU)
+    recording = TapeGraph(work, CPU)
     a.fill_(5)
     factor[0] = 100.0
     recording.replay()
     assert b.tolist() == [11.0] * 3
     with pytest.raises(RuntimeError, match="must not wait"):
-        TapeRecording(lambda: a.sum().item(), CPU)
+        TapeGraph(lambda: a.sum().item(), CPU)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ def test_how_long_a_chunk_is(steps, batch, length):
 
 
 def test_it_says_why_not():
-    assert GraphEngine.why_not(CPU) == "it is made of CUDA graphs, which cpu does not have"
+    assert (
+        GraphEngine.unsupported_reason(CPU) == "it is made of CUDA graphs, which cpu does not have"
+    )
     with pytest.raises(UserError, match="The engine graph cannot run here: it is made of CUDA"):
         choose_engine("graph", CPU)
 
@@ -76,14 +78,16 @@ def test_it_is_chosen_on_cuda(monkeypatch):
     engine, why = choose_engine("auto", torch.device("cuda", 0), [12, 16, 8, 3])
     assert (engine, "not blocked" in why) == (GraphEngine, True)
     monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu",))
-    assert "no compiled kernels for cuda" in (GraphEngine.why_not(torch.device("cuda")) or "")
+    assert "no compiled kernels for cuda" in (
+        GraphEngine.unsupported_reason(torch.device("cuda")) or ""
+    )
 
 
 @needs_native
 def test_the_trainer_runs_it(tmp_path, monkeypatch, threads):
     threads(1)
     monkeypatch.setattr(GraphEngine, "why_not", staticmethod(lambda *args: None))
-    monkeypatch.setattr("fastmlp.engines.graph.Recording", TapeRecording)
+    monkeypatch.setattr("fastmlp.engines.graph.CapturedGraph", TapeGraph)
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     config = TrainConfig(
         **{"hidden": (16, 8), "epochs": 4, "momentum": 0.9, "lr_schedule": "cosine"},

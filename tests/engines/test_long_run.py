@@ -7,32 +7,32 @@ import torch
 from support.blocked import problem
 from support.marks import needs_native
 
-from fastmlp.data.dataset import Part
 from fastmlp.data.sampling import epoch_order
+from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization
 from fastmlp.engines.base import Engine
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.engines.registry import engine_for
-from fastmlp.training.epochs import initial_parameters
+from fastmlp.nn.init import initial_parameters
 
 SEEDS = range(5)
 EPOCHS = 200
 
 
 @pytest.fixture(scope="module")
-def data() -> tuple[Part, Normalization]:
+def data() -> tuple[Subset, Normalization]:
     torch.manual_seed(11)
     return problem(images=121)
 
 
 def final_loss(
-    kind: type[Engine], data: tuple[Part, Normalization], device: torch.device, seed: int
+    kind: type[Engine], data: tuple[Subset, Normalization], device: torch.device, seed: int
 ) -> float:
     """Of the last epoch, in float32, with momentum and weight decay."""
     part, norm = data
     start = initial_parameters([part.images.shape[1], 19, 5], "kaiming", seed)
-    options = StepOptions(batch_size=8, momentum=0.5, weight_decay=1e-3)
+    options = OptimizerConfig(batch_size=8, momentum=0.5, weight_decay=1e-3)
     engine = kind(start, part, norm, options, device)
     for epoch in range(EPOCHS):
         stats = engine.train_epoch(epoch_order(seed, epoch, 121), 0.003)
@@ -40,7 +40,7 @@ def final_loss(
 
 
 @pytest.fixture(scope="module")
-def expected(data: tuple[Part, Normalization]) -> list[float]:
+def expected(data: tuple[Subset, Normalization]) -> list[float]:
     """What plain PyTorch comes to on the CPU, by seed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -59,7 +59,7 @@ def expected(data: tuple[Part, Normalization]) -> list[float]:
     ],
 )
 def test_it_comes_to_the_loss_of_pytorch(
-    name: str, device: str, data: tuple[Part, Normalization], expected: list[float]
+    name: str, device: str, data: tuple[Subset, Normalization], expected: list[float]
 ) -> None:
     there = torch.device(device)
     losses = [final_loss(engine_for(name, there), data, there, seed) for seed in SEEDS[:2]]

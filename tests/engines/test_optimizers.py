@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from fastmlp.data.sampling import epoch_order
 from fastmlp.data.transforms import make_normalization
 from fastmlp.engines.base import Engine
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.registry import ENGINES
+from fastmlp.nn.init import initial_parameters
 from fastmlp.ops._load import native_available
 from fastmlp.sweeps.sweep import sweep
 from fastmlp.training.api import fit, fit_many, resume
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.epochs import initial_parameters
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 CPU = torch.device("cpu")
@@ -72,12 +72,12 @@ def make(
     dtype: torch.dtype = torch.float64,
     **options: Any,
 ) -> Engine:
-    train = tiny_data(IMAGES).split.train
+    train = tiny_data(IMAGES).train
     return ENGINES[name](
         start(hidden, dtype),
         train,
         make_normalization("standard", train.images),
-        StepOptions(**{"batch_size": 8, "optimizer": optimizer, **options}),
+        OptimizerConfig(**{"batch_size": 8, "optimizer": optimizer, **options}),
         CPU,
     )
 
@@ -102,7 +102,7 @@ def plain_pytorch(
     model = nn.Sequential(*layers[:-1])
     model.load_state_dict(start(hidden, dtype))
     adam = OPTIMIZERS[optimizer](model.parameters(), weight_decay=weight_decay)
-    part = tiny_data(IMAGES).split.train
+    part = tiny_data(IMAGES).train
     inputs = make_normalization("standard", part.images).apply(part.images).to(dtype)
     for epoch, lr in enumerate(LRS):
         adam.param_groups[0]["lr"] = lr
@@ -234,17 +234,17 @@ def test_a_state_that_does_not_fit_is_refused(name: str) -> None:
 
 def test_options_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="optimizer must be one of sgd, adam, adamw, got 'lion'"):
-        StepOptions(8, optimizer="lion")
+        OptimizerConfig(8, optimizer="lion")
     for momentum in ({"momentum": 0.9}, {"nesterov": True}):
         with pytest.raises(ValueError, match="momentum and nesterov are for sgd, not for adam"):
-            StepOptions(8, optimizer="adam", **momentum)  # type: ignore[arg-type]
+            OptimizerConfig(8, optimizer="adam", **momentum)  # type: ignore[arg-type]
 
 
 @each_optimizer
 def test_the_engine_that_is_chosen(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu", "cuda"))
     why = f"its sums hold for sgd, and {optimizer} is not linear in the gradients"
-    assert_blocked_refuses(StepOptions(8, optimizer=optimizer), why)
+    assert_blocked_refuses(OptimizerConfig(8, optimizer=optimizer), why)
     with pytest.raises(ValueError, match=why):
         make("blocked", optimizer)
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from fastmlp.data.sampling import epoch_order
 from fastmlp.data.transforms import make_normalization
 from fastmlp.engines.base import Engine
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.registry import ENGINES
+from fastmlp.nn.init import initial_parameters
 from fastmlp.ops._load import native_available
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.epochs import initial_parameters
 
 CPU = torch.device("cpu")
 IMAGES = 90
@@ -59,9 +59,9 @@ def start(hidden: tuple[int, ...] = (31, 8)) -> dict[str, Tensor]:
 
 
 def make(name: str, options: dict[str, Any], precision: str = "bfloat16") -> Engine:
-    train = tiny_data(IMAGES).split.train
+    train = tiny_data(IMAGES).train
     norm = make_normalization("standard", train.images)
-    asked = StepOptions(**{"batch_size": 8, "precision": precision, **options})
+    asked = OptimizerConfig(**{"batch_size": 8, "precision": precision, **options})
     return ENGINES[name](start(), train, norm, asked, CPU)
 
 
@@ -74,7 +74,7 @@ def plain_pytorch(options: dict[str, Any], steps: int, autocast: bool = True) ->
     kept = {k: v for k, v in options.items() if k not in ("optimizer", "grad_average")}
     kind = torch.optim.AdamW if "optimizer" in options else torch.optim.SGD
     optimizer = kind(model.parameters(), lr=0.01, **kept)
-    part = tiny_data(IMAGES).split.train
+    part = tiny_data(IMAGES).train
     inputs = make_normalization("standard", part.images).apply(part.images)
     for rows in torch.split(epoch_order(0, 0, IMAGES), 8)[:steps]:
         optimizer.zero_grad()
@@ -110,8 +110,8 @@ def test_steps_are_those_of_autocast(
 
 @each_engine
 def test_an_evaluation_is_that_of_autocast(name: str) -> None:
-    part = tiny_data(IMAGES).split.val
-    norm = make_normalization("standard", tiny_data(IMAGES).split.train.images)
+    part = tiny_data(IMAGES).val
+    norm = make_normalization("standard", tiny_data(IMAGES).train.images)
     weights = list(start().values())
     losses = []
     for enabled in (True, False):
@@ -145,18 +145,18 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
 
 def test_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="precision must be one of float32, bfloat16, got 'half'"):
-        StepOptions(8, precision="half")
-    train = tiny_data(IMAGES).split.train
+        OptimizerConfig(8, precision="half")
+    train = tiny_data(IMAGES).train
     norm = make_normalization("standard", train.images)
     doubles = {name: tensor.double() for name, tensor in start().items()}
     with pytest.raises(ValueError, match=r"precision bfloat16 wants float32 .*, got torch.float64"):
-        ENGINES["reference"](doubles, train, norm, StepOptions(8, precision="bfloat16"), CPU)
+        ENGINES["reference"](doubles, train, norm, OptimizerConfig(8, precision="bfloat16"), CPU)
 
 
 def test_the_engine_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu", "cuda"))
     why = "it computes in the parameters' own dtype alone, not in bfloat16"
-    assert_blocked_refuses(StepOptions(8, precision="bfloat16"), why)
+    assert_blocked_refuses(OptimizerConfig(8, precision="bfloat16"), why)
     with pytest.raises(ValueError, match=why):
         make("blocked", {})
 

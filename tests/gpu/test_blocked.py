@@ -17,7 +17,7 @@ from torch import Tensor
 from fastmlp import native_available
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
-from fastmlp.engines.cuda_graph import Recording
+from fastmlp.engines.cuda_graph import CapturedGraph
 
 pytestmark = [
     pytest.mark.cuda,
@@ -57,7 +57,7 @@ class TestChain(ChainTests):
     def test_a_captured_graph_replays_with_changed_inputs(self, dtype):
         static = draw(Chain(8, 4, 70, 10, 2, 2), **OPTIMIZERS["all"]).to(dtype)
         static = static.mapped(lambda tensor: tensor.to(GPU))
-        recording = Recording(lambda: torch.ops.fastmlp.blocked_chain_(*static.args()), GPU)
+        recording = CapturedGraph(lambda: torch.ops.fastmlp.blocked_chain_(*static.args()), GPU)
         for _ in range(3):
             fresh = draw(Chain(8, 4, 70, 10, 2, 2, (32, 19)), **OPTIMIZERS["all"]).to(dtype)
             for place, value in zip(_tensors(static), _tensors(fresh), strict=True):

@@ -13,12 +13,12 @@ import pytest
 import torch
 from support.cases import randn
 from support.matmul_precision_suite import Float32Tests, all_products
-from support.operator_suite import LinearTests, ReluTests, XentTests, xent
+from support.operator_suite import CrossEntropyTests, LinearTests, ReluTests, loss_and_gradient
 from torch import Tensor
 
 import fastmlp
 from fastmlp import functional, native_available
-from fastmlp.ops.cross_entropy import softmax_xent_ref
+from fastmlp.ops.cross_entropy import cross_entropy_ref
 from fastmlp.ops.linear import linear_ref
 from fastmlp.ops.matmul_precision import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
 
@@ -83,7 +83,7 @@ class TestRelu(ReluTests):
     pass
 
 
-class TestXent(XentTests):
+class TestCrossEntropy(CrossEntropyTests):
     pass
 
 
@@ -91,8 +91,8 @@ def forward_and_backward(x: Tensor, w: Tensor, b: Tensor, target: Tensor) -> lis
     """Every operator once; tensors on a GPU."""
     ops = torch.ops.fastmlp
     y = ops.linear(x, w, b, True)
-    loss, stats, total = ops.softmax_xent(y, target)
-    dy = ops.softmax_xent_backward(torch.ones_like(loss), y, target, stats, total)
+    loss, stats, total = ops.cross_entropy(y, target)
+    dy = ops.cross_entropy_backward(torch.ones_like(loss), y, target, stats, total)
     dy = ops.relu_backward(dy, ops.relu(y))
     return [y, loss, dy, *ops.linear_backward(dy, x, w, y, True, True, True)]
 
@@ -154,7 +154,7 @@ def test_a_captured_graph_replays_with_changed_inputs(dtype):
 def test_compiled_with_reduced_overhead():
     def loss(x: Tensor, w: Tensor, b: Tensor, target: Tensor) -> Tensor:
         hidden = functional.linear(x, w, b, "relu", backend="native")
-        return functional.softmax_cross_entropy(hidden, target, backend="native")
+        return functional.cross_entropy(hidden, target, backend="native")
 
     compiled = torch.compile(loss, mode="reduce-overhead", fullgraph=True)
     for _ in range(4):
@@ -180,9 +180,12 @@ def test_thirty_runs_give_the_same_bits(dtype):
 @pytest.mark.parametrize("shape", [(1000, 10), (64, 1000), (8, 50_257)], ids=str)
 def test_thirty_losses_are_the_same_bits(machine, shape):
     logits, target = randn(*shape), torch.randint(0, shape[1], shape[:1])
-    first = xent(machine, logits, target, torch.tensor(1.0), label_smoothing=0.1)
+    first = loss_and_gradient(machine, logits, target, torch.tensor(1.0), label_smoothing=0.1)
     for _ in range(30):
-        assert_equal(xent(machine, logits, target, torch.tensor(1.0), label_smoothing=0.1), first)
+        assert_equal(
+            loss_and_gradient(machine, logits, target, torch.tensor(1.0), label_smoothing=0.1),
+            first,
+        )
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
@@ -210,17 +213,15 @@ def test_autograd_autocast_and_opcheck():
     x, w, b, target = network()
     small = [t[:5].double().requires_grad_() for t in (x[:, :7], w[:, :7], b)]
     torch.autograd.gradcheck(lambda *a: functional.linear(*a, "relu"), small)
-    torch.autograd.gradcheck(
-        lambda t: functional.softmax_cross_entropy(t, target[:5] % 7), small[0]
-    )
+    torch.autograd.gradcheck(lambda t: functional.cross_entropy(t, target[:5] % 7), small[0])
     with torch.autocast("cuda", torch.bfloat16):
         y = functional.linear(x, w, b, "relu")
-        loss = functional.softmax_cross_entropy(y, target)
+        loss = functional.cross_entropy(y, target)
     assert (y.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
-    torch.testing.assert_close(loss, softmax_xent_ref(y.float(), target))
+    torch.testing.assert_close(loss, cross_entropy_ref(y.float(), target))
     for args in ((x, w, b, True), (x.t().reshape(2, 4, -1)[..., :3072], w, None, False)):
         torch.library.opcheck(torch.ops.fastmlp.linear.default, args)
-    torch.library.opcheck(torch.ops.fastmlp.softmax_xent.default, (x, target))
+    torch.library.opcheck(torch.ops.fastmlp.cross_entropy.default, (x, target))
     torch.library.opcheck(torch.ops.fastmlp.relu.default, (x.t(),))
 
 
@@ -235,7 +236,7 @@ def test_a_network_trains_as_the_reference_does():
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             for _ in range(5):
                 optimizer.zero_grad()
-                fastmlp.SoftmaxCrossEntropyLoss()(model(x), target).backward()
+                fastmlp.CrossEntropyLoss()(model(x), target).backward()
                 optimizer.step()
         finally:
             fastmlp.set_backend(None)

@@ -14,7 +14,7 @@
 #include <thread>
 
 #include "cpu/engine/blocked_run.h"
-#include "cpu/threads/crew.h"
+#include "cpu/threads/work_sharing.h"
 
 namespace fastmlp {
 
@@ -26,7 +26,7 @@ namespace {
 
 // A new thread for each item: whoever runs first, nothing orders the accesses of two items, so that
 // ThreadSanitizer sees every race between them.
-class Threads final : public Team {
+class Threads final : public Parallel {
  public:
   explicit Threads(int64_t count) : count_(count) {}
   int64_t threads() const override { return count_; }
@@ -187,9 +187,9 @@ template <typename T>
 bool same_on_threads(const char* name, void (*fill)(Problem<T>&)) {
   Problem<T> fresh, alone, together, by_crew;
   for (Problem<T>* problem : {&fresh, &alone, &together, &by_crew}) fill(*problem);
-  run_groups(alone.images(), alone.groups, Alone());
+  run_groups(alone.images(), alone.groups, Serial());
   run_groups(together.images(), together.groups, Threads(4));
-  const Crew crew(4);
+  const WorkSharing crew(4);
   std::vector<std::thread> helpers;
   for (int i = 1; i < 4; ++i) helpers.emplace_back([&] { crew.serve(); });
   run_groups(by_crew.images(), by_crew.groups, crew);
@@ -203,7 +203,7 @@ bool same_on_threads(const char* name, void (*fill)(Problem<T>&)) {
 // Stages of one or two items, one after the other as quickly as they go: each item is done once,
 // and before the next stage begins. An error in one reaches the leader.
 bool crew_is_exact(int64_t stages) {
-  const Crew crew(4);
+  const WorkSharing crew(4);
   std::vector<std::thread> helpers;
   for (int i = 1; i < 4; ++i) helpers.emplace_back([&] { crew.serve(); });
   bool exact = true, thrown = false;

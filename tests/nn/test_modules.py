@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fastmlp.ops._load
 from fastmlp.nn import init
-from fastmlp.nn.modules import MLP, Linear, LinearReLU, ReLU, SoftmaxCrossEntropyLoss
+from fastmlp.nn.modules import MLP, CrossEntropyLoss, Linear, LinearReLU, ReLU
 from fastmlp.ops import _load, activations, cross_entropy
 from fastmlp.ops import linear as linear_ops
 
@@ -97,18 +97,18 @@ def test_relu_is_torch_nn(backend, dtype):
 def test_loss_is_torch_nn(reduction, weighted, options, backend, dtype):
     weight = randn(5, seed=3, dtype=dtype).abs() if weighted else None
     twin = nn.CrossEntropyLoss(weight, reduction=reduction, **options)
-    ours = SoftmaxCrossEntropyLoss(weight, reduction=reduction, backend=backend, **options)
+    ours = CrossEntropyLoss(weight, reduction=reduction, backend=backend, **options)
     assert list(ours.state_dict()) == list(twin.state_dict())
     assert_agrees(ours, twin, 3 * randn(6, 5, dtype=dtype), torch.tensor([4, 0, 2, 2, 1, 3]))
 
 
 def test_loss_takes_its_weight_from_a_state_dict_and_moves_it_with_the_module():
-    loss = SoftmaxCrossEntropyLoss(torch.ones(3), backend="reference")
+    loss = CrossEntropyLoss(torch.ones(3), backend="reference")
     loss.load_state_dict(nn.CrossEntropyLoss(torch.tensor([1.0, 2, 3])).state_dict())
     assert loss.double().weight.tolist() == [1, 2, 3]
     assert loss.weight.dtype == torch.float64
     with pytest.raises(TypeError):
-        SoftmaxCrossEntropyLoss(None, None, -100)  # PyTorch's place for size_average
+        CrossEntropyLoss(None, None, -100)  # PyTorch's place for size_average
 
 
 @pytest.mark.parametrize("sizes", [[7, 3], [7, 5, 3], SIZES], ids=str)
@@ -153,7 +153,7 @@ def test_steps_of_training_follow_torch_nn(backend):
     twin = torch_mlp(dtype=torch.float64)
     ours = MLP.from_torch(twin, backend)
     x, target = randn(8, 7, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-    losses = (nn.CrossEntropyLoss(), SoftmaxCrossEntropyLoss(backend=backend))
+    losses = (nn.CrossEntropyLoss(), CrossEntropyLoss(backend=backend))
     for model, loss in zip((twin, ours), losses, strict=True):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
         for _ in range(10):
@@ -320,10 +320,10 @@ def test_parse_init():
         lambda backend: Linear(3, 2, backend=backend),
         lambda backend: LinearReLU(3, 2, backend=backend),
         lambda backend: ReLU(backend=backend),
-        lambda backend: SoftmaxCrossEntropyLoss(backend=backend),
+        lambda backend: CrossEntropyLoss(backend=backend),
         lambda backend: MLP([3, 2], backend=backend),
     ],
-    ids=["Linear", "LinearReLU", "ReLU", "SoftmaxCrossEntropyLoss", "MLP"],
+    ids=["Linear", "LinearReLU", "ReLU", "CrossEntropyLoss", "MLP"],
 )
 def test_backend_is_checked_at_once_and_shown(make):
     with pytest.raises(ValueError, match="got 'cuda'"):
@@ -334,7 +334,7 @@ def test_backend_is_checked_at_once_and_shown(make):
 
 def test_repr_tells_the_options():
     assert repr(Linear(3, 2)) == "Linear(in_features=3, out_features=2, bias=True)"
-    loss = SoftmaxCrossEntropyLoss(ignore_index=1, reduction="sum", label_smoothing=0.1)
+    loss = CrossEntropyLoss(ignore_index=1, reduction="sum", label_smoothing=0.1)
     for option in ("ignore_index=1", "reduction='sum'", "label_smoothing=0.1"):
         assert option in repr(loss)
 
@@ -344,7 +344,7 @@ def test_every_layer_follows_its_backend_and_the_default(monkeypatch):
     for module, name in (
         (linear_ops, "linear_ref"),
         (activations, "relu_ref"),
-        (cross_entropy, "softmax_xent_ref"),
+        (cross_entropy, "cross_entropy_ref"),
     ):
         monkeypatch.setattr(module, name, lambda *args, name=name: name)
     monkeypatch.setattr(_load, "_default", "reference")
@@ -354,17 +354,17 @@ def test_every_layer_follows_its_backend_and_the_default(monkeypatch):
         assert LinearReLU(3, 3, backend=backend)(x) == "linear_ref"
         assert MLP([3, 3], backend=backend)(x) == "linear_ref"
         assert ReLU(backend=backend)(x) == "relu_ref"
-        assert SoftmaxCrossEntropyLoss(backend=backend)(x, target) == "softmax_xent_ref"
+        assert CrossEntropyLoss(backend=backend)(x, target) == "cross_entropy_ref"
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="the extension is not built")
 def test_native_layers_do_not_run_the_reference(monkeypatch):
     monkeypatch.delattr(linear_ops, "linear_ref")
     monkeypatch.delattr(activations, "relu_ref")
-    monkeypatch.delattr(cross_entropy, "softmax_xent_ref")
+    monkeypatch.delattr(cross_entropy, "cross_entropy_ref")
     x, target = randn(2, 3), torch.tensor([0, 1])
     model = nn.Sequential(MLP([3, 4, 3], backend="native"), ReLU(backend="native"))
-    assert SoftmaxCrossEntropyLoss(backend="native")(model(x), target).isfinite()
+    assert CrossEntropyLoss(backend="native")(model(x), target).isfinite()
 
 
 def test_copies_and_pickles_are_equal_and_apart(backend):
@@ -380,7 +380,7 @@ def test_copies_and_pickles_are_equal_and_apart(backend):
 
 
 def test_the_whole_step_compiles_without_a_graph_break(backend):
-    model, loss = MLP(SIZES, backend=backend), SoftmaxCrossEntropyLoss(backend=backend)
+    model, loss = MLP(SIZES, backend=backend), CrossEntropyLoss(backend=backend)
     x, target = randn(4, 7), torch.tensor([0, 2, 1, 1])
 
     def step(x: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""softmax_xent and softmax_xent_backward against PyTorch's cross entropy."""
+"""cross_entropy and cross_entropy_backward against PyTorch's cross entropy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.marks import needs_native
 
 from fastmlp import functional
 from fastmlp.ops import cross_entropy as ops
-from fastmlp.ops.cross_entropy import softmax_xent_ref
+from fastmlp.ops.cross_entropy import cross_entropy_ref
 
 pytestmark = needs_native
 
@@ -34,9 +34,9 @@ def compare(logits, target, reduction, weight=None, **options):
     dloss = randn(*rows, dtype=logits.dtype)
     options = {"reduction": reduction, **options}
     wide = None if weight is None else weight.double()
-    true = loss_and_grad(softmax_xent_ref, logits.double(), target, dloss, weight=wide, **options)
-    peer = loss_and_grad(softmax_xent_ref, logits, target, dloss, weight=weight, **options)
-    ours = loss_and_grad(ops.softmax_xent, logits, target, dloss, weight=weight, **options)
+    true = loss_and_grad(cross_entropy_ref, logits.double(), target, dloss, weight=wide, **options)
+    peer = loss_and_grad(cross_entropy_ref, logits, target, dloss, weight=weight, **options)
+    ours = loss_and_grad(ops.cross_entropy, logits, target, dloss, weight=weight, **options)
     for got, theirs, truth in zip(ours, peer, true, strict=True):
         assert_within_2x(got, theirs, truth)
 
@@ -77,14 +77,14 @@ def test_layouts_exact(layout):
     dloss = randn(9)
     before = other.clone()
     for got, want in zip(
-        loss_and_grad(ops.softmax_xent, other, target, dloss, reduction="none"),
-        loss_and_grad(ops.softmax_xent, logits, target, dloss, reduction="none"),
+        loss_and_grad(ops.cross_entropy, other, target, dloss, reduction="none"),
+        loss_and_grad(ops.cross_entropy, logits, target, dloss, reduction="none"),
         strict=True,
     ):
         assert torch.equal(got, want)
     assert torch.equal(other, before)
     step = torch.stack([target, target + 100], 1)[:, 0]
-    assert torch.equal(ops.softmax_xent(logits, step), ops.softmax_xent(logits, target))
+    assert torch.equal(ops.cross_entropy(logits, step), ops.cross_entropy(logits, target))
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 5, 3), (2, 6, 3, 2), (0, 5, 3)])
@@ -93,12 +93,12 @@ def test_one_row_and_more_dimensions_as_close_as_pytorch(shape, reduction):
     labels = shape[:1] + shape[2:] if len(shape) > 1 else ()
     target = torch.randint(0, shape[1] if len(shape) > 1 else shape[0], labels)
     compare(randn(*shape), target, reduction)
-    assert functional.softmax_cross_entropy(randn(*shape), target, reduction="none").shape == labels
+    assert functional.cross_entropy(randn(*shape), target, reduction="none").shape == labels
 
 
 def test_uint8_targets_are_labels_too():
     logits, target = randn(300, 256), torch.randint(0, 256, (300,))
-    assert torch.equal(ops.softmax_xent(logits, target.byte()), ops.softmax_xent(logits, target))
+    assert torch.equal(ops.cross_entropy(logits, target.byte()), ops.cross_entropy(logits, target))
 
 
 def test_uint8_labels_do_not_wrap_into_ignore_index():
@@ -106,7 +106,7 @@ def test_uint8_labels_do_not_wrap_into_ignore_index():
     logits, target = randn(2, 200, dtype=torch.float64).requires_grad_(), torch.tensor([156, 3])
 
     def derivatives(target):
-        loss = ops.softmax_xent(logits, target)
+        loss = ops.cross_entropy(logits, target)
         (first,) = torch.autograd.grad(loss, logits, create_graph=True)
         return loss, first, *torch.autograd.grad(first[:, 0].sum(), logits)
 
@@ -115,18 +115,18 @@ def test_uint8_labels_do_not_wrap_into_ignore_index():
 
 
 def test_the_corners_of_pytorchs_semantics():
-    xent = functional.softmax_cross_entropy
+    cross_entropy = functional.cross_entropy
     empty, none = randn(0, 3), torch.empty(0, dtype=torch.int64)
-    assert math.isnan(xent(empty, none))
-    assert xent(empty, none, reduction="sum") == 0
-    assert xent(empty, none, reduction="none").shape == (0,)
+    assert math.isnan(cross_entropy(empty, none))
+    assert cross_entropy(empty, none, reduction="sum") == 0
+    assert cross_entropy(empty, none, reduction="none").shape == (0,)
     ignored = torch.full((4,), -100)
-    assert math.isnan(xent(randn(4, 3), ignored))
-    assert xent(randn(4, 3), ignored, reduction="none").tolist() == [0, 0, 0, 0]
+    assert math.isnan(cross_entropy(randn(4, 3), ignored))
+    assert cross_entropy(randn(4, 3), ignored, reduction="none").tolist() == [0, 0, 0, 0]
     leaf = randn(4, 3).requires_grad_()
-    xent(leaf, ignored).backward()
+    cross_entropy(leaf, ignored).backward()
     theirs = leaf.detach().clone().requires_grad_()
-    softmax_xent_ref(theirs, ignored).backward()
+    cross_entropy_ref(theirs, ignored).backward()
     assert torch.equal(leaf.grad.isnan(), theirs.grad.isnan())
 
 
@@ -134,8 +134,8 @@ def test_total_weight_of_zero_as_pytorch():
     weight, target = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1, 2])
     for smoothing in (0.0, 0.5):
         args = (randn(2, 3), target, weight, "mean", -100, smoothing)
-        assert math.isnan(softmax_xent_ref(*args))
-        assert math.isnan(ops.softmax_xent(*args))
+        assert math.isnan(cross_entropy_ref(*args))
+        assert math.isnan(ops.cross_entropy(*args))
 
 
 def test_an_ignored_row_keeps_its_nan_to_itself():
@@ -144,7 +144,7 @@ def test_an_ignored_row_keeps_its_nan_to_itself():
     logits.requires_grad_()
     target, scale = torch.tensor([0, -100, 2]), torch.ones((), dtype=torch.float64)
     scale.requires_grad_()
-    loss = ops.softmax_xent(logits, target, None, "sum")
+    loss = ops.cross_entropy(logits, target, None, "sum")
     (first,) = torch.autograd.grad(loss, logits, scale, create_graph=True)
     assert first[1].tolist() == [0, 0, 0, 0]
     (second,) = torch.autograd.grad(first.square().sum(), scale)
@@ -155,10 +155,10 @@ def test_torch_func():
     logits, target = randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, -100, 1, 1])
 
     def loss(logits):
-        return functional.softmax_cross_entropy(logits, target)
+        return functional.cross_entropy(logits, target)
 
     def want(logits):
-        return softmax_xent_ref(logits, target)
+        return cross_entropy_ref(logits, target)
 
     def twice(f):
         return torch.func.jacrev(torch.func.jacrev(f))
@@ -189,16 +189,16 @@ def test_extreme_logits_as_pytorch(row, smoothing, width):
     logits = torch.tensor([row + [-200.0] * (width - 2)])
     compare(logits, torch.tensor([1]), "mean", label_smoothing=smoothing)
     if row == [1e30, 1e30]:
-        assert ops.softmax_xent(logits, torch.tensor([0])) == pytest.approx(math.log(2))
+        assert ops.cross_entropy(logits, torch.tensor([0])) == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("label", [3, -1, 1 << 40])
 def test_a_label_that_is_no_class_is_an_index_error(label):
     target = torch.tensor([0, label, 2])
     with pytest.raises(IndexError, match=rf"Target {label} is out of bounds.*\[0, 3\)"):
-        functional.softmax_cross_entropy(randn(3, 3), target)
+        functional.cross_entropy(randn(3, 3), target)
     with pytest.raises(IndexError):
-        functional.softmax_cross_entropy(randn(3, 3), target, backend="reference")
+        functional.cross_entropy(randn(3, 3), target, backend="reference")
 
 
 @pytest.mark.parametrize("shape", [(300, 10), (64, 1000)])
@@ -207,14 +207,14 @@ def test_threads_do_not_change_a_bit(shape, threads):
     results = []
     for count in (1, 2, 3, 2):
         threads(count)
-        results.append(ops.softmax_xent_with_grad(logits, target))
+        results.append(ops.cross_entropy_with_grad(logits, target))
     assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(results[0], r, strict=True))
 
 
 def test_loss_with_gradient_in_one_call():
     logits, target = randn(8, 10), torch.randint(0, 10, (8,))
-    loss, dlogits = ops.softmax_xent_with_grad(logits, target)
-    want = loss_and_grad(ops.softmax_xent, logits, target, torch.tensor(1.0))
+    loss, dlogits = ops.cross_entropy_with_grad(logits, target)
+    want = loss_and_grad(ops.cross_entropy, logits, target, torch.tensor(1.0))
     assert torch.equal(loss, want[0])
     assert torch.equal(dlogits, want[1])
 
@@ -228,7 +228,7 @@ def test_gradients_of_every_order(reduction, smoothing, weighted):
     weight = torch.rand(4, dtype=torch.float64) if weighted else None
 
     def loss(logits):
-        return functional.softmax_cross_entropy(logits, target, weight, reduction, -100, smoothing)
+        return functional.cross_entropy(logits, target, weight, reduction, -100, smoothing)
 
     torch.autograd.gradcheck(loss, logits)
     torch.autograd.gradgradcheck(loss, logits)
@@ -238,24 +238,24 @@ def test_opcheck_and_compile():
     logits, target = randn(5, 4).requires_grad_(), torch.tensor([0, 3, -100, 1, 1])
     for reduction in (0, 1, 2):
         args = (logits, target, torch.rand(4), reduction, -100, 0.1)
-        torch.library.opcheck(torch.ops.fastmlp.softmax_xent.default, args)
-        loss, stats, total = torch.ops.fastmlp.softmax_xent(*args)
+        torch.library.opcheck(torch.ops.fastmlp.cross_entropy.default, args)
+        loss, stats, total = torch.ops.fastmlp.cross_entropy(*args)
         upstream = torch.rand(loss.shape).requires_grad_()
         args = (upstream, logits, target, stats, total, torch.rand(4), reduction, -100, 0.1)
-        torch.library.opcheck(torch.ops.fastmlp.softmax_xent_backward.default, args)
-    compiled = torch.compile(functional.softmax_cross_entropy, fullgraph=True)
+        torch.library.opcheck(torch.ops.fastmlp.cross_entropy_backward.default, args)
+    compiled = torch.compile(functional.cross_entropy, fullgraph=True)
     torch.testing.assert_close(
         torch.autograd.grad(compiled(logits, target), logits),
-        torch.autograd.grad(softmax_xent_ref(logits, target), logits),
+        torch.autograd.grad(cross_entropy_ref(logits, target), logits),
     )
 
 
 def test_autocast_runs_the_loss_in_float32():
     logits, target = randn(8, 10, dtype=torch.bfloat16).requires_grad_(), torch.randint(0, 10, (8,))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = functional.softmax_cross_entropy(logits, target)
+        loss = functional.cross_entropy(logits, target)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, softmax_xent_ref(logits.float(), target))
+    torch.testing.assert_close(loss, cross_entropy_ref(logits.float(), target))
     loss.backward()
     assert logits.grad.dtype == torch.bfloat16
 
@@ -282,4 +282,4 @@ ERRORS = [
 def test_wrong_arguments_get_one_sentence(change, kind, message):
     good = {"logits": randn(8, 10), "target": torch.zeros(8, dtype=torch.int64)}
     with pytest.raises(kind, match=message):
-        functional.softmax_cross_entropy(**{**good, **change})
+        functional.cross_entropy(**{**good, **change})

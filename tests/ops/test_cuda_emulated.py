@@ -16,7 +16,7 @@ from support.compare import assert_within_2x
 from support.graph_suite import OPTIONS, flat, make, order_of
 from support.marks import needs_native
 from support.matmul_precision_suite import Float32Tests, all_products, all_products_ref
-from support.operator_suite import LinearTests, ReluTests, XentTests
+from support.operator_suite import CrossEntropyTests, LinearTests, ReluTests
 from torch import Tensor
 
 from fastmlp.engines.graph import GraphEngine
@@ -97,8 +97,8 @@ class TestLinear(LinearTests):
         ours = machine.run("linear_backward", y, x, w, None, True, True, True)
         again = machine.run("linear_backward", y, values, w, None, True, True, True)
         assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
-        ours = machine.run("softmax_xent", x, target)
-        again = machine.run("softmax_xent", values, target)
+        ours = machine.run("cross_entropy", x, target)
+        again = machine.run("cross_entropy", values, target)
         assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
@@ -132,10 +132,14 @@ class TestFloat32(Float32Tests):
 
     @pytest.mark.parametrize("by", [-1, 5])
     def test_other_ways_are_refused(self, machine, by):
-        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {by}"):
+        with pytest.raises(
+            RuntimeError, match=f"matmul_precision must be between 0 and 4, got {by}"
+        ):
             machine.run("linear", randn(2, 3), randn(4, 3), None, False, by)
         args = randn(2, 4), randn(2, 3), randn(4, 3), None, True, True, True
-        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {by}"):
+        with pytest.raises(
+            RuntimeError, match=f"matmul_precision must be between 0 and 4, got {by}"
+        ):
             machine.run("linear_backward", *args, by)
 
 
@@ -148,7 +152,7 @@ class TestRelu(ReluTests):
         assert emulation.operators().release_tensors() == 0
 
 
-class TestXent(XentTests):
+class TestCrossEntropy(CrossEntropyTests):
     @pytest.mark.parametrize("shape", [(1030, 10), (70, 100), (3, 3000)], ids=str)
     def test_the_order_of_threads_does_not_change_a_bit(self, machine, shape):
         logits, target = randn(*shape), torch.randint(0, shape[1], shape[:1])
@@ -156,9 +160,9 @@ class TestXent(XentTests):
         for order in ORDERS.values():
             emulation.configure(order)
             options = (None, 1, -100, 0.1)
-            loss, stats, total = machine.run("softmax_xent", logits, target, *options)
+            loss, stats, total = machine.run("cross_entropy", logits, target, *options)
             args = (torch.tensor(1.0), logits, target, stats, total, *options)
-            results.append([loss, stats, total, machine.run("softmax_xent_backward", *args)])
+            results.append([loss, stats, total, machine.run("cross_entropy_backward", *args)])
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -172,7 +176,7 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
     with pytest.raises(RuntimeError, match="y must have the shape of dy"):
         operators.relu_backward(randn(3), randn(4))
     with pytest.raises(RuntimeError, match="label_smoothing must be in"):
-        operators.softmax_xent(randn(2, 3), torch.tensor([0, 1]), None, 1, -100, 2.0)
+        operators.cross_entropy(randn(2, 3), torch.tensor([0, 1]), None, 1, -100, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,7 @@ def test_how_float32_is_multiplied(shape, capability, float32, why):
     plan = emulation.operators().linear_plan_cuda
     assert plan(*shape, torch.float32, 132, capability, float32).endswith(why)
     assert plan(*shape, torch.bfloat16, 132, capability, float32).endswith(" parts)")
-    with pytest.raises(RuntimeError, match="float32 must be between 0 and 4, got 7"):
+    with pytest.raises(RuntimeError, match="matmul_precision must be between 0 and 4, got 7"):
         plan(*shape, torch.float32, 132, capability, 7)
 
 
@@ -224,8 +228,8 @@ def test_the_graph_engine_on_these_operators(machine, monkeypatch, options, hidd
     for module, name in (
         ("linear", "linear"),
         ("linear", "linear_backward"),
-        ("cross_entropy", "softmax_xent"),
-        ("cross_entropy", "softmax_xent_backward"),
+        ("cross_entropy", "cross_entropy"),
+        ("cross_entropy", "cross_entropy_backward"),
     ):
         monkeypatch.setattr(f"fastmlp.ops.{module}._{name}", partial(emulation.call, name))
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)

@@ -13,10 +13,10 @@ from support.blocked import make, problem
 from support.compare import assert_within_2x
 from support.marks import needs_native
 
-from fastmlp.data.dataset import Part
+from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization
 from fastmlp.engines.blocked import BlockedEngine
-from fastmlp.engines.metrics import EvalStats
+from fastmlp.engines.metrics import EvalMetrics
 from fastmlp.engines.reference import ReferenceEngine, mlp_ref
 
 pytestmark = needs_native
@@ -160,7 +160,7 @@ def test_engines_together_on_a_part_of_its_own(count):
     for i, (mine, sizes) in enumerate(zip(stats, hidden, strict=True)):
         plain = {"hidden": sizes, "dtype": torch.float64, "seed": i}
         theirs = make(ReferenceEngine, data, {"batch_size": 8}, **plain).evaluate(part)
-        assert mine == EvalStats(pytest.approx(theirs.loss, rel=1e-12), theirs.accuracy, count)
+        assert mine == EvalMetrics(pytest.approx(theirs.loss, rel=1e-12), theirs.accuracy, count)
 
 
 def test_engines_with_another_normalisation_are_refused():
@@ -181,13 +181,13 @@ def test_what_does_not_fit_is_refused():
     ops = torch.ops.fastmlp
     for labels, bad in ((part.labels + 1, 5), (part.labels - 1, -1)):
         with pytest.raises(RuntimeError, match=f"Target {bad} is out of bounds"):
-            evaluate((Part(part.images, labels), norm), parameters)
+            evaluate((Subset(part.images, labels), norm), parameters)
     with pytest.raises(RuntimeError, match="labels must have size 211 in dimension 0"):
-        evaluate((Part(part.images, part.labels[1:]), norm), parameters)
+        evaluate((Subset(part.images, part.labels[1:]), norm), parameters)
     with pytest.raises(RuntimeError, match="labels has the wrong dtype"):
-        evaluate((Part(part.images, part.labels.int()), norm), parameters)
+        evaluate((Subset(part.images, part.labels.int()), norm), parameters)
     with pytest.raises(RuntimeError, match="a weight must have size 36 in dimension 1"):
-        evaluate((Part(part.images[:, 1:].clone(), part.labels), cut(norm)), parameters)
+        evaluate((Subset(part.images[:, 1:].clone(), part.labels), cut(norm)), parameters)
     with pytest.raises(RuntimeError, match="a weight has the wrong dtype"):
         evaluate(data, [*parameters, networks(dtype=torch.float32)[0]])
     with pytest.raises(RuntimeError, match="the network must be float32 or float64"):

@@ -171,9 +171,13 @@ def test_the_cpu_does_not_care_how_a_gpu_would_multiply():
         again = backward(dy, x, w, None, True, True, True, way)
         assert all(torch.equal(a, b) for a, b in zip(again, gradients, strict=True))
     for way in (-1, 5):
-        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {way}"):
+        with pytest.raises(
+            RuntimeError, match=f"matmul_precision must be between 0 and 4, got {way}"
+        ):
             linear(x, w, b, True, way)
-        with pytest.raises(RuntimeError, match=f"float32 must be between 0 and 4, got {way}"):
+        with pytest.raises(
+            RuntimeError, match=f"matmul_precision must be between 0 and 4, got {way}"
+        ):
             backward(dy, x, w, None, True, True, True, way)
 
 
@@ -216,7 +220,7 @@ def test_tf32_is_asked_for_where_torch_allows_it_on_a_gpu(monkeypatch, matmul, n
 @pytest.mark.parametrize("name", TF32_NAMES)
 def test_compiled_code_follows_the_setting_of_tf32(matmul, name):
     def allowed_after(x: Tensor) -> Tensor:
-        return x + float32.allowed_float32()
+        return x + float32.allowed_matmul_precision()
 
     set_tf32(matmul, name, False)
     compiled = torch.compile(allowed_after, fullgraph=True, backend="eager")

@@ -72,7 +72,7 @@ from fastmlp.ops import activations
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model = fastmlp.MLP([4, 3, 2])
-    loss = fastmlp.SoftmaxCrossEntropyLoss()(model(torch.ones(5, 4)), torch.zeros(5).long())
+    loss = fastmlp.CrossEntropyLoss()(model(torch.ones(5, 4)), torch.zeros(5).long())
     loss.backward()
     functional.relu(torch.ones(2))
 ours = [str(w.message) for w in caught if "fastmlp" in str(w.message)]
@@ -111,7 +111,7 @@ def test_a_device_without_kernels_gets_the_reference_and_one_warning():
 @needs_native
 def test_why_there_are_no_cuda_kernels(monkeypatch):
     if torch.version.cuda is None:
-        assert "only for cpu (this PyTorch is a CPU build)" in backend.why_not("cuda")
+        assert "only for cpu (this PyTorch is a CPU build)" in backend.unsupported_reason("cuda")
         assert "cuda" not in backend.NATIVE_DEVICES
     monkeypatch.setitem(sys.modules, "fastmlp._cuda", None)  # as if it had never been built
     monkeypatch.setattr(torch.version, "cuda", "13.0")

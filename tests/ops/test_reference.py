@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastmlp.ops.activations import relu_backward_ref, relu_ref
-from fastmlp.ops.cross_entropy import softmax_xent_backward_ref, softmax_xent_ref
+from fastmlp.ops.cross_entropy import cross_entropy_backward_ref, cross_entropy_ref
 from fastmlp.ops.linear import linear_backward_ref, linear_ref
 
 INF, NAN = math.inf, math.nan
@@ -113,7 +113,9 @@ def test_relu_backward_stops_even_nan_and_infinity_where_the_output_is_zero(dy):
     assert relu_backward_ref(torch.tensor([dy]), torch.tensor([0.0])).item() == 0
 
 
-def xent_case(weighted: bool, reduction: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+def cross_entropy_case(
+    weighted: bool, reduction: str
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     logits, target = 3 * randn(6, 5), torch.tensor([4, 0, 2, 2, 1, 3])
     weight = randn(5, seed=1).abs() if weighted else None
     return logits, target, weight, randn(6, seed=2) if reduction == "none" else randn(seed=2)
@@ -128,15 +130,15 @@ XENT = [
 ]
 
 
-def xent_grid(test):
+def cross_entropy_grid(test):
     for mark in XENT:
         test = mark(test)
     return test
 
 
-@xent_grid
-def test_softmax_xent_is_its_formula(weighted, reduction, ignored, ignore_index, smoothing):
-    logits, target, weight, _ = xent_case(weighted, reduction)
+@cross_entropy_grid
+def test_cross_entropy_is_its_formula(weighted, reduction, ignored, ignore_index, smoothing):
+    logits, target, weight, _ = cross_entropy_case(weighted, reduction)
     target[ignored] = ignore_index
     w = [1.0] * 5 if weight is None else weight.tolist()
     losses, counted = [], 0.0
@@ -148,13 +150,13 @@ def test_softmax_xent_is_its_formula(weighted, reduction, ignored, ignore_index,
         losses.append(((1 - smoothing) * hard + smoothing * smooth) if kept else 0.0)
         counted += w[t] if kept else 0.0
     truth = {"none": losses, "sum": math.fsum(losses), "mean": math.fsum(losses) / counted}
-    actual = softmax_xent_ref(logits, target, weight, reduction, ignore_index, smoothing)
+    actual = cross_entropy_ref(logits, target, weight, reduction, ignore_index, smoothing)
     same(actual, torch.tensor(truth[reduction], dtype=torch.float64))
 
 
-@xent_grid
-def test_softmax_xent_backward_is_autograd(weighted, reduction, ignored, ignore_index, smoothing):
-    logits, target, weight, dloss = xent_case(weighted, reduction)
+@cross_entropy_grid
+def test_cross_entropy_backward_is_autograd(weighted, reduction, ignored, ignore_index, smoothing):
+    logits, target, weight, dloss = cross_entropy_case(weighted, reduction)
     target[ignored] = ignore_index
     logits = leaf(logits)
     loss = F.cross_entropy(
@@ -166,7 +168,7 @@ def test_softmax_xent_backward_is_autograd(weighted, reduction, ignored, ignore_
         label_smoothing=smoothing,
     )
     (truth,) = torch.autograd.grad(loss, logits, dloss)
-    actual = softmax_xent_backward_ref(
+    actual = cross_entropy_backward_ref(
         dloss, logits.detach(), target, weight, reduction, ignore_index, smoothing
     )
     same(actual, truth)
@@ -175,12 +177,12 @@ def test_softmax_xent_backward_is_autograd(weighted, reduction, ignored, ignore_
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_softmax_xent_backward_where_every_row_is_ignored_is_zero(reduction, smoothing):
+def test_cross_entropy_backward_where_every_row_is_ignored_is_zero(reduction, smoothing):
     logits, target = leaf(randn(3, 4)), torch.full((3,), -100)
     dloss = randn(3) if reduction == "none" else randn()
     loss = F.cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
     (truth,) = torch.autograd.grad(loss, logits, dloss)
-    actual = softmax_xent_backward_ref(
+    actual = cross_entropy_backward_ref(
         dloss, logits.detach(), target, None, reduction, -100, smoothing
     )
     assert not truth.any()
@@ -197,32 +199,32 @@ def test_softmax_xent_backward_where_every_row_is_ignored_is_zero(reduction, smo
         ([[3.0]], 0, 0.0),  # a single class
     ],
 )
-def test_softmax_xent_at_the_edges(logits, target, loss):
+def test_cross_entropy_at_the_edges(logits, target, loss):
     z, t = leaf(torch.tensor(logits, dtype=torch.float64)), torch.tensor([target])
-    actual = softmax_xent_ref(z, t)
+    actual = cross_entropy_ref(z, t)
     same(actual, torch.tensor(loss, dtype=torch.float64))
     dloss = randn()
     (truth,) = torch.autograd.grad(F.cross_entropy(z, t), z, dloss)
-    same(softmax_xent_backward_ref(dloss, z.detach(), t), truth)
+    same(cross_entropy_backward_ref(dloss, z.detach(), t), truth)
 
 
-def test_softmax_xent_of_an_empty_batch():
+def test_cross_entropy_of_an_empty_batch():
     logits, target = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
-    assert softmax_xent_ref(logits, target).isnan()
-    assert softmax_xent_ref(logits, target, reduction="sum").item() == 0
-    assert softmax_xent_ref(logits, target, reduction="none").shape == (0,)
-    dlogits = softmax_xent_backward_ref(torch.tensor(2.0), logits, target)
+    assert cross_entropy_ref(logits, target).isnan()
+    assert cross_entropy_ref(logits, target, reduction="sum").item() == 0
+    assert cross_entropy_ref(logits, target, reduction="none").shape == (0,)
+    dlogits = cross_entropy_backward_ref(torch.tensor(2.0), logits, target)
     assert dlogits.shape == (0, 3)
 
 
 @pytest.mark.parametrize("ignore_index", [-100, 2])
-def test_softmax_xent_takes_uint8_labels(ignore_index):
+def test_cross_entropy_takes_uint8_labels(ignore_index):
     logits, target, dloss = randn(4, 200), torch.tensor([4, 156, 2, 199]), randn()
     small = target.to(torch.uint8)  # in which -100 would be 156
-    ours = softmax_xent_ref(logits, small, ignore_index=ignore_index)
+    ours = cross_entropy_ref(logits, small, ignore_index=ignore_index)
     assert torch.equal(ours, F.cross_entropy(logits, target, ignore_index=ignore_index))
     wanted, actual = (
-        softmax_xent_backward_ref(dloss, logits, labels, ignore_index=ignore_index)
+        cross_entropy_backward_ref(dloss, logits, labels, ignore_index=ignore_index)
         for labels in (target, small)
     )
     assert torch.equal(actual, wanted)
@@ -234,10 +236,10 @@ def test_autograd_goes_through_every_reference():
     y = F.linear(x, weight, b).detach()
 
     def loss(logits: Tensor) -> Tensor:
-        return softmax_xent_ref(logits, target, w, "mean", -100, 0.1)
+        return cross_entropy_ref(logits, target, w, "mean", -100, 0.1)
 
     def loss_backward(dloss: Tensor, logits: Tensor) -> Tensor:
-        return softmax_xent_backward_ref(dloss, logits, target, w, "mean", -100, 0.1)
+        return cross_entropy_backward_ref(dloss, logits, target, w, "mean", -100, 0.1)
 
     assert gradcheck(lambda *a: linear_ref(*a, "relu"), (x, weight, b))
     assert gradgradcheck(linear_ref, (x, weight, b))

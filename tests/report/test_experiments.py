@@ -28,7 +28,7 @@ from fastmlp.training.config import TrainConfig
 
 
 def test_the_sweeps_are_the_courses() -> None:
-    course, fixed, *_ = studies({"dataset": "offline"}, FULL)
+    course, fixed, *_ = studies({"dataset": "synthetic"}, FULL)
     assert len(course.configs) == len(fixed.configs) == 9  # the base once, two more of each
     base = course.configs["base"]
     assert (base.batch_size, base.lr, base.lr_decay, base.hidden) == (16, 1e-3, 0.95, (64,))
@@ -42,7 +42,7 @@ def test_the_sweeps_are_the_courses() -> None:
     for name, config in fixed.configs.items():
         assert config == replace(course.configs[name], loader="shuffle", init="kaiming")
         assert config.grad_average
-        assert config.dataset == "offline"
+        assert config.dataset == "synthetic"
 
 
 def test_the_final_training_and_the_ablation_are_the_courses() -> None:

@@ -10,8 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from support.small_set import TINY, small_set
 
-from fastmlp.data.dataset import split_dataset
+from fastmlp.data.splits import split_dataset
 from fastmlp.engines.metrics import EpochRecord
+from fastmlp.nn.init import initial_parameters
 from fastmlp.report.experiments import (
     ABLATION,
     BEST,
@@ -29,8 +30,6 @@ from fastmlp.report.html import Box, Mark, Picture, Points, Table, to_markdown
 from fastmlp.report.layer_checks import LayerCheck
 from fastmlp.report.results import Material, make_results
 from fastmlp.report.sections import make_report
-from fastmlp.training.epochs import initial_parameters
-from fastmlp.training.run_data import RunData
 
 RIGHT = LayerCheck("relu", "8 x 256", "dx", 1.0, 0.0, 0.0, 0.0)
 WRONG = replace(RIGHT, layer="linear", error=0.1)
@@ -57,9 +56,7 @@ def material(budget: Budget = TINY, name: str = "cifar10", quick: bool = False) 
     """The course's conclusions hold with its recipe, but for the batch size, and none of them with
     the recipe corrected."""
     dataset = small_set(name=name)
-    data = RunData(
-        split_dataset(dataset), 10, dataset.name, "a <b> `c`", dataset.offline, dataset.classes
-    )
+    data = replace(split_dataset(dataset), source="a <b> `c`")
     plan = studies({}, budget)
     figures = {
         "sweep-course": {
@@ -122,7 +119,7 @@ def test_boxes_at_the_top_and_no_comparison_with_other_data_or_epochs() -> None:
     assert not any(isinstance(block, Box) for block in whole.blocks)
     quick = document_of(material(quick=True), Path())
     assert [b.title for b in quick.blocks if isinstance(b, Box)] == ["A quick run"]
-    other = document_of(material(FULL, "offline", quick=True), Path())
+    other = document_of(material(FULL, "synthetic", quick=True), Path())
     assert isinstance(other.blocks[0], Box)
     assert other.blocks[0].title == "This is not CIFAR-10"
     for document in (quick, other):
@@ -180,7 +177,7 @@ def test_the_matrix_is_of_the_best_network(monkeypatch: pytest.MonkeyPatch) -> N
     seen = []
     monkeypatch.setattr("fastmlp.report.figures.confusion_picture", lambda *a: seen.append(a))
     drawings(given, small_set(), parameters)["confusion"](Path("c.png"))
-    labels = given.data.split.test.labels
+    labels = given.data.test.labels
     want = torch.zeros(10, 10, dtype=torch.int64)
     want[:, 3] = torch.bincount(labels, minlength=10)
     assert torch.equal(seen[0][0], want)

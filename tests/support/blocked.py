@@ -10,13 +10,13 @@ import torch
 from support.compare import assert_within_2x
 from support.tiny import CLASSES, FEATURES
 
-from fastmlp.data.dataset import Part
+from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization
 from fastmlp.engines.blocked import BlockedEngine
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.engines.registry import choose_engine
-from fastmlp.training.epochs import initial_parameters
+from fastmlp.nn.init import initial_parameters
 from fastmlp.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ ENDS = pytest.mark.parametrize("options", [{}, OPTIMIZERS["all"]], ids=["plain",
 
 def problem(images=211, inputs=37, classes=5, planes=None):
     """Each feature with its own scale and shift, or so many planes of about the same size."""
-    part = Part(
+    part = Subset(
         torch.randint(0, 256, (images, inputs), dtype=torch.uint8),
         torch.randint(0, classes, (images,)),
     )
@@ -55,7 +55,7 @@ def make(
     sizes = [part.images.shape[1], *hidden, classes]
     parameters = initial_parameters(sizes, "kaiming", seed=seed)
     parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
-    made = engine(parameters, part, norm, StepOptions(**options), CPU)
+    made = engine(parameters, part, norm, OptimizerConfig(**options), CPU)
     if steps is not None:
         made.block_steps = steps
     return made
@@ -122,7 +122,7 @@ class Network:
     shape: dict[str, Any] = field(default_factory=dict)
 
 
-def assert_blocked_refuses(options: StepOptions, why: str) -> None:
+def assert_blocked_refuses(options: OptimizerConfig, why: str) -> None:
     """And that another engine is found, where all of them could run."""
     sizes = [FEATURES, 16, CLASSES]
     for device, name in ((CPU, "eager"), (torch.device("cuda", 0), "graph")):

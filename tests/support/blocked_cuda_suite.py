@@ -15,17 +15,17 @@ from support.chain_suite import DTYPE
 from support.compare import assert_within_2x
 from support.tiny import stop_after
 
-from fastmlp.data.dataset import Part
-from fastmlp.data.transforms import Augmentation, Normalization
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import Normalization, RandomFlipShift
 from fastmlp.engines import blocked_cuda
 from fastmlp.engines.base import Engine, Epoch
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
 from fastmlp.engines.blocked_pipeline import Runner, Shape
-from fastmlp.engines.metrics import EpochStats, NonFiniteLossError
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
-from fastmlp.training.epochs import initial_parameters
+from fastmlp.nn.init import initial_parameters
 from fastmlp.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 def make(
     engine: type[Engine],
-    data: tuple[Part, Normalization],
+    data: tuple[Subset, Normalization],
     options: dict[str, Any],
     device: torch.device = CPU,
     *,
@@ -47,7 +47,7 @@ def make(
     sizes = [part.images.shape[1], hidden, classes]
     start = initial_parameters(sizes, "kaiming", seed=seed)
     start = {name: tensor.to(dtype) for name, tensor in start.items()}
-    made: Any = engine(start, part, norm, StepOptions(**options), device)
+    made: Any = engine(start, part, norm, OptimizerConfig(**options), device)
     made.block_steps = steps
     return made
 
@@ -223,7 +223,7 @@ class EngineTests:
         images[order[4 * 8 + 3]] = 255  # the only one that is not black overflows
         norm = Normalization("unit", torch.full((37,), 3e36), torch.zeros(37))
         engine = make(
-            BlockedCudaEngine, (Part(images, part.labels), norm), {"batch_size": 8}, device
+            BlockedCudaEngine, (Subset(images, part.labels), norm), {"batch_size": 8}, device
         )
         with pytest.raises(NonFiniteLossError) as caught:
             engine.train_epoch(order, 0.05)
@@ -236,7 +236,7 @@ class EngineTests:
         images[:, 5] = 0
         images[0, 5] = 255
         norm = replace(norm, scale=torch.where(torch.arange(37) == 5, 3e38, norm.scale))
-        data = Part(images, part.labels), norm
+        data = Subset(images, part.labels), norm
         how = {"dtype": torch.float64}
         ours = make(BlockedCudaEngine, data, {"batch_size": 8}, device, **how)
         theirs = make(ReferenceEngine, data, {"batch_size": 8}, **how)
@@ -247,7 +247,7 @@ class EngineTests:
     @ENDS
     def test_moved_images(self, device, options):
         data, order = problem(inputs=75), torch.randint(0, 20, (211,))
-        moves = Augmentation(True, 3).draw(211, (3, 5, 5), torch.Generator())
+        moves = RandomFlipShift(True, 3).draw(211, (3, 5, 5), torch.Generator())
         options = {"batch_size": 8, **options}
         ours = make(BlockedCudaEngine, data, options, device, dtype=torch.float64)
         theirs = make(ReferenceEngine, data, options, dtype=torch.float64)
@@ -284,7 +284,7 @@ class EngineTests:
     def test_progress_counts_up(self, device, monkeypatch):
         monkeypatch.setattr(blocked_cuda, "REPORT_SECONDS", 0.0)
         monkeypatch.setattr(blocked_cuda, "CHUNK_BLOCKS", 1)
-        seen: list[EpochStats] = []
+        seen: list[EpochMetrics] = []
         engine = make(BlockedCudaEngine, problem(), {"batch_size": 8}, device, steps=4)
         end = engine.train_epoch(torch.randperm(211), 0.05, on_progress=seen.append)
         assert [stats.steps for stats in seen] == [*range(4, 27, 4), 27]
@@ -321,7 +321,7 @@ class EngineTests:
         BlockedCudaEngine.train_together(engines[::-1], epochs[::-1])  # in each other's places
         assert [(shape.hidden, shape.networks) for shape in made] == [(60, 4), (70, 1)]
         for engine, epoch, hidden in zip(engines, epochs, widths, strict=True):
-            part, norm = Part(engine._images.cpu(), engine._labels.cpu()), engine._normalization
+            part, norm = Subset(engine._images.cpu(), engine._labels.cpu()), engine._normalization
             data = part, replace(norm, scale=norm.scale.cpu(), shift=norm.shift.cpu())
             how = {"hidden": hidden, "dtype": torch.float64}
             twin = make(ReferenceEngine, data, {"batch_size": 8, **options}, **how)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "tests" / "native" / "cuda_on_host"
 OPERATORS = (
     *("relu", "relu_backward", "linear", "linear_backward"),
-    *("softmax_xent", "softmax_xent_backward", "linear_plan_cuda", "blocked_chain_"),
+    *("cross_entropy", "cross_entropy_backward", "linear_plan_cuda", "blocked_chain_"),
 )
 FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"),

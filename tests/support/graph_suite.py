@@ -11,15 +11,15 @@ from support.compare import assert_within_2x
 from support.tiny import stop_after
 from torch import Tensor
 
-from fastmlp.data.dataset import Part
-from fastmlp.data.transforms import Augmentation, Normalization
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import Normalization, RandomFlipShift
 from fastmlp.engines.base import Engine, Epoch
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.graph import GraphEngine
-from fastmlp.engines.metrics import EpochStats, NonFiniteLossError
-from fastmlp.engines.optimizers import StepOptions
+from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
+from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
-from fastmlp.training.epochs import initial_parameters
+from fastmlp.nn.init import initial_parameters
 
 IMAGES, CLASSES = 203, 5  # 25 batches of 8: six chunks of four and one over, and a rest of 3
 OPTIONS = {
@@ -44,13 +44,13 @@ BITS = pytest.mark.parametrize(
 DEPTHS = pytest.mark.parametrize("hidden", [(), (19,), (12, 7), (31, 8, 17)], ids=str)
 
 
-def problem(inputs: int = 37) -> tuple[Part, Normalization]:
+def problem(inputs: int = 37) -> tuple[Subset, Normalization]:
     random = torch.Generator().manual_seed(8)
     images = torch.randint(0, 256, (IMAGES, inputs), dtype=torch.uint8, generator=random)
     labels = torch.randint(0, CLASSES, (IMAGES,), generator=random)
     scale = 0.02 * torch.rand(inputs, generator=random) + 0.01
     shift = -torch.rand(inputs, generator=random)
-    return Part(images, labels), Normalization("standard", scale, shift)
+    return Subset(images, labels), Normalization("standard", scale, shift)
 
 
 def make(
@@ -59,13 +59,13 @@ def make(
     options: dict[str, Any],
     hidden: tuple[int, ...] = (19,),
     dtype: torch.dtype = torch.float32,
-    data: tuple[Part, Normalization] | None = None,
+    data: tuple[Subset, Normalization] | None = None,
 ) -> Any:
     part, norm = data or problem()
     sizes = [part.images.shape[1], *hidden, CLASSES]
     parameters = initial_parameters(sizes, "kaiming", seed=3)
     parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
-    return kind(parameters, part, norm, StepOptions(**{"batch_size": 8, **options}), device)
+    return kind(parameters, part, norm, OptimizerConfig(**{"batch_size": 8, **options}), device)
 
 
 def flat(engine: Engine) -> dict[str, Tensor]:
@@ -198,7 +198,7 @@ class GraphTests:
 
     def test_it_stops_between_chunks(self, device):
         engine = make(GraphEngine, device, {})
-        seen: list[EpochStats] = []
+        seen: list[EpochMetrics] = []
         stats = engine.train_epoch(
             order_of(96 * 8), 0.05, should_stop=stop_after(3), on_progress=seen.append
         )
@@ -210,7 +210,7 @@ class GraphTests:
 
     def test_progress_counts_up(self, device, monkeypatch):
         monkeypatch.setattr("fastmlp.engines.graph.REPORT_SECONDS", 0.0)
-        seen: list[EpochStats] = []
+        seen: list[EpochMetrics] = []
         engine = make(GraphEngine, device, {})
         end = engine.train_epoch(order_of(16 * 8), 0.05, on_progress=seen.append)
         assert [stats.steps for stats in seen] == [4, 8, 12, 16]
@@ -224,7 +224,7 @@ class GraphTests:
             for kind, where in ((GraphEngine, device), (ReferenceEngine, torch.device("cpu")))
         ]
         for epoch in range(3):
-            moves = Augmentation(True, 2).draw(IMAGES, (3, 5, 5), random) if epoch < 2 else None
+            moves = RandomFlipShift(True, 2).draw(IMAGES, (3, 5, 5), random) if epoch < 2 else None
             for engine in engines:
                 engine.train_epoch(order_of(seed=epoch), 0.02, moves=moves)
         assert_close(*engines)
@@ -279,7 +279,7 @@ class GraphTests:
         images = torch.zeros_like(part.images)
         images[6 * 8 + 3] = 255  # the only image that is not black is in step 6 and overflows
         norm = Normalization("unit", torch.full_like(norm.scale, 3e36), 0 * norm.shift)
-        engine = make(GraphEngine, device, {}, data=(Part(images, part.labels), norm))
+        engine = make(GraphEngine, device, {}, data=(Subset(images, part.labels), norm))
         with pytest.raises(NonFiniteLossError) as info:
             engine.train_epoch(order, 0.05)
         assert info.value.step == 6

@@ -19,7 +19,7 @@ from support.compare import assert_within_2x
 from torch import Tensor
 
 from fastmlp.ops.activations import relu_backward_ref, relu_ref
-from fastmlp.ops.cross_entropy import softmax_xent_ref
+from fastmlp.ops.cross_entropy import cross_entropy_ref
 from fastmlp.ops.linear import linear_backward_ref, linear_ref
 
 GPU_CASES = (
@@ -34,15 +34,26 @@ DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removepref
 ACTIVATION = pytest.mark.parametrize("activation", ["none", "relu"])
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 REDUCTIONS = ["none", "mean", "sum"]  # in the order of their numbers
-XENT_SHAPES = [(1, 1), (8, 10), (7, 16), (40, 32), (5, 33), (1025, 3), (70, 100), (3, 1024)]
-XENT_SHAPES += [(3, 1031), (2, 9000), (1, 2048)]
+CROSS_ENTROPY_SHAPES = [
+    (1, 1),
+    (8, 10),
+    (7, 16),
+    (40, 32),
+    (5, 33),
+    (1025, 3),
+    (70, 100),
+    (3, 1024),
+]
+CROSS_ENTROPY_SHAPES += [(3, 1031), (2, 9000), (1, 2048)]
 
 
 def doubles(*tensors: Tensor | None) -> list[Tensor | None]:
     return [tensor if tensor is None else tensor.double() for tensor in tensors]
 
 
-def xent(machine: Any, logits: Tensor, target: Tensor, dloss: Tensor, **options: Any) -> Any:
+def loss_and_gradient(
+    machine: Any, logits: Tensor, target: Tensor, dloss: Tensor, **options: Any
+) -> Any:
     """Loss and gradient by the operators."""
     weight = options.get("weight")
     tail = (
@@ -52,31 +63,34 @@ def xent(machine: Any, logits: Tensor, target: Tensor, dloss: Tensor, **options:
         options.get("label_smoothing", 0.0),
     )
     args = machine.place(logits), machine.place(target)
-    loss, stats, total = machine.run("softmax_xent", *args, *tail)
+    loss, stats, total = machine.run("cross_entropy", *args, *tail)
     saved = machine.place(stats), machine.place(total)
     dloss = machine.place(dloss.to(loss.dtype))
-    return loss, machine.run("softmax_xent_backward", dloss, *args, *saved, *tail)
+    return loss, machine.run("cross_entropy_backward", dloss, *args, *saved, *tail)
 
 
-def xent_ref(logits: Tensor, target: Tensor, dloss: Tensor, **options: Any) -> Any:
+def loss_and_gradient_ref(logits: Tensor, target: Tensor, dloss: Tensor, **options: Any) -> Any:
     """Loss and gradient by PyTorch."""
     leaf = logits.detach().clone().requires_grad_()
-    loss = softmax_xent_ref(leaf, target, **options)
+    loss = cross_entropy_ref(leaf, target, **options)
     loss.backward(dloss.to(loss.dtype))
     return loss.detach(), leaf.grad
 
 
-def compare_xent(machine: Any, logits: Tensor, target: Tensor, **options: Any) -> None:
+def compare_cross_entropy(machine: Any, logits: Tensor, target: Tensor, **options: Any) -> None:
     rows = target.shape if options.get("reduction") == "none" else ()
     dloss, weight = randn(*rows, dtype=logits.dtype), options.get("weight")
     wide = {**options, "weight": None if weight is None else weight.double()}
     near = {**options, "weight": None if weight is None else weight.to(machine.device)}
-    truth = xent_ref(logits.double(), target, dloss, **wide)
+    truth = loss_and_gradient_ref(logits.double(), target, dloss, **wide)
     peer = [
-        t.cpu() for t in xent_ref(*(t.to(machine.device) for t in (logits, target, dloss)), **near)
+        t.cpu()
+        for t in loss_and_gradient_ref(
+            *(t.to(machine.device) for t in (logits, target, dloss)), **near
+        )
     ]
     for ours, theirs, true in zip(
-        xent(machine, logits, target, dloss, **options), peer, truth, strict=True
+        loss_and_gradient(machine, logits, target, dloss, **options), peer, truth, strict=True
     ):
         assert_within_2x(ours, theirs, true)
 
@@ -161,11 +175,11 @@ class LinearTests:
         for got, true in zip(gradients, truths, strict=True):
             assert torch.equal(got, true.to(dtype))
         logits, target, dloss = randn(5, 37), torch.tensor([1, 36, 0, 2, 3]), torch.tensor(1.0)
-        loss, stats, total = machine.run("softmax_xent", padded(logits), machine.place(target))
-        torch.testing.assert_close(loss, softmax_xent_ref(logits, target))
+        loss, stats, total = machine.run("cross_entropy", padded(logits), machine.place(target))
+        torch.testing.assert_close(loss, cross_entropy_ref(logits, target))
         args = [machine.place(t) for t in (target, stats, total)]
-        dlogits = machine.run("softmax_xent_backward", machine.place(dloss), padded(logits), *args)
-        torch.testing.assert_close(dlogits, xent_ref(logits, target, dloss)[1])
+        dlogits = machine.run("cross_entropy_backward", machine.place(dloss), padded(logits), *args)
+        torch.testing.assert_close(dlogits, loss_and_gradient_ref(logits, target, dloss)[1])
 
     def test_leading_and_expanded_dimensions(self, machine):
         w, b = small_integers(5, 7), small_integers(5)
@@ -239,15 +253,17 @@ class ReluTests:
         assert torch.equal(ours, relu_backward_ref(dy, x))
 
 
-class XentTests:
-    """softmax_xent and softmax_xent_backward."""
+class CrossEntropyTests:
+    """cross_entropy and cross_entropy_backward."""
 
-    @pytest.mark.parametrize("shape", XENT_SHAPES, ids=str)
+    @pytest.mark.parametrize("shape", CROSS_ENTROPY_SHAPES, ids=str)
     @DTYPE
     @pytest.mark.parametrize("reduction", REDUCTIONS)
-    def test_xent_is_as_close_to_the_truth_as_pytorch(self, machine, shape, dtype, reduction):
+    def test_cross_entropy_is_as_close_to_the_truth_as_pytorch(
+        self, machine, shape, dtype, reduction
+    ):
         target = torch.randint(0, shape[1], shape[:1])
-        compare_xent(machine, 3 * randn(*shape, dtype=dtype), target, reduction=reduction)
+        compare_cross_entropy(machine, 3 * randn(*shape, dtype=dtype), target, reduction=reduction)
 
     @pytest.mark.parametrize("shape", [(29, 19), (9, 45), (3, 1100)], ids=str)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -262,16 +278,16 @@ class XentTests:
         options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing}
         options["weight"] = torch.rand(shape[1]).to(dtype) + 0.5 if weighted else None
         options["ignore_index"] = 4 if ignored else -100
-        compare_xent(machine, logits, target, **options)
+        compare_cross_entropy(machine, logits, target, **options)
 
     @LAYOUT
     @pytest.mark.parametrize("shape", [(9, 13), (5, 96), (3, 1040)], ids=str)
-    def test_xent_layouts_agree(self, machine, layout, shape):
+    def test_cross_entropy_layouts_agree(self, machine, layout, shape):
         logits, dloss = randn(*shape), randn(shape[0])
         target = torch.randint(0, shape[1], shape[:1])
         apart = torch.stack([target, target + 100], 1)[:, 0]
-        once = xent(machine, logits, target, dloss, reduction="none")
-        other = xent(machine, LAYOUTS[layout](logits), apart, dloss, reduction="none")
+        once = loss_and_gradient(machine, logits, target, dloss, reduction="none")
+        other = loss_and_gradient(machine, LAYOUTS[layout](logits), apart, dloss, reduction="none")
         for a, b in zip(once, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -285,13 +301,13 @@ class XentTests:
         dloss, rest = randn(5), [0, 1, 3, 4]
         options = {"reduction": "none", "label_smoothing": smoothing}
         for ours, want in zip(
-            xent(machine, logits, bad, dloss, **options),
-            xent(machine, logits, good, dloss, **options),
+            loss_and_gradient(machine, logits, bad, dloss, **options),
+            loss_and_gradient(machine, logits, good, dloss, **options),
             strict=True,
         ):
             assert ours[2].isnan().all()
             assert torch.equal(ours[rest], want[rest])
-        loss, dlogits = xent(machine, logits, bad, torch.tensor(1.0))
+        loss, dlogits = loss_and_gradient(machine, logits, bad, torch.tensor(1.0))
         assert loss.isnan()
         assert dlogits[2].isnan().all()
         assert dlogits[rest].isfinite().all()
@@ -299,21 +315,23 @@ class XentTests:
     def test_uint8_targets_are_labels_too(self, machine):
         logits, target = randn(300, 256), torch.randint(0, 256, (300,))
         target[0] = 156  # as a byte equal to -100
-        once = xent(machine, logits, target, torch.tensor(1.5))
-        again = xent(machine, logits, target.byte(), torch.tensor(1.5))
+        once = loss_and_gradient(machine, logits, target, torch.tensor(1.5))
+        again = loss_and_gradient(machine, logits, target.byte(), torch.tensor(1.5))
         assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
     def test_the_corners_of_pytorchs_semantics(self, machine):
         empty, none = randn(0, 3), torch.empty(0, dtype=torch.int64)
-        assert xent(machine, empty, none, torch.tensor(1.0))[0].isnan()
-        loss, dlogits = xent(machine, empty, none, torch.tensor(1.0), reduction="sum")
+        assert loss_and_gradient(machine, empty, none, torch.tensor(1.0))[0].isnan()
+        loss, dlogits = loss_and_gradient(machine, empty, none, torch.tensor(1.0), reduction="sum")
         assert loss == 0
         assert dlogits.shape == (0, 3)
-        assert xent(machine, empty, none, torch.empty(0), reduction="none")[0].shape == (0,)
-        compare_xent(machine, randn(4, 3), torch.full((4,), -100))
-        compare_xent(machine, randn(4, 3), torch.full((4,), -100), reduction="none")
+        assert loss_and_gradient(machine, empty, none, torch.empty(0), reduction="none")[
+            0
+        ].shape == (0,)
+        compare_cross_entropy(machine, randn(4, 3), torch.full((4,), -100))
+        compare_cross_entropy(machine, randn(4, 3), torch.full((4,), -100), reduction="none")
         for smoothing in (0.0, 0.5):
-            loss, _ = xent(
+            loss, _ = loss_and_gradient(
                 machine,
                 randn(2, 3),
                 torch.tensor([1, 2]),
@@ -334,4 +352,4 @@ class XentTests:
     @pytest.mark.parametrize("width", [2, 40, 1200])
     def test_extreme_logits_as_pytorch(self, machine, row, smoothing, width):
         logits = torch.tensor([row + [-200.0] * (width - 2)])
-        compare_xent(machine, logits, torch.tensor([1]), label_smoothing=smoothing)
+        compare_cross_entropy(machine, logits, torch.tensor([1]), label_smoothing=smoothing)

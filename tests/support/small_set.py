@@ -12,7 +12,7 @@ import torch
 
 from fastmlp.cli import reproduce
 from fastmlp.cli.parser import run_command
-from fastmlp.data import synthetic as offline
+from fastmlp.data import synthetic as synthetic
 from fastmlp.data.dataset import Dataset
 from fastmlp.report import figures as report_pictures
 from fastmlp.report.experiments import Budget
@@ -21,10 +21,10 @@ TINY = Budget(2, 2, 2, 2, 1, 1, 2, 2)
 
 
 def small_set(images: int = 100, name: str = "cifar10") -> Dataset:
-    """It calls itself CIFAR-10 unless it is told to be ``offline``."""
-    pixels, labels = map(torch.from_numpy, offline.generate(images + 20, seed=1))
+    """It calls itself CIFAR-10 unless it is told to be ``synthetic``."""
+    pixels, labels = map(torch.from_numpy, synthetic.generate(images + 20, seed=1))
     return Dataset(
-        *(name, "drawn for a test", name == "offline", offline.CLASSES),
+        *(name, "drawn for a test", name == "synthetic", synthetic.CLASSES),
         *(pixels[:images], labels[:images], pixels[images:], labels[images:]),
     )
 

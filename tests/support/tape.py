@@ -24,10 +24,10 @@ class _Listener(TorchDispatchMode):
         return results
 
 
-class TapeRecording:
-    """Stands in for :class:`~fastmlp.engines.cuda_graph.Recording`. A replay calls the operators
-    that were recorded, on the tensors that they were recorded with; no Python of ``work`` runs.
-    What an operator makes is written to where it was when recorded."""
+class TapeGraph:
+    """Stands in for :class:`~fastmlp.engines.cuda_graph.CapturedGraph`. A replay calls the
+    operators that were recorded, on the tensors that they were recorded with; no Python of ``work``
+    runs. What an operator makes is written to where it was when recorded."""
 
     def __init__(self, work: Callable[[], None], device: torch.device) -> None:
         work()

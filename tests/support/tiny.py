@@ -14,25 +14,24 @@ import torch
 from torch import Tensor
 
 from fastmlp.cli.parser import run_command
-from fastmlp.data.dataset import Part, Split
+from fastmlp.data.splits import DataSplits, Subset
 from fastmlp.training import api as fitting
-from fastmlp.training.run_data import RunData
 
 FEATURES, CLASSES = 12, 3
 
 
-def tiny_data(images: int = 90, seed: int = 0) -> RunData:
+def tiny_data(images: int = 90, seed: int = 0) -> DataSplits:
     """``images`` random pictures to train on, 40 to validate and 50 to test: a pixel of each class
     is bright."""
     random = torch.Generator().manual_seed(seed)
 
-    def part(count: int) -> Part:
+    def part(count: int) -> Subset:
         labels = torch.randint(CLASSES, (count,), generator=random)
         pixels = torch.randint(0, 200, (count, FEATURES), generator=random, dtype=torch.uint8)
         pixels[torch.arange(count), labels] += 55
-        return Part(pixels, labels)
+        return Subset(pixels, labels)
 
-    return RunData(Split(part(images), part(40), part(50)), CLASSES, name=f"tiny{seed}")
+    return DataSplits(part(images), part(40), part(50), CLASSES, name=f"tiny{seed}")
 
 
 def stop_after(calls: int | None) -> Callable[[], bool]:
@@ -86,5 +85,5 @@ if __name__ == "__main__":
     from fastmlp.cli.train import main
 
     data = tiny_data(int(os.environ.get("TINY_IMAGES", "90")))
-    fitting.load_run_data = lambda config, progress: data
+    fitting.load_splits = lambda config, progress: data
     run_command(main, sys.argv[1:])

@@ -14,7 +14,7 @@ from support.tiny import assert_same_tensors, tiny_data
 
 import fastmlp
 from fastmlp.sweeps import checkpoint as sweep_folder
-from fastmlp.sweeps.checkpoint import SweepFolder
+from fastmlp.sweeps.checkpoint import SweepDirectory
 from fastmlp.training.presets import resolve_config
 
 DATA = tiny_data()
@@ -48,7 +48,7 @@ def assert_same_results(ours: Path, theirs: Path) -> None:
 def assert_same_sweep(ours: Path, theirs: Path) -> None:
     """The same, down to the parameters, whatever ``ours`` may hold beyond that."""
     assert_same_results(ours, theirs)
-    first, second = (SweepFolder(path, 0).read_states() for path in (ours, theirs))
+    first, second = (SweepDirectory(path, 0).read_states() for path in (ours, theirs))
     assert second
     for key, state in second.items():
         assert_same_tensors(first[key].best, state.best)
@@ -59,9 +59,9 @@ def assert_same_sweep(ours: Path, theirs: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sweep_folder.SAVE_SECONDS = 0.0
-    save, left = SweepFolder.save, 3
+    save, left = SweepDirectory.save, 3
 
-    def save_and_die(self: SweepFolder, states: Any) -> None:
+    def save_and_die(self: SweepDirectory, states: Any) -> None:
         """The third save is the last thing that this process does."""
         global left
         save(self, states)
@@ -69,5 +69,5 @@ if __name__ == "__main__":
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    SweepFolder.save = save_and_die  # type: ignore[method-assign]
+    SweepDirectory.save = save_and_die  # type: ignore[method-assign]
     fastmlp.sweep(BASE, MIXED, data=DATA, out=sys.argv[1], successive_halving=True)

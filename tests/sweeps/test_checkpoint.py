@@ -19,8 +19,8 @@ from support.processes import python_environment
 from support.tiny import stop_after, tiny_data
 from support.tiny_sweep import BASE, DATA, MIXED, assert_same_sweep, table
 
-from fastmlp.sweeps.checkpoint import SweepFolder
-from fastmlp.sweeps.distributed import Workers
+from fastmlp.sweeps.checkpoint import SweepDirectory
+from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult
 from fastmlp.sweeps.sweep import sweep
 from fastmlp.training.api import fit
@@ -111,7 +111,7 @@ def test_a_real_process_killed_after_a_save(tmp_path: Path, whole: dict[bool, Pa
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, "", "")
-    states = SweepFolder(tmp_path, 0).read_states()
+    states = SweepDirectory(tmp_path, 0).read_states()
     assert max(len(state.history) for state in states.values()) == 3
     result = sweep(BASE, MIXED, data=DATA, out=tmp_path, successive_halving=True)
     assert not result.interrupted
@@ -138,7 +138,7 @@ def test_more_seeds_and_values_only_add_runs(tmp_path: Path) -> None:
     # Back to the first: all are there, and none is forgotten.
     sweep(BASE, values, data=DATA, out=tmp_path)
     assert seconds(tmp_path) == before
-    assert len(SweepFolder(tmp_path, 0).read_states()) == 8
+    assert len(SweepDirectory(tmp_path, 0).read_states()) == 8
     # Other epochs are another run.
     result = sweep(replace(BASE, epochs=2), values, data=DATA, out=tmp_path)
     assert {len(run.history) for run in result.runs} == {2}
@@ -212,7 +212,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_as_it_was(tmp_path: Path) -> None:
     sweep(BASE, {"lr": [0.05, 0.5]}, data=DATA, out=tmp_path, should_stop=stop_after(4))
     refused("The run was trained on other data (tiny0:", out=tmp_path, data=tiny_data(seed=1))
-    with SweepFolder.at(tmp_path, Workers()):
+    with SweepDirectory.at(tmp_path, ProcessGroup()):
         refused("another process is using", out=tmp_path)
     right = (tmp_path / "resume-0.pt").read_bytes()
     for damaged in (right[:-100], b"", b"a text"):

@@ -5,6 +5,7 @@ As a program, this file is what torchrun starts for these tests: one start serve
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from support.tiny_sweep import BASE, DATA, MIXED, assert_same_results, table
 
 from fastmlp.cli.sweep import main
 from fastmlp.sweeps import sweep as sweeping
-from fastmlp.sweeps.distributed import Workers
+from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.sweep import sweep
 
 ALTERNATING: dict[str, list[Any]] = {"lr": [0.05, 1e25, 0.01, 1e24]}
@@ -30,26 +31,26 @@ PROGRAM = Path(__file__)
 
 
 def test_alone() -> None:
-    alone = Workers.from_environment()
-    assert alone == Workers(0, 1, 0)
+    alone = ProcessGroup.from_environment()
+    assert alone == ProcessGroup(0, 1, 0)
     assert alone.is_first
     assert alone.share([1, 2, 3]) == [1, 2, 3]
     assert alone.gather([1, 2]) == [1, 2]
     assert alone.first_then_others(lambda: 5) == 5
-    assert Workers.join() == alone
+    assert ProcessGroup.join() == alone
     assert not torch.distributed.is_initialized()
 
 
 def test_as_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert Workers.from_environment() == Workers(5, 8, 1)
-    assert not Workers(5, 8, 1).is_first
+    assert ProcessGroup.from_environment() == ProcessGroup(5, 8, 1)
+    assert not ProcessGroup(5, 8, 1).is_first
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 5), (2, 5), (3, 7), (4, 2)])
 def test_every_item_is_one_processs(size: int, count: int) -> None:
-    shares = [Workers(rank, size, 0).share(range(count)) for rank in range(size)]
+    shares = [ProcessGroup(rank, size, 0).share(range(count)) for rank in range(size)]
     assert sorted(item for share in shares for item in share) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -58,12 +59,12 @@ def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     auto = replace(BASE, device="auto")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    devices = [Workers(rank, 4, rank % 3).placed(auto).device for rank in range(4)]
+    devices = [ProcessGroup(rank, 4, rank % 3).placed(auto).device for rank in range(4)]
     assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:0"]
-    assert Workers(1, 4, 1).placed(BASE) == BASE  # asked for by name
-    assert Workers().placed(auto) == auto
+    assert ProcessGroup(1, 4, 1).placed(BASE) == BASE  # asked for by name
+    assert ProcessGroup().placed(auto) == auto
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert Workers(1, 4, 1).placed(auto) == auto
+    assert ProcessGroup(1, 4, 1).placed(auto) == auto
 
 
 @pytest.fixture(autouse=True)
@@ -159,11 +160,13 @@ def test_without_a_name_they_still_share_one_folder(shared: tuple[Path, str]) ->
 
 def program() -> None:
     """What each of the two processes does, in the folder that it was started in."""
-    rank = Workers.from_environment().rank
+    rank = ProcessGroup.from_environment().rank
     drawn = Path(f"drawn-by-{rank}")
-    sys.modules["fastmlp.plotting.sweeps"].sweep_picture = lambda *args: drawn.touch()  # type: ignore[attr-defined]
-    placed = Workers.placed  # a place of its own, as with several GPUs
-    Workers.placed = lambda self, config: replace(placed(self, config), save_every=1 + self.rank)  # type: ignore[method-assign]
+    importlib.import_module("fastmlp.plotting.sweeps").sweep_picture = lambda *args: drawn.touch()  # type: ignore[attr-defined]
+    placed = ProcessGroup.placed  # a place of its own, as with several GPUs
+    ProcessGroup.placed = lambda self, config: replace(
+        placed(self, config), save_every=1 + self.rank
+    )  # type: ignore[method-assign]
     for halving, name in ((False, "all"), (True, "halving")):
         result = sweep(BASE, MIXED, seeds=2, successive_halving=halving, data=DATA, out=name)
         with open(f"seen-by-{rank}", "a") as file:
@@ -177,7 +180,7 @@ def program() -> None:
         )
         assert result.interrupted
     time.strftime = lambda form: f"{rank}-o-clock"  # type: ignore[assignment]
-    sweeping.load_run_data = lambda config, progress: DATA
+    sweeping.load_splits = lambda config, progress: DATA
     sys.modules["fastmlp.cli.sweep"].REPORT_SECONDS = 0.0  # type: ignore[attr-defined]
     assert main(COMMAND) == 0
 

@@ -20,12 +20,12 @@ import fastmlp
 from fastmlp.cli import train
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.sweeps import sweep as sweeping
-from fastmlp.sweeps.distributed import Workers
+from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult, Trial, make_result, mean_sd
 from fastmlp.sweeps.sweep import sweep
 from fastmlp.training import api as fitting
 from fastmlp.training.api import Run, fit
-from fastmlp.training.checkpoint import RunFolder
+from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.cohort import Cohort
 from fastmlp.training.config import MACHINE_FIELDS, TrainConfig
 from fastmlp.utils.errors import UserError
@@ -242,13 +242,13 @@ def test_best_toml_is_what_train_takes(tmp_path: Path, monkeypatch: pytest.Monke
     base = replace(base, weight_decay=1e-7, init="normal:0.3", loader="sliding")
     values = {"momentum": [0.0, 0.9], "hidden": [(16,), (16, 5)]}
     result = sweep(base, values, data=DATA, out=tmp_path / "sweep")
-    monkeypatch.setattr(fitting, "load_run_data", lambda config, progress: DATA)
+    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: DATA)
     argv = ["--config", str(tmp_path / "sweep" / "best.toml"), "--quiet", "--device", "cpu"]
     assert train.main([*argv, "--threads=1", "--out", str(tmp_path / "run")]) == 0
-    config = RunFolder(tmp_path / "run").read_config()
+    config = RunDirectory(tmp_path / "run").read_config()
     machine = {name: getattr(config, name) for name in (*MACHINE_FIELDS, "dataset")}
     assert config == replace(result.best, **machine)
-    best = RunFolder(tmp_path / "run").read_state().best
+    best = RunDirectory(tmp_path / "run").read_state().best
     (run,) = (trial.runs[0] for trial in result.trials if trial.config == result.best)
     assert_same_tensors(best, run.best_parameters)
 
@@ -324,7 +324,7 @@ def test_data_is_loaded_as_the_base_says(monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append((config, progress))
         return DATA
 
-    monkeypatch.setattr(sweeping, "load_run_data", load)
+    monkeypatch.setattr(sweeping, "load_splits", load)
     base = replace(BASE, epochs=1, dataset="here")
     assert sweep(base, {"lr": [0.05, 0.5]}).base == base
     assert asked == [(base, True)]
@@ -340,7 +340,7 @@ def test_a_place_of_its_own_does_not_change_what_a_run_is(monkeypatch: pytest.Mo
             super().__init__(configs, *args)
 
     monkeypatch.setattr(sweeping, "Cohort", Noting)
-    monkeypatch.setattr(Workers, "placed", lambda self, config: replace(config, save_every=7))
+    monkeypatch.setattr(ProcessGroup, "placed", lambda self, config: replace(config, save_every=7))
     result = sweep(replace(BASE, epochs=1), {"lr": [0.05, 0.5]}, data=DATA)
     assert used == [7, 7]
     assert result.best.save_every == BASE.save_every

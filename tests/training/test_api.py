@@ -25,10 +25,10 @@ from torch import nn
 from fastmlp.data.sampling import epoch_order
 from fastmlp.data.transforms import make_normalization
 from fastmlp.engines.reference import mlp_ref, train_epoch_ref
+from fastmlp.nn.init import initial_parameters
 from fastmlp.ops._load import native_available
 from fastmlp.training.api import Run, fit, resume
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.epochs import initial_parameters
 from fastmlp.training.trainer import DivergedError
 from fastmlp.utils.errors import UserError
 
@@ -69,7 +69,7 @@ def test_a_run_is_what_plain_pytorch_computes(engine: str) -> None:
     config = replace(config, lr_decay=0.5, lr_schedule="constant", momentum=0.0, nesterov=False)
     run = fit(config, DATA)
     parameters = list(initial_parameters([FEATURES, 16, CLASSES], "kaiming", 0).values())
-    train, val, test = DATA.split.train, DATA.split.val, DATA.split.test
+    train, val, test = DATA.train, DATA.val, DATA.test
     apply = make_normalization("unit", train.images).apply
     best, best_test = -1.0, 0.0
     for epoch in range(4):
@@ -139,8 +139,8 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
     ]
     assert [int(row["epoch"]) for row in table] == [1, 2, 3]
     model = nn.Sequential(nn.Linear(FEATURES, 16), nn.ReLU(), nn.Linear(16, CLASSES))
-    apply = make_normalization("standard", DATA.split.train.images).apply
-    val, test = DATA.split.val, DATA.split.test
+    apply = make_normalization("standard", DATA.train.images).apply
+    val, test = DATA.val, DATA.test
     model.load_state_dict(tensors(folder / "last.pt"))
     accuracy = (model(apply(val.images)).argmax(1) == val.labels).float().mean().item()
     assert float(table[-1]["val_acc"]) == pytest.approx(accuracy, abs=1e-6)
@@ -153,7 +153,7 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
     assert summary["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert summary == run.summary
     assert (summary["epochs"], summary["last"]["epoch"]) == (3, 3)
-    assert (summary["dataset"], summary["offline"], summary["seed"]) == ("tiny0", False, 0)
+    assert (summary["dataset"], summary["synthetic"], summary["seed"]) == ("tiny0", False, 0)
     assert summary["versions"]["torch"] == torch.__version__
     assert {"engine", "engine_reason", "device_name", "git_commit"} <= set(summary)
     config = json.loads((folder / "config.json").read_text())
@@ -308,9 +308,9 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
         resume(run, DATA, epochs=5)
     with pytest.raises(UserError, match=r"other data \(tiny0:\w+\) than the present \(tiny1:"):
         resume(run, tiny_data(seed=1))
-    changed = replace(DATA.split.val, labels=DATA.split.val.labels.flip(0))
+    changed = replace(DATA.val, labels=DATA.val.labels.flip(0))
     with pytest.raises(UserError, match="other data"):
-        resume(run, replace(DATA, split=replace(DATA.split, val=changed)))
+        resume(run, replace(DATA, val=changed))
     with pytest.raises(UserError, match="does not exist; pass --resume a folder"):
         resume(tmp_path / "nothing", DATA)
     (tmp_path / "empty").mkdir()

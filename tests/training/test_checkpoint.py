@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastmlp.engines.metrics import EpochRecord, EpochStats
-from fastmlp.training.checkpoint import RunFolder, RunState
+from fastmlp.engines.metrics import EpochMetrics, EpochRecord
+from fastmlp.training.checkpoint import Checkpoint, RunDirectory
 from fastmlp.training.config import TrainConfig
 from fastmlp.utils.errors import UserError
 
@@ -22,14 +22,14 @@ def record(epoch: int, val_acc: float = 0.5) -> EpochRecord:
     return EpochRecord(epoch, 1.5, 0.25, 1.25, val_acc, 0.1, 2.0, 1500.0)
 
 
-def state() -> RunState:
+def state() -> Checkpoint:
     parameters = {"0.weight": torch.randn(3, 4), "0.bias": torch.randn(3)}
-    return RunState(
+    return Checkpoint(
         fingerprint="tiny:0123",
         engine_reason="asked for by name",
         engine={"parameters": parameters, "momentum": {"0.weight": torch.ones(3, 4)}},
         history=[record(1), record(2, 0.75), record(3, 0.75)],
-        partial=EpochStats(2, 16, 3.5, 4),
+        partial=EpochMetrics(2, 16, 3.5, 4),
         partial_seconds=0.25,
         best={"0.weight": torch.zeros(3, 4)},
         seconds=7.5,
@@ -37,7 +37,7 @@ def state() -> RunState:
 
 
 def test_a_state_survives_the_disk_bit_by_bit(tmp_path: Path) -> None:
-    folder, saved = RunFolder(tmp_path / "new" / "run"), state()
+    folder, saved = RunDirectory(tmp_path / "new" / "run"), state()
     folder.save(saved)
     loaded = folder.read_state()
     for kind in ("parameters", "momentum"):
@@ -66,13 +66,13 @@ def test_resume_pt_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         os_replace(source, target)
 
     monkeypatch.setattr("fastmlp.utils.files.os.replace", note)
-    RunFolder(tmp_path).save(state())
+    RunDirectory(tmp_path).save(state())
     assert sorted(written[:-1]) == ["best.pt", "last.pt", "metrics.csv"]
     assert written[-1] == "resume.pt"
 
 
 def test_configuration_and_summary(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     config = TrainConfig(hidden=(5, 4), seed=7)
     folder.write_config(config)
     assert folder.read_config() == config
@@ -94,7 +94,7 @@ def test_configuration_and_summary(tmp_path: Path) -> None:
 def test_a_new_folder_is_empty(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "a" / "new"):
-        with RunFolder.new(path) as folder:
+        with RunDirectory.new(path) as folder:
             assert folder.path == path
             folder.write_config(TrainConfig())
     (tmp_path / "file").write_text("mine")
@@ -102,7 +102,7 @@ def test_a_new_folder_is_empty(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "file", tmp_path / "empty"):
         with (
             pytest.raises(UserError, match=r"not an empty folder; pass another --out, or --resu"),
-            RunFolder.new(path),
+            RunDirectory.new(path),
         ):
             pass
     assert sorted(tmp_path.rglob("*")) == before
@@ -114,36 +114,36 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             pass
 
     path = tmp_path / "run"
-    with RunFolder.new(path) as folder:
-        intrude(RunFolder.new)
+    with RunDirectory.new(path) as folder:
+        intrude(RunDirectory.new)
         folder.write_config(TrainConfig())
-        intrude(RunFolder.existing)
-    with RunFolder.existing(path) as folder:
+        intrude(RunDirectory.existing)
+    with RunDirectory.existing(path) as folder:
         assert folder.path == path
-        intrude(RunFolder.existing)
+        intrude(RunDirectory.existing)
 
     def flock(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fastmlp.training.checkpoint.fcntl.flock", flock)
-    with RunFolder.existing(path):  # as well as the file system allows
+    with RunDirectory.existing(path):  # as well as the file system allows
         pass
 
 
 def test_a_folder_into_which_nothing_was_written_is_as_before(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for name in ("mine", "new"):
-        with pytest.raises(UserError, match="no data"), RunFolder.new(tmp_path / name):
+        with pytest.raises(UserError, match="no data"), RunDirectory.new(tmp_path / name):
             raise UserError("no data")
     assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
 def test_home_and_files_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert RunFolder("~/run").path == tmp_path / "run"
+    assert RunDirectory("~/run").path == tmp_path / "run"
     (tmp_path / "resume.pt").write_text("")
     with pytest.raises(UserError, match="is not the folder of a run; pass the folder that holds"):
-        RunFolder(tmp_path / "resume.pt").read_config()
+        RunDirectory(tmp_path / "resume.pt").read_config()
 
 
 def shorten(data: bytes) -> bytes:
@@ -157,7 +157,7 @@ def flip(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [shorten, flip, lambda data: b"", lambda data: b"not a zip"])
 def test_a_damaged_resume_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     folder.save(state())
     path = tmp_path / "resume.pt"
     path.write_bytes(damage(path.read_bytes()))
@@ -179,7 +179,7 @@ def test_a_damaged_resume_file(tmp_path: Path, damage: Callable[[bytes], bytes])
 def test_a_resume_file_of_another_kind(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "resume.pt")
     with pytest.raises(UserError, match=r"resume.pt is damaged"):
-        RunFolder(tmp_path).read_state()
+        RunDirectory(tmp_path).read_state()
 
 
 def test_a_resume_file_cut_short(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_resume_file_cut_short(tmp_path: Path) -> None:
     for size in range(0, len(whole.getvalue()), 997):
         (tmp_path / "resume.pt").write_bytes(whole.getvalue()[:size])
         with pytest.raises(UserError, match=r"resume.pt is damaged"):
-            RunFolder(tmp_path).read_state()
+            RunDirectory(tmp_path).read_state()
 
 
 @pytest.mark.parametrize("error", [IndexError("pop"), AssertionError(), OverflowError("int")])
@@ -201,7 +201,7 @@ def test_whatever_the_unpickler_raises(
     monkeypatch.setattr("fastmlp.training.checkpoint.torch.load", load)
     (tmp_path / "resume.pt").touch()
     with pytest.raises(UserError, match=r"resume.pt is damaged"):
-        RunFolder(tmp_path).read_state()
+        RunDirectory(tmp_path).read_state()
 
 
 class Evil:
@@ -215,12 +215,12 @@ def test_a_resume_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     torch.save({"format": 1, "engine": Evil()}, tmp_path / "resume.pt")
     with pytest.raises(UserError, match=r"resume.pt is damaged"):
-        RunFolder(tmp_path).read_state()
+        RunDirectory(tmp_path).read_state()
     assert not (tmp_path / "evil").exists()
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     with pytest.raises(UserError, match=r"resume.pt is missing, so the run cannot be resumed"):
         folder.read_state()
     for text, words in (
@@ -250,7 +250,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     folder.save(state())
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -270,6 +270,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with (
         pytest.raises(UserError, match=r"Part of the path .* is a file, not a folder"),
-        RunFolder.new(tmp_path / "file" / "run"),
+        RunDirectory.new(tmp_path / "file" / "run"),
     ):
         pass

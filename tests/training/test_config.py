@@ -213,3 +213,8 @@ def test_a_missing_or_unreadable_toml_file(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is not valid TOML"):
         load_config_file(tmp_path / "binary.toml")
+
+
+def test_a_configuration_from_before_the_synthetic_set_had_its_name() -> None:
+    assert TrainConfig(dataset="offline") == TrainConfig(dataset="synthetic")
+    assert config_from_dict({"dataset": "offline"}).dataset == "synthetic"

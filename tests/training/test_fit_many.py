@@ -125,7 +125,7 @@ def test_data_is_loaded_once_as_the_first_says(monkeypatch: pytest.MonkeyPatch) 
         loaded.append(config)
         return DATA
 
-    monkeypatch.setattr(fitting, "load_run_data", load)
+    monkeypatch.setattr(fitting, "load_splits", load)
     configs = [replace(CONFIG, epochs=1, seed=seed) for seed in (3, 4)]
     fastmlp.fit_many(configs)
     assert loaded == configs[:1]

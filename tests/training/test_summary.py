@@ -11,8 +11,8 @@ import pytest
 import torch
 from support.tiny import tiny_data
 
-from fastmlp.engines.metrics import EpochRecord, EvalStats
-from fastmlp.training.checkpoint import RunState
+from fastmlp.engines.metrics import EpochRecord, EvalMetrics
+from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.summary import make_summary
 from fastmlp.utils.environment import device_name, git_commit
@@ -21,8 +21,8 @@ from fastmlp.utils.environment import device_name, git_commit
 @pytest.mark.parametrize("seconds", [0.0, 0.0004])
 def test_an_epoch_of_no_time(seconds: float) -> None:
     record = EpochRecord(1, 1.5, 0.25, 1.25, 0.5, 0.1, seconds, 1500.0)
-    state = RunState("tiny", "asked for", {}, [record])
-    summary = make_summary(TrainConfig(device="cpu"), tiny_data(), state, EvalStats(1.0, 0.5, 50))
+    state = Checkpoint("tiny", "asked for", {}, [record])
+    summary = make_summary(TrainConfig(device="cpu"), tiny_data(), state, EvalMetrics(1.0, 0.5, 50))
     assert summary["train_seconds"] == seconds
     assert summary["images_per_s"] == (225_000 if seconds else 90_000_000)
 

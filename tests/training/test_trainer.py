@@ -12,14 +12,13 @@ import torch
 from support.marks import needs_native
 from support.tiny import FEATURES, assert_same_run, assert_same_tensors, tiny_data
 
-from fastmlp.data.dataset import Part, Split
 from fastmlp.data.sampling import sliding_part
+from fastmlp.data.splits import DataSplits, Subset
 from fastmlp.engines.blocked import BlockedEngine
-from fastmlp.engines.metrics import EpochStats, EvalStats, NonFiniteLossError
+from fastmlp.engines.metrics import EpochMetrics, EvalMetrics, NonFiniteLossError
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.presets import resolve_config
-from fastmlp.training.run_data import RunData
 from fastmlp.training.trainer import DivergedError, Training, train_epochs
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
@@ -34,14 +33,13 @@ def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
 
 
-def narrow(features: int) -> RunData:
+def narrow(features: int) -> DataSplits:
     """The tiny problem with fewer pixels, which no longer make a square."""
 
-    def cut(part: Part) -> Part:
-        return Part(part.images[:, :features].contiguous(), part.labels)
+    def cut(part: Subset) -> Subset:
+        return Subset(part.images[:, :features].contiguous(), part.labels)
 
-    split = DATA.split
-    return RunData(Split(cut(split.train), cut(split.val), cut(split.test)), DATA.classes)
+    return DataSplits(cut(DATA.train), cut(DATA.val), cut(DATA.test), DATA.classes)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,7 @@ def narrow(features: int) -> RunData:
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(
-    changes: dict[str, Any], data: RunData, words: str
+    changes: dict[str, Any], data: DataSplits, words: str
 ) -> None:
     with pytest.raises(UserError) as info:
         Training(replace(CONFIG, **changes), data)
@@ -82,16 +80,16 @@ def test_block_steps_reach_the_engine() -> None:
 
 
 def test_validation_under_the_sliding_loader() -> None:
-    assert Training(CONFIG, DATA).validation is DATA.split.val
+    assert Training(CONFIG, DATA).validation is DATA.val
     training = Training(replace(CONFIG, loader="sliding"), DATA)
-    expected = sliding_part(DATA.split.val, 8)
+    expected = sliding_part(DATA.val, 8)
     assert expected.total == 40
     assert torch.equal(training.validation.images, expected.images)
     assert (training.images, training.steps) == (88, 11)
     run = fit(replace(CONFIG, loader="sliding", epochs=1), DATA)
     training.engine.load_parameters(run.best_parameters)
     assert run.history[0].val_loss == round(training.engine.evaluate(expected).loss, 6)
-    assert run.history[0].val_loss != round(training.engine.evaluate(DATA.split.val).loss, 6)
+    assert run.history[0].val_loss != round(training.engine.evaluate(DATA.val).loss, 6)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -99,7 +97,7 @@ def test_a_validation_loss_that_is_no_number_diverged(loss: float) -> None:
     training = Training(CONFIG, DATA)
     assert train_epochs([training]) == [None]
     with pytest.raises(DivergedError) as info:
-        training.end_epoch(EvalStats(loss, 0.0, 40))
+        training.end_epoch(EvalMetrics(loss, 0.0, 40))
     assert str(info.value) == (
         f"The validation loss became {loss} in epoch 1 at step 12 of 12 with a learning rate of "
         "0.05; try a smaller --lr"
@@ -110,18 +108,18 @@ def test_a_validation_loss_that_is_no_number_diverged(loss: float) -> None:
 
 def test_a_run_notes_its_parts_and_keeps_the_first_best() -> None:
     training = Training(CONFIG, DATA)
-    training.take(EpochStats(5, 40, 44.0, 20), 2.0)
+    training.take(EpochMetrics(5, 40, 44.0, 20), 2.0)
     assert training.next_epoch().start_step == 5
-    training.take(EpochStats(7, 50, 46.0, 16, finished=True), 1.0)
-    record, improved = training.end_epoch(EvalStats(1.5, 0.25, 40))
+    training.take(EpochMetrics(7, 50, 46.0, 16, finished=True), 1.0)
+    record, improved = training.end_epoch(EvalMetrics(1.5, 0.25, 40))
     assert improved
     assert (record.train_loss, record.train_acc) == (1.0, 0.4)
     assert (record.val_loss, record.val_acc, record.epoch) == (1.5, 0.25, 1)
     assert (record.lr, record.seconds, record.images_per_s) == (0.05, 3.0, 30.0)
     assert (training.epoch, training.next_epoch().start_step) == (1, 0)
     best = training.state.best
-    training.take(EpochStats(12, 90, 45.0, 45, finished=True), 4.0)
-    record, improved = training.end_epoch(EvalStats(1.0, 0.25, 40))
+    training.take(EpochMetrics(12, 90, 45.0, 45, finished=True), 4.0)
+    record, improved = training.end_epoch(EvalMetrics(1.0, 0.25, 40))
     assert (record.epoch, record.train_loss, record.seconds, improved) == (2, 0.5, 4.0, False)
     assert training.state.best is best
     with pytest.raises(DivergedError, match="The loss became inf in epoch 3 at step 4 of 12"):

@@ -7,7 +7,7 @@
 
 #include "cpu/engine/pixel_gram.h"
 #include "cpu/flip_shift.h"
-#include "cpu/threads/team.h"
+#include "cpu/threads/parallel.h"
 
 namespace fastmlp {
 

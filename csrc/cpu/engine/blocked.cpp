@@ -7,7 +7,7 @@
 //
 #include "cpu/engine/blocked_run.h"
 #include "cpu/engine/networks.h"
-#include "cpu/threads/torch_team.h"
+#include "cpu/threads/torch_threads.h"
 
 namespace fastmlp {
 namespace {
@@ -140,10 +140,10 @@ std::tuple<Tensor, Tensor> blocked_train_cpu(
       const int64_t blocks = each.rows / (each.batch * each.block_steps) + 1;
       work = std::max(work, work_of(each) / blocks);
     }
-    if (groups.size() > 1 || plan_team_cpu(work)) {
-      with_torch_team([&](const Team& team) { run_groups(inputs, groups, team); });
+    if (groups.size() > 1 || plan_threads_cpu(work)) {
+      with_torch_threads([&](const Parallel& team) { run_groups(inputs, groups, team); });
     } else {
-      run_groups(inputs, groups, Alone());
+      run_groups(inputs, groups, Serial());
     }
   });
   return {losses, correct};
@@ -161,7 +161,7 @@ std::tuple<int64_t, std::string> blocked_plan_cuda(int64_t batch, int64_t hidden
                 "batch, hidden and classes must be above 0, block_steps not below");
   const int64_t steps = block_steps > 0 ? block_steps : plan_blocked_cuda(batch);
   const ChainPlan plan = plan_chain_cuda(batch, hidden, classes, steps, doubles);
-  return {steps, plan.why_not ? plan.why_not : ""};
+  return {steps, plan.unsupported_reason ? plan.unsupported_reason : ""};
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cpu/engine/block_inputs.h"
-#include "cpu/threads/team.h"
+#include "cpu/threads/parallel.h"
 #include "plan.h"
 
 namespace fastmlp {
@@ -65,7 +65,7 @@ struct Work {
 template <typename T>
 class GroupRun {
  public:
-  GroupRun(const Images& images, const Group<T>& group, const Team& team)
+  GroupRun(const Images& images, const Group<T>& group, const Parallel& team)
       : images_(images), group_(group), team_(team), spans_(Block<T>::spans_of(images)) {
     const int64_t rows = std::min(block_rows(), group.rows);
     const auto add_block = [&] { blocks_.emplace_back(group.batch, images.features, spans_); };
@@ -150,7 +150,7 @@ class GroupRun {
     for (const Product& item : products_) {
       if (item.network == m) product(block, item);
     }
-    chain(b, block, m, Alone());
+    chain(b, block, m, Serial());
     const int64_t updates = updates_of_network();
     for (int64_t i = 0; i < updates; ++i) update(block, m * updates + i);
   }
@@ -205,7 +205,7 @@ class GroupRun {
     const int64_t networks = works_.size();
     team_.run(networks + next.gathers(), [&](int64_t i) {
       if (i < networks) {
-        chain(b, now, i, Alone());
+        chain(b, now, i, Serial());
       } else {
         next.gather(images_, i - networks);
       }
@@ -220,7 +220,7 @@ class GroupRun {
     return plan_wide_chain_cpu(work * group_.batch);
   }
 
-  void chain(int64_t b, const Block<T>& block, size_t m, const Team& team) const {
+  void chain(int64_t b, const Block<T>& block, size_t m, const Parallel& team) const {
     const Network<T>& network = group_.networks[m];
     const Work<T>& work = works_[m];
     const int64_t rows = block.shape().rows;
@@ -249,7 +249,7 @@ class GroupRun {
 
   // body(begin, end) over [0, columns), in a range for each thread of the team.
   template <typename Body>
-  static void in_ranges(const Team& team, int64_t columns, const Body& body) {
+  static void in_ranges(const Parallel& team, int64_t columns, const Body& body) {
     const int64_t width =
         ceil_of(ceil_of(columns, team.threads()), kUpdateColumns) * kUpdateColumns;
     team.run(ceil_of(columns, width),
@@ -257,7 +257,7 @@ class GroupRun {
   }
 
   void forward(const Block<T>& block, const Step& step, const Network<T>& network,
-               const Work<T>& work, const Team& team) const {
+               const Work<T>& work, const Parallel& team) const {
     const Layer<T>& layer = network.layers[0];
     const T* past = block.shape().slot ? work.to_w.get() : work.g.get();
     FASTMLP_BEST_ISA(chain_history<T>)(block.shape(), step, network.recurrence, block.gram(),
@@ -289,7 +289,7 @@ class GroupRun {
   }
 
   void backward(const Step& step, const Network<T>& network, const Work<T>& work,
-                const Team& team) const {
+                const Parallel& team) const {
     const T* dy = work.outputs.back().get();
     for (size_t l = network.layers.size() - 1; l > 0; --l) {
       const Layer<T>& layer = network.layers[l];
@@ -319,7 +319,7 @@ class GroupRun {
 
   const Images& images_;
   const Group<T>& group_;
-  const Team& team_;
+  const Parallel& team_;
   const std::vector<PixelSpan> spans_;
   std::vector<Block<T>> blocks_;
   std::vector<Work<T>> works_;
@@ -329,7 +329,7 @@ class GroupRun {
 // Runs all steps of all groups. Where there are as many as threads, and of a size, they run side by
 // side, a thread each; those left over have the whole team one after the other.
 template <typename T>
-void run_groups(const Images& images, const std::vector<Group<T>>& groups, const Team& team) {
+void run_groups(const Images& images, const std::vector<Group<T>>& groups, const Parallel& team) {
   const int64_t threads = team.threads(), count = groups.size();
   int64_t all = 0, largest = 0;
   for (const Group<T>& group : groups) {
@@ -338,7 +338,7 @@ void run_groups(const Images& images, const std::vector<Group<T>>& groups, const
   }
   const bool even = threads > 1 && 2 * largest * threads <= 3 * all;
   const int64_t alone = even ? count / threads * threads : 0;
-  team.run(alone, [&](int64_t i) { GroupRun<T>(images, groups[i], Alone()).run(); });
+  team.run(alone, [&](int64_t i) { GroupRun<T>(images, groups[i], Serial()).run(); });
   for (int64_t i = alone; i < count; ++i) GroupRun<T>(images, groups[i], team).run();
 }
 

@@ -136,7 +136,8 @@ void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const T
   arguments.check(n);
   const ChainPlan plan =
       plan_chain_cuda(batch, n.hidden, n.classes, n.steps, n.type == ScalarType::Double);
-  FASTMLP_CHECK(!plan.why_not, std::string("the chain cannot run: ") + plan.why_not);
+  FASTMLP_CHECK(!plan.unsupported_reason,
+                std::string("the chain cannot run: ") + plan.unsupported_reason);
   const Launch launch(p);
   std::optional<Tensor> workspace;
   if (batch > plan.tile) workspace = empty_beside(p, {n.all, n.classes, n.hidden}, n.type);

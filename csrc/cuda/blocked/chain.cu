@@ -83,7 +83,7 @@ cudaError_t launch_floats(const ChainBlock& block, cudaStream_t stream) {
 cudaError_t launch_blocked_chain(const ChainBlock& block, Type type, cudaStream_t stream) {
   const int64_t blocks = block.groups * block.networks;
   if (blocks == 0) return cudaSuccess;
-  if (block.plan.why_not || blocks > kMaxGridX) return cudaErrorInvalidValue;
+  if (block.plan.unsupported_reason || blocks > kMaxGridX) return cudaErrorInvalidValue;
   const int units = block.plan.units;
   if (type == Type::kDouble) {
     return units == 2 ? launch_chain<double, 2, 2>(block, stream)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from support.tiny import tiny_data
 
-from fastmlp.data.dataset import Dataset, Part
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.splits import DataSplits, Subset
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run_data import RunData, load_run_data
+from fastmlp.training.data import load_splits
 from fastmlp.utils.errors import UserError
 
 
@@ -24,37 +25,41 @@ def test_a_configuration_decides_what_is_loaded(monkeypatch: pytest.MonkeyPatch)
     def load_dataset(*args: Any, progress: bool) -> Dataset:
         asked.append((*args, progress))
         test = (images[:10], labels[:10])
-        return Dataset("offline", "built in", True, ("a", "b"), images, labels, *test)
+        return Dataset("synthetic", "built in", True, ("a", "b"), images, labels, *test)
 
-    monkeypatch.setattr("fastmlp.training.run_data.load_dataset", load_dataset)
-    config = TrainConfig(dataset="offline", data_dir="here", data_url="there", split="50/30/20")
-    data = load_run_data(config, progress=False)
-    assert asked == [("offline", "here", "there", False)]
-    assert (data.name, data.source, data.offline, data.classes) == ("offline", "built in", True, 2)
-    assert torch.equal(data.split.train.images, images[:50].flatten(1))
-    assert torch.equal(data.split.val.labels, labels[50:80])
-    assert torch.equal(data.split.test.labels, labels[80:])
-    official = load_run_data(replace(config, test_set="official"))
-    assert torch.equal(official.split.test.images, images[:10].flatten(1))
+    monkeypatch.setattr("fastmlp.training.data.load_dataset", load_dataset)
+    config = TrainConfig(dataset="synthetic", data_dir="here", data_url="there", split="50/30/20")
+    data = load_splits(config, progress=False)
+    assert asked == [("synthetic", "here", "there", False)]
+    assert (data.name, data.source, data.synthetic, data.classes) == (
+        "synthetic",
+        "built in",
+        True,
+        2,
+    )
+    assert torch.equal(data.train.images, images[:50].flatten(1))
+    assert torch.equal(data.val.labels, labels[50:80])
+    assert torch.equal(data.test.labels, labels[80:])
+    official = load_splits(replace(config, test_set="official"))
+    assert torch.equal(official.test.images, images[:10].flatten(1))
 
 
 def test_a_missing_folder_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
-        load_run_data(TrainConfig(dataset="cifar10", data_dir=str(tmp_path / "nowhere")))
+        load_splits(TrainConfig(dataset="cifar10", data_dir=str(tmp_path / "nowhere")))
 
 
-def changed(data: RunData, part: str, **tensors: torch.Tensor) -> RunData:
-    new = replace(getattr(data.split, part), **tensors)
-    return replace(data, split=replace(data.split, **{part: new}))
+def changed(data: DataSplits, part: str, **tensors: torch.Tensor) -> DataSplits:
+    return replace(data, **{part: replace(getattr(data, part), **tensors)})
 
 
 def test_the_fingerprint_knows_every_pixel_and_label() -> None:
     data = tiny_data()
-    train = data.split.train
+    train = data.train
     pixel, label = train.images.clone(), train.labels.clone()
     pixel[-1, -1] ^= 1
     label[0] = (label[0] + 1) % 3
-    val = data.split.val.labels.flip(0)
+    val = data.val.labels.flip(0)
     prints = [
         data.fingerprint,
         replace(data, name="other").fingerprint,
@@ -64,15 +69,15 @@ def test_the_fingerprint_knows_every_pixel_and_label() -> None:
     ]
     assert len(set(prints)) == len(prints)
     assert tiny_data().fingerprint == prints[0]
-    assert changed(data, "test", labels=data.split.test.labels.flip(0)).fingerprint == prints[0]
-    strided = Part(train.images.t().contiguous().t(), train.labels)
-    assert replace(data, split=replace(data.split, train=strided)).fingerprint == prints[0]
+    assert changed(data, "test", labels=data.test.labels.flip(0)).fingerprint == prints[0]
+    strided = Subset(train.images.t().contiguous().t(), train.labels)
+    assert replace(data, train=strided).fingerprint == prints[0]
 
 
 def test_data_that_cannot_be_used() -> None:
     data = tiny_data()
     with pytest.raises(UserError, match="Labels must be from 0 to 1, the training part has 0 to 2"):
         replace(data, classes=2)
-    val = data.split.val
+    val = data.val
     with pytest.raises(UserError, match="The validation part has no images"):
         changed(data, "val", images=val.images[:0], labels=val.labels[:0])

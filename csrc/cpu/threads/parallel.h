@@ -9,16 +9,16 @@
 namespace fastmlp {
 
 // Threads that work together. Which of them takes an item changes no bit of the results.
-class Team {
+class Parallel {
  public:
-  virtual ~Team() = default;
+  virtual ~Parallel() = default;
   virtual int64_t threads() const = 0;
   // body(i) for each i in [0, items), on any thread, in any order; returns when all are done.
   virtual void run(int64_t items, const std::function<void(int64_t)>& body) const = 0;
 };
 
 // The calling thread alone.
-class Alone final : public Team {
+class Serial final : public Parallel {
  public:
   int64_t threads() const override { return 1; }
   void run(int64_t items, const std::function<void(int64_t)>& body) const override {

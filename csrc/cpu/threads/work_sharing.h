@@ -4,7 +4,7 @@
 #include <exception>
 #include <thread>
 
-#include "cpu/threads/team.h"
+#include "cpu/threads/parallel.h"
 
 namespace fastmlp {
 
@@ -16,9 +16,9 @@ namespace fastmlp {
 // `ticket_` holds the number of the stage and its next item, or kClosed while the leader changes
 // `body_` and `items_`. Who takes an item reads the ticket, then these, then raises the ticket: had
 // they been changed meanwhile, the ticket would have been closed before, and he tries again.
-class Crew final : public Team {
+class WorkSharing final : public Parallel {
  public:
-  explicit Crew(int64_t threads) : threads_(threads) {}
+  explicit WorkSharing(int64_t threads) : threads_(threads) {}
   int64_t threads() const override { return threads_; }
 
   void run(int64_t items, const std::function<void(int64_t)>& body) const override {

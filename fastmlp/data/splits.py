@@ -1,0 +1,147 @@
+"""A data set in its three parts: to train on, to choose by, to report on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.transforms import Normalization, image_shape, make_normalization
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+
+TEST_SETS = ("split", "official")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Images to train on or to measure on; the parts of a split are views of the data set."""
+
+    images: torch.Tensor  # (n, 3072) uint8, contiguous
+    labels: torch.Tensor  # (n,) int64
+    counts: torch.Tensor | None = None  # (n,) int64: how often each is measured; None: once
+
+    @property
+    def total(self) -> int:
+        """How many images are measured."""
+        return len(self.labels) if self.counts is None else int(self.counts.sum())
+
+    @cached_property
+    def spread(self) -> Subset:
+        """The same without counts: each image as many times in a row as it is measured."""
+        if self.counts is None:
+            return self
+        return Subset(
+            self.images.repeat_interleave(self.counts, 0),
+            self.labels.repeat_interleave(self.counts),
+        )
+
+
+def parse_split(text: str) -> tuple[int, int, int]:
+    """``"60/20/20"`` -> (60, 20, 20): whole percentages of training, validation and test.
+
+    Raises :class:`UserError` (exit code 2) unless they sum to 100 and the first two are at least
+    1; the last may be 0, for use with the official test set.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,3})/([0-9]{1,3})/([0-9]{1,3})\s*", text)
+    train, val, test = map(int, match.groups()) if match else (0, 0, 0)
+    if train + val + test != 100 or not train or not val:
+        raise UserError(
+            "--split wants three whole percentages that sum to 100, of which training and"
+            f" validation are at least 1, such as 60/20/20; got {text!r}.",
+            EXIT_USAGE,
+        )
+    return train, val, test
+
+
+def split_dataset(dataset: Dataset, split: str = "60/20/20", test_set: str = "split") -> DataSplits:
+    """Cuts the training images, in their order, into the three parts of ``split`` (percentages).
+
+    With ``test_set="official"`` the test part is the official test set instead, and the third
+    share is left unused. Raises :class:`UserError` for a malformed ``split`` or ``test_set``.
+    """
+    train, val, test = parse_split(split)
+    if test_set not in TEST_SETS:
+        raise UserError(f"--test-set wants split or official, got {test_set!r}.", EXIT_USAGE)
+    if test_set == "split" and not test:
+        raise UserError(
+            f"--split {split} leaves nothing to test on; pass --test-set official.", EXIT_USAGE
+        )
+    count = len(dataset.labels)
+    ends = count * train // 100, count * (train + val) // 100
+
+    def part(start: int, end: int) -> Subset:
+        return Subset(dataset.images.flatten(1)[start:end], dataset.labels[start:end])
+
+    official = Subset(dataset.test_images.flatten(1), dataset.test_labels)
+    return DataSplits(
+        train=part(0, ends[0]),
+        val=part(*ends),
+        test=official if test_set == "official" else part(ends[1], count),
+        classes=len(dataset.classes),
+        name=dataset.name,
+        source=str(dataset.source),
+        synthetic=dataset.synthetic,
+        class_names=tuple(dataset.classes),
+    )
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Images (n, features) uint8 and labels (n,) int64 from 0 to ``classes - 1``, in three parts
+    of at least one image each. Raises :class:`UserError` where they are not that."""
+
+    train: Subset
+    val: Subset
+    test: Subset
+    classes: int = 10
+    name: str = "custom"
+    source: str = "given by the caller"
+    synthetic: bool = False
+    """Whether this is the built-in set, which stands in for CIFAR-10 without a network."""
+    class_names: tuple[str, ...] = ()
+    """Of the labels, where they have names."""
+
+    def __post_init__(self) -> None:
+        parts = {
+            "training": self.train,
+            "validation": self.val,
+            "test": self.test,
+        }
+        for name, part in parts.items():
+            if len(part.labels) == 0:
+                raise UserError(f"The {name} part has no images; pass another --split")
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if low < 0 or high >= self.classes:
+                raise UserError(
+                    f"Labels must be from 0 to {self.classes - 1}, the {name} part has "
+                    f"{low} to {high}"
+                )
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(planes, height, width) of the images, None where they are not square."""
+        return image_shape(self.train.images.shape[1])
+
+    def normalization(self, name: str) -> Normalization:
+        """:func:`fastmlp.data.make_normalization` on the training images, made once."""
+        if name not in self._normalizations:
+            self._normalizations[name] = make_normalization(name, self.train.images)
+        return self._normalizations[name]
+
+    @cached_property
+    def _normalizations(self) -> dict[str, Normalization]:
+        return {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The name and a hash of all that training and the choice of the best epoch depend on."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.val):
+            for tensor in (part.images, part.labels):
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return f"{self.name}:{digest.hexdigest()[:32]}"
