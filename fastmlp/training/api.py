@@ -252,8 +252,8 @@ class _Sitting:
             self._save()
             self._draw()
             return Run(self.config, path, state.history, state.best)
-        training.engine.load_parameters(state.best)
-        test = training.engine.evaluate(training.data.test)
+        training.network.load_parameters(state.best)
+        (test,) = training.engine.evaluate([training.network], training.data.test)
         self._count_seconds()
         summary = make_summary(self.config, training.data, state, test)
         if self.folder is not None:
@@ -279,7 +279,8 @@ class _Sitting:
 
     def _end_epoch(self) -> None:
         """Measures the network, notes the results, saves."""
-        validation = self.training.engine.evaluate(self.training.validation)
+        training = self.training
+        (validation,) = training.engine.evaluate([training.network], training.validation)
         record, improved = self.training.end_epoch(validation)
         if record.epoch % self.config.save_every == 0 or record.epoch == self.config.epochs:
             self._save()
@@ -312,7 +313,7 @@ class _Sitting:
     def _save(self) -> None:
         if self.folder is not None:
             self._count_seconds()
-            self.state.engine = self.training.engine.state_dict()
+            self.state.engine = self.training.network.state_dict()
             self.folder.save(self.state)
 
     def _draw(self) -> None:

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from fastmlp.data.splits import DataSplits
+from fastmlp.engines.base import Engine
 from fastmlp.engines.metrics import EpochMetrics, EvalMetrics
+from fastmlp.engines.registry import EnginePool
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.trainer import DivergedError, Training, train_epochs
@@ -28,8 +30,10 @@ class Cohort:
     ) -> None:
         states = states or [None] * len(configs)
         self.data = data
+        engines = EnginePool(data.train)
         self.trainings = [
-            Training(config, data, state) for config, state in zip(configs, states, strict=True)
+            Training(config, data, state, engines)
+            for config, state in zip(configs, states, strict=True)
         ]
         self.errors: dict[int, DivergedError] = {}
         self.goals = [config.epochs for config in configs]
@@ -79,8 +83,8 @@ class Cohort:
         for group in parts.values():
             for numbers in self._alike(group):
                 first = self.trainings[numbers[0]]
-                engines = [self.trainings[i].engine for i in numbers]
-                results = type(first.engine).evaluate_together(engines, first.validation)
+                networks = [self.trainings[i].network for i in numbers]
+                results = first.engine.evaluate(networks, first.validation)
                 for i, result in zip(numbers, results, strict=True):
                     try:
                         self.trainings[i].end_epoch(result)
@@ -92,23 +96,22 @@ class Cohort:
         finished = [i for i, t in enumerate(self.trainings) if t.finished and i not in self.errors]
         found: dict[int, EvalMetrics] = {}
         for numbers in self._alike(finished):
-            engines = [self.trainings[i].engine for i in numbers]
-            for i, engine in zip(numbers, engines, strict=True):
-                engine.load_parameters(self.trainings[i].state.best)
-            results = type(engines[0]).evaluate_together(engines, self.data.test)
+            networks = [self.trainings[i].network for i in numbers]
+            for i, network in zip(numbers, networks, strict=True):
+                network.load_parameters(self.trainings[i].state.best)
+            results = self.trainings[numbers[0]].engine.evaluate(networks, self.data.test)
             found.update(zip(numbers, results, strict=True))
         return found
 
     def _alike(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The runs in groups that an engine takes together."""
-        groups: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
+        """The runs in groups that share their engine."""
+        groups: defaultdict[Engine, list[int]] = defaultdict(list)
         for i in numbers:
-            config = self.trainings[i].config
-            groups[config.engine, config.device, config.normalize].append(i)
+            groups[self.trainings[i].engine].append(i)
         return list(groups.values())
 
     def states(self) -> list[Checkpoint]:
         """Where each run stands, to go on from."""
         for training in self.trainings:
-            training.state.engine = training.engine.state_dict()
+            training.state.engine = training.network.state_dict()
         return [training.state for training in self.trainings]

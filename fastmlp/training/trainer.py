@@ -10,11 +10,10 @@ from functools import cached_property
 
 from fastmlp.data.sampling import sliding_part
 from fastmlp.data.splits import DataSplits, Subset
-from fastmlp.engines.base import Engine, Epoch
-from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.base import Epoch
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord, EvalMetrics, NonFiniteLossError
 from fastmlp.engines.optimizers import OptimizerConfig
-from fastmlp.engines.registry import choose_engine, resolve_device
+from fastmlp.engines.registry import EnginePool, choose_engine, resolve_device
 from fastmlp.nn.init import initial_parameters
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
@@ -32,12 +31,17 @@ class DivergedError(UserError):
 
 
 class Training:
-    """A run under way: ``state`` is where it stands, ``engine`` moves it on, ``config`` has every
-    "auto" resolved. Raises :class:`UserError` where the configuration does not fit the data or the
-    machine, or ``state`` does not fit either."""
+    """A run under way: ``state`` is where it stands, ``network`` what ``engine`` trains, ``config``
+    has every "auto" resolved. ``engines`` may be shared with other runs on the same data. Raises
+    :class:`UserError` where the configuration does not fit the data or the machine, or ``state``
+    does not fit either."""
 
     def __init__(
-        self, config: TrainConfig, data: DataSplits, state: Checkpoint | None = None
+        self,
+        config: TrainConfig,
+        data: DataSplits,
+        state: Checkpoint | None = None,
+        engines: EnginePool | None = None,
     ) -> None:
         device = resolve_device(config.device)
         self.sizes = [data.train.images.shape[1], *config.hidden, data.classes]
@@ -54,32 +58,24 @@ class Training:
         self.config = replace(config, device=str(device), engine=kind.name)
         self.data = data
         self.images = self._count_images()
-        self.engine: Engine = kind(
-            initial_parameters(self.sizes, config.init, config.seed),
-            data.train,
-            data.normalization(config.normalize),
-            options,
-            device,
-        )
-        if config.block_steps:
-            self._force_block_steps()
+        engines = engines or EnginePool(data.train)
+        self.engine = engines.get(kind, data.normalization(config.normalize), device)
+        parameters = initial_parameters(self.sizes, config.init, config.seed)
+        try:
+            self.network = self.engine.new_state(
+                parameters, options, block_steps=config.block_steps or None
+            )
+        except ValueError as error:
+            raise UserError(str(error), EXIT_USAGE) from error
         self.steps = -(-self.images // config.batch_size)
         fingerprint = data.fingerprint
         if state is None:
-            self.state = Checkpoint(fingerprint, reason, self.engine.state_dict())
+            self.state = Checkpoint(fingerprint, reason, self.network.state_dict())
         else:
             self.state = state
             if config.engine == "auto":
                 self.state.engine_reason = reason
             self._go_on(fingerprint)
-
-    def _force_block_steps(self) -> None:
-        if not isinstance(self.engine, BlockedEngine):
-            raise UserError(
-                f"block_steps is for the engine blocked, not {self.engine.name}; leave it out",
-                EXIT_USAGE,
-            )
-        self.engine.block_steps = self.config.block_steps
 
     def _count_images(self) -> int:
         """How many images an epoch uses; raises UserError where they cannot be augmented."""
@@ -107,7 +103,7 @@ class Training:
                 raise ValueError(
                     f"{partial.steps} steps of {self.steps} are done, on {partial.samples} images"
                 )
-            self.engine.load_state_dict(self.state.engine)
+            self.network.load_state_dict(self.state.engine)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"resume.pt does not fit config.json: {error}") from error
 
@@ -162,7 +158,7 @@ class Training:
         state.history.append(record)
         state.partial, state.partial_seconds = EpochMetrics(), 0.0
         if improved:
-            state.best = self.engine.parameters_state()
+            state.best = self.network.parameters_state()
         return record, improved
 
     def diverged(self, what: str, step: int, loss: float) -> DivergedError:
@@ -183,13 +179,15 @@ def train_epochs(
     """Runs the next epoch of all these runs, side by side, or as much of it as ``should_stop``
     allows; returns the errors of those that diverged.
 
-    They must have the same kind of engine, the same data and normalisation. ``on_progress`` gets
-    what is done since the call. Their epochs are not ended: see :meth:`Training.end_epoch`.
+    They must share their engine. ``on_progress`` gets what is done since the call. Their epochs
+    are not ended: see :meth:`Training.end_epoch`.
     """
-    engines = [training.engine for training in trainings]
     begin = time.perf_counter()
-    results = type(engines[0]).train_together(
-        engines, [training.next_epoch() for training in trainings], should_stop, on_progress
+    results = trainings[0].engine.train_epoch(
+        [training.network for training in trainings],
+        [training.next_epoch() for training in trainings],
+        should_stop=should_stop,
+        on_progress=on_progress,
     )
     seconds = time.perf_counter() - begin
     images = [r.samples if isinstance(r, EpochMetrics) else 0 for r in results]

@@ -74,9 +74,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
 @needs_native
 def test_block_steps_reach_the_engine() -> None:
     for steps, forced in ((0, None), (4, 4)):
-        engine = Training(replace(CONFIG, engine="blocked", block_steps=steps), DATA).engine
-        assert isinstance(engine, BlockedEngine)
-        assert engine.block_steps == forced
+        training = Training(replace(CONFIG, engine="blocked", block_steps=steps), DATA)
+        assert isinstance(training.engine, BlockedEngine)
+        assert training.network.block_steps == forced
 
 
 def test_validation_under_the_sliding_loader() -> None:
@@ -87,9 +87,12 @@ def test_validation_under_the_sliding_loader() -> None:
     assert torch.equal(training.validation.images, expected.images)
     assert (training.images, training.steps) == (88, 11)
     run = fit(replace(CONFIG, loader="sliding", epochs=1), DATA)
-    training.engine.load_parameters(run.best_parameters)
-    assert run.history[0].val_loss == round(training.engine.evaluate(expected).loss, 6)
-    assert run.history[0].val_loss != round(training.engine.evaluate(DATA.val).loss, 6)
+    training.network.load_parameters(run.best_parameters)
+    seen, whole = (
+        training.engine.evaluate([training.network], part)[0] for part in (expected, DATA.val)
+    )
+    assert run.history[0].val_loss == round(seen.loss, 6)
+    assert run.history[0].val_loss != round(whole.loss, 6)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
