@@ -14,12 +14,12 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from platformdirs import user_cache_dir
 
 from fastmlp.utils.errors import UserError
 
 DIRECTORY_VARIABLE = "FASTMLP_DATA"
 """The environment variable that names the data folder, as ``--data-dir`` does."""
-CACHE = "~/.cache/fastmlp"
 
 BATCH = 10_000
 """Images in each of the six files of CIFAR-10."""
@@ -75,20 +75,26 @@ ARCHIVES = (BINARY, PYTHON)
 """In order of preference: the binary one needs no unpickling."""
 
 
+def cache_folder() -> Path:
+    """Return the folder of downloaded data: ``~/.cache/fastmlp`` or below ``$XDG_CACHE_HOME`` on
+    Linux, where the system keeps caches elsewhere."""
+    return Path(user_cache_dir("fastmlp", appauthor=False))
+
+
 def search_path(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """The folders to look in. Raises UserError for one that was named but is no folder."""
+    """Return the folders to search; raises UserError for a named one that is no folder."""
     given, source = data_dir, "--data-dir"
     if given is None:
         given, source = os.environ.get(DIRECTORY_VARIABLE) or None, f"${DIRECTORY_VARIABLE}"
     if given is None:
-        return [Path(CACHE).expanduser()]
+        return [cache_folder()]
     root = Path(given).expanduser()
     if not root.is_dir():
         raise UserError(
             f"{source} wants an existing folder, and {root} is"
             f" {'a file' if root.exists() else 'not there'}; correct it or make the folder."
         )
-    return [root] if data_dir is not None else [root, Path(CACHE).expanduser()]
+    return [root] if data_dir is not None else [root, cache_folder()]
 
 
 def find_folder(root: Path) -> tuple[Archive, Path] | None:

@@ -9,7 +9,6 @@ A lock in the data folder makes a second process wait instead of writing to the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -28,6 +27,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fastmlp.data.cifar10 import ARCHIVES, Archive
@@ -108,17 +108,18 @@ def _archive_at(url: str) -> Archive:
 
 @contextlib.contextmanager
 def _locked(root: Path, progress: bool) -> Iterator[None]:
-    """Holds the lock of the folder ``root``; the system frees it when the process ends, however it
+    """Hold the lock of the folder ``root``; the system frees it when the process ends, however it
     ends. An OSError within becomes a DownloadError: the folder cannot be used."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with open(root / ".fastmlp.lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if progress:
-                    print(f"Waiting for another process that fills {root}.", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        lock = FileLock(root / ".fastmlp.lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                print(f"Waiting for another process that fills {root}.", file=sys.stderr)
+            held = lock.acquire()
+        with held:
             yield
     except OSError as error:
         raise DownloadError(

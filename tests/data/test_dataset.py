@@ -25,7 +25,7 @@ from fastmlp.cli.options import add_data_arguments
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data import dataset as data
 from fastmlp.data import synthetic
-from fastmlp.data.cifar10 import BINARY, PYTHON
+from fastmlp.data.cifar10 import BINARY, PYTHON, cache_folder
 from fastmlp.data.dataset import load_dataset
 from fastmlp.data.splits import parse_split, split_dataset
 from fastmlp.data.transforms import channel_statistics, make_normalization
@@ -39,6 +39,7 @@ def tiny(monkeypatch, tmp_path):
     batches = make_batches()
     contents = make_tiny(monkeypatch, batches)
     monkeypatch.delenv("FASTMLP_DATA", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FASTMLP_CIFAR10_URL", f"http://127.0.0.1:{free_port()}/x")
     return (batches, *contents)
@@ -115,6 +116,16 @@ def test_folders_are_searched_in_order(tiny, tmp_path, monkeypatch):
     assert_is(load_dataset(), other, variable)
     given = write_folder(tmp_path / "given", binary_files(third))
     assert_is(load_dataset(data_dir=given), third, given)
+
+
+def test_the_cache_is_where_the_system_keeps_caches(tiny, tmp_path, monkeypatch):
+    assert cache_folder() == tmp_path / "home/.cache/fastmlp"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "100%"))
+    folder = write_folder(tmp_path / "100%/fastmlp" / BINARY.folder, binary_files(tiny[0]))
+    assert_is(load_dataset(), tiny[0], folder)
+    parser = ArgumentParser()
+    add_data_arguments(parser)
+    assert str(tmp_path / "100%/fastmlp") in parser.format_help().replace("\n" + " " * 24, "")
 
 
 def test_a_named_folder_must_exist(tiny, tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -246,6 +248,27 @@ def test_two_at_once_download_once(tiny, server, tmp_path):
     assert len(results) == 2
     assert server.ranges == [None]
     assert_holds(*results[1], tiny[0])
+
+
+def test_a_second_process_waits_and_says_so(tiny, server, tmp_path, capsys):
+    code = (
+        "import filelock, sys\n"
+        "with filelock.FileLock(sys.argv[1]): print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / ".fastmlp.lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        thread = threading.Thread(target=download.fetch, args=(tmp_path, server.url))
+        thread.start()
+        said = ""
+        while "Waiting" not in said and thread.is_alive():
+            said += capsys.readouterr().err
+        assert f"Waiting for another process that fills {tmp_path}" in said
+        assert server.ranges == []
+        other.communicate("\n")
+        thread.join()
+    assert server.ranges == [None]
 
 
 def test_a_folder_that_cannot_be_made_is_told(server, tmp_path):
