@@ -1,4 +1,4 @@
-"""The order in which an epoch visits the images, as a function of the seed alone."""
+"""Order and move the images of an epoch as a function of the seed alone."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from fastmlp.utils.randomness import seeded_generator
 
 @lru_cache(maxsize=64)
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
-    """The order (images,) int64 in which an epoch, counted from 0, visits the training images: a
-    function of its arguments alone. It is shared, so nobody may change it."""
+    """Return the order (images,) int64 in which an epoch, counted from 0, visits the images.
+
+    The tensor is cached and shared: do not modify it.
+    """
     return torch.randperm(images, generator=seeded_generator(seed, epoch + 1))
 
 
 @lru_cache(maxsize=64)
 def sliding_order(seed: int, epoch: int, images: int, batch: int) -> Tensor:
+    """Return the order of a sliding loader, see :func:`sliding_rows`; cached and shared."""
     return sliding_rows(epoch_order(seed, epoch, images), batch)
 
 
 def sliding_rows(rows: Tensor, batch: int) -> Tensor:
-    """The order in which a loader visits ``rows`` (n,) whose batch number i is
-    ``rows[i : i + batch]``, for i from 0 to n // batch - 1.
+    """Return the batches ``rows[i : i + batch]`` for i in [0, n // batch), one after another.
 
-    It is a slip that is easy to make in a loader of one's own: neighbouring batches share all but
-    one image, and an epoch sees only n / batch + batch - 1 of them.
+    A common slip in hand-written loaders: neighbouring batches share all images but one, and an
+    epoch sees only n / batch + batch - 1 of the n images.
     """
     batch = min(batch, len(rows))
     return rows.unfold(0, batch, 1)[: len(rows) // batch].reshape(-1)
 
 
 def sliding_part(part: Subset, batch: int) -> Subset:
-    """What is measured of ``part`` through such a loader: its first images, most of them ``batch``
-    times."""
+    """Return what such a loader evaluates: the first images, most of them ``batch`` times."""
     counts = torch.bincount(sliding_rows(torch.arange(len(part.labels)), batch))
     return Subset(part.images[: len(counts)], part.labels[: len(counts)], counts)
 
@@ -46,4 +47,5 @@ def sliding_part(part: Subset, batch: int) -> Subset:
 def epoch_moves(
     augmentation: RandomFlipShift, seed: int, epoch: int, count: int, shape: tuple[int, int, int]
 ) -> FlipShifts:
+    """Return the moves of an epoch's ``count`` images; cached and shared."""
     return augmentation.draw(count, shape, seeded_generator(seed, epoch + 1, 1))

@@ -41,16 +41,16 @@ class Stopped(Exception):
 
 
 class ReportCallback(Protocol):
-    """Told how far the report is. A ``share`` is that of the whole cost, from 0 to 1."""
+    """Receives how far the report is; a ``share`` of the whole cost is from 0 to 1."""
 
     def on_start(self, cached: int, parts: int, share: float) -> None:
-        """``cached`` of the ``parts`` are finished already."""
+        """Report that ``cached`` of the ``parts`` are finished already."""
 
     def on_epoch(self, part: str, epoch: int, epochs: int, share: float) -> None:
-        """The networks of ``part``, a title, have been trained for ``epoch`` of ``epochs``."""
+        """Report that the networks of ``part``, a title, have finished ``epoch`` of ``epochs``."""
 
     def on_drawing(self) -> None:
-        """All experiments are finished; the pictures and the files follow."""
+        """Report that all experiments are finished; pictures and files follow."""
 
 
 def prepare_folder(folder: Path) -> None:

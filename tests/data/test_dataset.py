@@ -130,12 +130,12 @@ def test_the_cache_is_where_the_system_keeps_caches(tiny, tmp_path, monkeypatch)
 
 def test_a_named_folder_must_exist(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    for name, found in (("nowhere", "not there"), ("file", "a file")):
+    for name, found in (("nowhere", "missing"), ("file", "a file")):
         for dataset in ("auto", "cifar10"):
-            with pytest.raises(UserError, match=f"--data-dir wants .*{name} is {found}"):
+            with pytest.raises(UserError, match=f"data_dir must be .*{name} is {found}"):
                 load_dataset(dataset, tmp_path / name)
     monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"\$FASTMLP_DATA wants an existing folder"):
+    with pytest.raises(UserError, match=r"\$FASTMLP_DATA must be an existing folder"):
         load_dataset()
 
 
@@ -199,7 +199,7 @@ def test_synthetic_looks_nowhere_and_says_nothing(small_synthetic, capsys):
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(UserError, match="--dataset wants one of auto, cifar10, synthetic") as error:
+    with pytest.raises(UserError, match="dataset must be one of auto, cifar10, synthetic") as error:
         load_dataset("mnist")
     assert error.value.exit_code == 2
 
@@ -265,7 +265,7 @@ def test_parse_split_reads_what_sums_to_100(train, draw):
     ],
 )
 def test_parse_split_refuses_the_rest(text):
-    with pytest.raises(UserError, match="--split wants three whole percentages") as error:
+    with pytest.raises(UserError, match="split must be three whole percentages") as error:
         parse_split(text)
     assert error.value.exit_code == 2
 
@@ -273,7 +273,7 @@ def test_parse_split_refuses_the_rest(text):
 def test_split_dataset_refuses_what_leaves_no_test(dataset):
     with pytest.raises(UserError, match="leaves nothing to test on"):
         split_dataset(dataset, "90/10/0")
-    with pytest.raises(UserError, match="--test-set wants split or official, got 'all'"):
+    with pytest.raises(UserError, match="test_set must be split or official, got 'all'"):
         split_dataset(dataset, test_set="all")
 
 
@@ -311,7 +311,7 @@ def test_statistics_are_exact_and_a_constant_channel_has_one():
 
 def test_normalization_refuses_another_name_and_dtype(dataset):
     images = dataset.images.flatten(1)
-    with pytest.raises(UserError, match="--normalize wants unit or standard, got 'max'"):
+    with pytest.raises(UserError, match="normalize must be unit or standard, got 'max'"):
         make_normalization("max", images)
     with pytest.raises(TypeError, match=r"images must be uint8, got torch.float32"):
         make_normalization("unit", images).apply(images.float())
@@ -395,7 +395,7 @@ def test_download_says_where_it_is(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["info", "--data-dir", "/no/such/folder"], 1, "--data-dir wants an existing folder"),
+        (["info", "--data-dir", "/no/such/folder"], 1, "data_dir must be an existing folder"),
         (["paint"], 2, "invalid choice: 'paint'"),
     ],
 )

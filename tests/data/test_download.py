@@ -186,7 +186,7 @@ def test_another_file_is_refused_before_it_costs_anything(server, tmp_path, tell
     server.content, server.knows_ranges = b"<html>Please log in</html>", False
     server.tells_length = tells_length
     found = "26" if tells_length else "an unknown number of"
-    with pytest.raises(DownloadError, match=f"answers with {found} bytes where .* --data-url"):
+    with pytest.raises(DownloadError, match=f"answers with {found} bytes where .* data_url"):
         fetch(tmp_path, server.url)
     assert part_of(tmp_path).read_bytes() == before
 
@@ -213,7 +213,7 @@ def test_a_host_that_never_answered_is_not_asked_again(tiny, tmp_path, monkeypat
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "/some/file", "http://", "http://[1/x", "  "])
 def test_an_address_must_be_one_of_the_web(tmp_path, url):
-    with pytest.raises(UserError, match="--data-url wants an http"):
+    with pytest.raises(UserError, match="data_url must be an http"):
         fetch(tmp_path, url)
 
 
