@@ -84,55 +84,46 @@ class Study:
 
 def studies(common: Mapping[str, Any], budget: Budget) -> list[Study]:
     """Return all experiments; ``common`` holds TrainConfig's fields of data and machine."""
-    final = {"epochs": budget.final_epochs}
-    network = {} if budget.network_epochs is None else {"epochs": budget.network_epochs}
+
+    def config(values: Mapping[str, Any], epochs: int, preset: str = "course") -> TrainConfig:
+        return resolve_config({**common, "epochs": epochs, **values}, preset=preset)
+
+    sweeps = {
+        preset: {
+            sweep_label(name, value): config(
+                {**SWEEP_BASE, name: value}, budget.sweep_epochs, preset
+            )
+            for name, values in SWEEPS.items()
+            for value in values
+        }
+        for preset in RECIPES
+    }
+    final = {name: config(values, budget.final_epochs) for name, values in FINAL.items()}
+    ablation = {
+        ablation_label(*row): config(
+            dict(zip(("loader", "init", "grad_average"), row, strict=True)), budget.ablation_epochs
+        )
+        for row in ABLATION
+    }
+    epochs = {} if budget.network_epochs is None else {"epochs": budget.network_epochs}
+    network = {"default": resolve_config({**common, **epochs})}
+    ablated, right = "what of the recipe costs how much", "the network done right"
     return [
         *(
             Study(
-                f"sweep-{preset}",
-                f"four sweeps with {recipe}",
-                _sweep_configs({**common, "epochs": budget.sweep_epochs}, preset),
-                budget.sweep_seeds,
+                f"sweep-{preset}", f"four sweeps with {recipe}", sweeps[preset], budget.sweep_seeds
             )
             for preset, recipe in RECIPES.items()
         ),
-        Study(
-            "final",
-            "final training and its variants",
-            {
-                name: resolve_config({**common, **final, **values}, preset="course")
-                for name, values in FINAL.items()
-            },
-            budget.final_seeds,
-        ),
-        Study(
-            "ablation",
-            "what of the recipe costs how much",
-            _ablation_configs({**common, "epochs": budget.ablation_epochs}),
-            budget.ablation_seeds,
-        ),
-        Study(
-            "network",
-            "the network done right",
-            {"default": resolve_config({**common, **network})},
-            budget.network_seeds,
-        ),
+        Study("final", "final training and its variants", final, budget.final_seeds),
+        Study("ablation", ablated, ablation, budget.ablation_seeds),
+        Study("network", right, network, budget.network_seeds),
     ]
 
 
 def sweep_label(name: str, value: object) -> str:
     """Return the name of a sweep's network that differs from the base in one value at most."""
     return "base" if SWEEP_BASE[name] == value else f"{name} {value}"
-
-
-def _sweep_configs(common: Mapping[str, Any], preset: str) -> dict[str, TrainConfig]:
-    return {
-        sweep_label(name, value): resolve_config(
-            {**common, **SWEEP_BASE, name: value}, None, preset
-        )
-        for name, values in SWEEPS.items()
-        for value in values
-    }
 
 
 ABLATION = tuple(product(("sliding", "shuffle"), ("normal:0.8", "kaiming"), (True, False)))
@@ -142,16 +133,6 @@ ABLATION = tuple(product(("sliding", "shuffle"), ("normal:0.8", "kaiming"), (Tru
 def ablation_label(loader: str, init: str, grad_average: bool) -> str:
     """Return the name of a network of the ablation."""
     return f"{loader}, {init}, averaged {'twice' if grad_average else 'once'}"
-
-
-def _ablation_configs(common: Mapping[str, Any]) -> dict[str, TrainConfig]:
-    return {
-        ablation_label(*row): resolve_config(
-            {**common, **dict(zip(("loader", "init", "grad_average"), row, strict=True))},
-            preset="course",
-        )
-        for row in ABLATION
-    }
 
 
 @dataclass(frozen=True)

@@ -44,15 +44,19 @@ class Material:
         outcomes = self.outcomes[study][network]
         return Stat.of([o.test_accuracy for o in outcomes if o.test_accuracy is not None])
 
+    def whole(self, study: str, network: str) -> list[Outcome]:
+        """Return the outcomes of the seeds that did not diverge."""
+        return [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
+
     def last(self, study: str, network: str, field: str) -> Stat | None:
         """Return ``train_acc`` or ``val_acc`` of the last epoch over the same seeds."""
-        whole = [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
-        return Stat.of([getattr(outcome.history[-1], field) for outcome in whole])
+        outcomes = self.whole(study, network)
+        return Stat.of([getattr(outcome.history[-1], field) for outcome in outcomes])
 
     def best_outcome(self, study: str, network: str) -> Outcome | None:
         """Return the outcome of the highest validation accuracy, or None if all diverged."""
-        whole = [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
-        return max(whole, key=lambda outcome: outcome.best.val_acc, default=None)
+        outcomes = self.whole(study, network)
+        return max(outcomes, key=lambda outcome: outcome.best.val_acc, default=None)
 
 
 def make_results(material: Material) -> dict[str, Any]:

@@ -82,7 +82,10 @@ def run_report(
     material = Material(
         data,
         plan,
-        {name: _outcomes(parts) for name, parts in done.items()},
+        {
+            study.name: {k: [part.outcomes[k] for part in done[study.name]] for k in study.configs}
+            for study in plan
+        },
         checks,
         quick,
         {name: sum(part.seconds for part in parts) for name, parts in done.items()},
@@ -174,10 +177,6 @@ def _cost(study: Study) -> float:
         width = sum(config.hidden) / 256
         cost += 0.05 * width if config.loader == "sliding" else 0.04 + 0.3 * width
     return study.epochs * cost
-
-
-def _outcomes(parts: list[StudyPart]) -> dict[str, list[Outcome]]:
-    return {name: [part.outcomes[name] for part in parts] for name in parts[0].outcomes}
 
 
 def _write(

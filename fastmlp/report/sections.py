@@ -24,6 +24,7 @@ from fastmlp.report.experiments import (
     RECIPES,
     SWEEP_BASE,
     SWEEPS,
+    Study,
     ablation_label,
     sweep_label,
 )
@@ -54,7 +55,7 @@ def make_report(material: Material, pictures: Mapping[str, Path]) -> str:
         final=_final(material),
         ablation=_ablation(material),
         network=_network(material),
-        studies=_studies(material),
+        studies=_studies(material.studies, material.seconds),
         machine=Table(("machine", ""), list(material.facts.items())),
     )
 
@@ -62,7 +63,7 @@ def make_report(material: Material, pictures: Mapping[str, Path]) -> str:
 def in_short(material: Material) -> list[Point]:
     """Return the report's main findings."""
     test, course = material.test("final", BEST), COURSE_TEST[BEST]
-    mark, words = _beside(material, test, course, "final")
+    mark, words = _beside(material, test, course)
     items: list[Point] = [
         (
             mark,
@@ -98,9 +99,9 @@ def _mark(verdict: str) -> Mark:
     return Mark(verdict, KINDS[verdict])
 
 
-def _beside(material: Material, stat: Stat | None, course: float, study: str) -> tuple[Mark, str]:
+def _beside(material: Material, stat: Stat | None, course: float) -> tuple[Mark, str]:
     """Compare a figure of a final training with the course's."""
-    epochs = material.study(study).epochs
+    epochs = material.study("final").epochs
     if material.data.synthetic:
         return Mark("not comparable", UNSURE), "other data"
     if epochs != COURSE_FINAL_EPOCHS:
@@ -178,7 +179,7 @@ def _final(material: Material) -> dict[str, Any]:
     rows: list[tuple[str | Mark, ...]] = []
     for name in study.configs:
         test = material.test("final", name)
-        mark, words = _beside(material, test, COURSE_TEST[name], "final")
+        mark, words = _beside(material, test, COURSE_TEST[name])
         rows.append((name, "test", shown(test), _percent(COURSE_TEST[name]), mark, words))
     for field, part in (("train_acc", "training"), ("val_acc", "validation")):
         stat = material.last("final", BEST, field)
@@ -247,10 +248,12 @@ def _gain(stat: Stat | None, base: Stat | None) -> str:
 
 def _network(material: Material) -> dict[str, Any]:
     study = material.study("network")
-    whole = [o for o in material.outcomes["network"]["default"] if o.test_accuracy is not None]
     rows = [
         ("test, parameters of the best epoch", shown(material.test("network", "default"))),
-        ("validation, best epoch", shown(Stat.of([o.best.val_acc for o in whole]))),
+        (
+            "validation, best epoch",
+            shown(Stat.of([o.best.val_acc for o in material.whole("network", "default")])),
+        ),
         ("validation, last epoch", shown(material.last("network", "default", "val_acc"))),
         ("training, last epoch", shown(material.last("network", "default", "train_acc"))),
     ]
@@ -262,14 +265,10 @@ def _network(material: Material) -> dict[str, Any]:
     }
 
 
-def _studies(material: Material) -> Table:
+def _studies(studies: Sequence[Study], seconds: Mapping[str, float]) -> Table:
     numbers = ("networks", "seeds", "epochs", "seconds")
     rows = [
-        (
-            s.title,
-            *map(str, (len(s.configs), s.seeds, s.epochs)),
-            f"{material.seconds[s.name]:.0f}",
-        )
-        for s in material.studies
+        (s.title, *(f"{n:.0f}" for n in (len(s.configs), s.seeds, s.epochs, seconds[s.name])))
+        for s in studies
     ]
     return Table(("part", *numbers), rows, numbers)
