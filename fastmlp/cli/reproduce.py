@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
             short = run_report(plan, dataset, data, folder, options.quick, display, stop)
     except Stopped:
         print(
-            f"Stopped; what is finished is kept in {folder / 'parts'}. The same command goes on "
-            "from there.",
+            f"Stopped; what is finished is kept in {folder / 'parts'}. The same command "
+            "resumes from there.",
             flush=True,
         )
         return EXIT_INTERRUPTED
