@@ -1,8 +1,8 @@
-"""The command ``data``: shows or fetches the data.
+"""The command ``data``: show or download the data.
 
-fastmlp data info        sizes, classes, counts and statistics
-fastmlp data samples     draws ten training images of each class
-fastmlp data download    fetches CIFAR-10 where it is missing
+fastmlp data info        print sizes, classes, counts and statistics
+fastmlp data samples     draw ten training images of each class
+fastmlp data download    download CIFAR-10 if it is missing
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastmlp.data.transforms import channel_statistics
 
 
 def main(argv: list[str]) -> int:
-    """``python -m fastmlp.data``: returns the exit code. Raises UserError."""
+    """Run the command and return its exit code; raises UserError for a user's mistake."""
     parser = ArgumentParser(prog="python -m fastmlp.data", description="Shows or fetches the data.")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="print sizes, classes, counts and statistics")
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     samples = commands.add_parser("samples", help="draw ten training images of each class")
     add_source_arguments(samples)
     samples.add_argument("--out", default="samples.png", help="image file to write")
-    download = commands.add_parser("download", help="fetch CIFAR-10 if it is not there")
+    download = commands.add_parser("download", help="download CIFAR-10 if it is missing")
     add_source_arguments(download, dataset=False)
     download.set_defaults(dataset="cifar10")
     options = parser.parse_args(argv)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def describe(dataset: Dataset, split: str = "60/20/20", test_set: str = "split") -> str:
-    """What a person asks about a data set first, in lines of text."""
+    """Return sizes, classes, counts and statistics of a data set as lines of text."""
     parts = split_dataset(dataset, split, test_set)
     columns = {"train": parts.train, "val": parts.val, "test": parts.test}
     counts = [torch.bincount(part.labels, minlength=10).tolist() for part in columns.values()]

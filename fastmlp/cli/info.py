@@ -1,7 +1,7 @@
-"""What was built, what runs here, and why not.
+"""Say what was built, what runs here, and why not.
 
 python -m fastmlp.info                      versions, kernels, devices, engines
-python -m fastmlp.info --shape 8,3072,256   who computes a layer of that shape, and why
+python -m fastmlp.info --shape 8,3072,256   what computes a layer of that shape, and why
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
-    """Everything this command says, as plain data; ``shapes`` are (batch, inputs, outputs)."""
+    """Return what the command prints as plain data; ``shapes`` are (batch, inputs, outputs)."""
     built = load_error() is None
     device = resolve_device("auto")
     engine, reason = choose_engine("auto", device)
@@ -78,7 +78,7 @@ def _gpus() -> list[str]:
 
 
 def _why_no_cuda() -> str | None:
-    """Why fastmlp runs nothing on a GPU here, or None where it does."""
+    """Return why fastmlp cannot use a GPU here, or None if it can."""
     if native_available("cuda") and torch.cuda.is_available():
         return None
     if torch.version.cuda is None:
@@ -89,7 +89,7 @@ def _why_no_cuda() -> str | None:
 
 
 def render(info: dict[str, Any]) -> str:
-    """The lines that a person reads."""
+    """Format the data of :func:`collect` as lines of text."""
     native, cuda, auto = info["native"], info["cuda"], info["auto"]
     kernels = (
         f"built; CPU kernels for {native['cpu_kernels']}"
@@ -122,14 +122,14 @@ def _parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code, raises UserError for a user's mistake."""
+    """Run the command and return its exit code; raises UserError for a user's mistake."""
     parser = ArgumentParser(prog="fastmlp info", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--shape",
         action="append",
         metavar="BATCH,INPUTS,OUTPUTS",
         default=None,
-        help="say who computes a layer of this shape; may be repeated",
+        help="say what computes a layer of this shape; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)

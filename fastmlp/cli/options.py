@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.data.cifar10 import CACHE, DIRECTORY_VARIABLE
+from fastmlp.data.cifar10 import DIRECTORY_VARIABLE, cache_folder
 from fastmlp.data.dataset import DATASETS, current_name
 from fastmlp.data.download import URL_VARIABLE
 from fastmlp.data.splits import TEST_SETS, parse_split
@@ -195,12 +195,13 @@ def add_source_arguments(parser: argparse._ActionsContainer, dataset: bool = Tru
             default="auto",
             help="auto: CIFAR-10 if found or downloadable, else the built-in synthetic set",
         )
+    cache = str(cache_folder()).replace("%", "%%")  # a "%" in a path is no format of argparse
     # "%(default).0s" prints nothing; it keeps "(default: None)" away.
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
         help="where CIFAR-10 lies or is downloaded to; if not given, "
-        f"${DIRECTORY_VARIABLE}, then {CACHE}%(default).0s",
+        f"${DIRECTORY_VARIABLE}, then {cache}%(default).0s",
     )
     parser.add_argument(
         "--data-url",

@@ -1,259 +1,136 @@
-"""The command ``reproduce``: does the course's experiments again and writes a report of them.
+"""The command ``reproduce``: repeat the course's experiments and write a report of them.
 
 python -m fastmlp.reproduce            about ten minutes on two cores
 python -m fastmlp.reproduce --quick    a minute or two, with fewer epochs and seeds
 
-A folder holds ``report.html`` (one file with everything in it), ``report.md`` with ``pictures``,
-``results.json`` and, in ``parts``, what is done, from which the same command goes on.
+The folder holds ``report.html``, ``results.json`` and, in ``parts``, the finished experiments, from
+which the same command resumes.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from fastmlp import __version__
 from fastmlp.cli.options import add_data_arguments
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.data.dataset import Dataset, load_dataset
-from fastmlp.data.splits import DataSplits, split_dataset
-from fastmlp.engines.registry import choose_engine, resolve_device
-from fastmlp.report.cache import StudyCache, StudyPart
-from fastmlp.report.experiments import FULL, QUICK, Outcome, Study, studies
-from fastmlp.report.html import Document, Points, to_html, to_markdown
-from fastmlp.report.layer_checks import check_layers
-from fastmlp.report.progress import ReportProgress
-from fastmlp.report.results import Material, make_results
-from fastmlp.report.sections import make_report
-from fastmlp.training import api as fitting
+from fastmlp.data.dataset import load_dataset
+from fastmlp.data.splits import split_dataset
+from fastmlp.engines.registry import resolve_device
+from fastmlp.report.experiments import FULL, QUICK, studies
+from fastmlp.report.runner import MARKER, Stopped, run_report
 from fastmlp.training.config import TrainConfig
-from fastmlp.utils.environment import device_name, git_commit
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
-from fastmlp.utils.files import write_text
 from fastmlp.utils.signals import stop_on_signals
 
 OUT = "runs/reproduce"
-MARKER = ".report"
-"""An empty file, by which the folder of a report is known."""
-
-
-class _Stopped(Exception):
-    """By the user."""
+LINE_SECONDS = 10.0
+"""The time between two lines without a terminal."""
+_SEEDS = ("sweep_seeds", "final_seeds", "ablation_seeds", "network_seeds")
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code, raises :class:`UserError` for a user's mistake."""
+    """Run the command and return its exit code; raises UserError for a user's mistake."""
     options = _build_parser().parse_args(argv)
     folder = _checked_folder(options.out)
     budget = QUICK if options.quick else FULL
     if options.seeds is not None:
         budget = replace(budget, **dict.fromkeys(_SEEDS, options.seeds))
-    common = {
-        "split": options.split,
-        "test_set": options.test_set,
-        "device": options.device,
-        "threads": options.threads,
-    }
-    TrainConfig(**common)  # refuses what cannot be before anything is downloaded
+    names = ("split", "test_set", "device", "threads")
+    common = {name: getattr(options, name) for name in names}
+    TrainConfig(**common)  # refuses invalid values before anything is downloaded
     device = resolve_device(options.device)
     dataset = load_dataset(options.dataset, options.data_dir, options.data_url)
     data = split_dataset(dataset, options.split, options.test_set)
     plan = studies({**common, "dataset": dataset.name, "device": str(device)}, budget)
-    parts = StudyCache(folder / "parts")
-    with stop_on_signals() as stop:
-        try:
-            _prepare(folder)
-            _reproduce(plan, dataset, data, parts, folder, options.quick, stop)
-        except _Stopped:
-            print(
-                f"Stopped; what is finished is kept in {parts.folder}. The same command goes on "
-                "from there.",
-                flush=True,
-            )
-            return EXIT_INTERRUPTED
+    begin = time.perf_counter()
+    try:
+        with stop_on_signals() as stop, Display(sys.stderr.isatty()) as display:
+            short = run_report(plan, dataset, data, folder, options.quick, display, stop)
+    except Stopped:
+        print(
+            f"Stopped; what is finished is kept in {folder / 'parts'}. The same command "
+            "resumes from there.",
+            flush=True,
+        )
+        return EXIT_INTERRUPTED
+    print()
+    for mark, sentence in short:
+        print(f"- {mark.text}: {sentence}" if mark else f"- {sentence}")
+    seconds = time.perf_counter() - begin
+    print(f"\nThe report is {folder / 'report.html'} ({seconds:.0f} s in this sitting)", flush=True)
     return 0
 
 
-_SEEDS = ("sweep_seeds", "final_seeds", "ablation_seeds", "network_seeds")
+class Display:
+    """Show how far the report is, as the :class:`fastmlp.report.runner.ReportCallback` of a run.
 
+    With ``bar`` a bar on standard error, without it lines on standard output.
+    """
 
-def _reproduce(
-    plan: list[Study],
-    dataset: Dataset,
-    data: DataSplits,
-    parts: StudyCache,
-    folder: Path,
-    quick: bool,
-    stop: Callable[[], bool],
-) -> None:
-    """Trains what is not in ``parts`` yet, and writes the report."""
-    begin = time.perf_counter()
-    config = next(iter(plan[0].configs.values()))
-    device = torch.device(config.device)
-    checks = check_layers(device)
-    with ReportProgress(sys.stderr.isatty()) as progress:
-        done = _train_all(plan, data, parts, progress, stop)
-        material = Material(
-            data,
-            plan,
-            {name: _outcomes(found) for name, found in done.items()},
-            checks,
-            quick,
-            {name: sum(part.seconds for part in found) for name, found in done.items()},
-            _facts(device, config.threads or torch.get_num_threads()),
+    def __init__(self, bar: bool) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[words]}"),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            disable=not bar,
         )
-        progress.say("drawing")
-        document = _write(folder, material, dataset, _best_parameters(material, done), stop)
-    short = next(block for block in document.blocks if isinstance(block, Points))
-    print()
-    for item in short.items:
-        print(f"- {item if isinstance(item, str) else f'{item[0].text}: {item[1]}'}")
-    seconds = time.perf_counter() - begin
-    print(f"\nThe report is {folder / 'report.html'} ({seconds:.0f} s in this sitting)", flush=True)
+        self._task = self._bar.add_task("", total=1.0, words="")
+        self._part, self._before = "", 0.0
+        self._began = self._last_line = time.perf_counter()
 
+    def __enter__(self) -> Display:
+        return self
 
-def _train_all(
-    plan: list[Study],
-    data: DataSplits,
-    parts: StudyCache,
-    progress: ReportProgress,
-    stop: Callable[[], bool],
-) -> dict[str, list[StudyPart]]:
-    """The parts of each study: those kept, and the others trained now; raises :class:`_Stopped`."""
-    keys = {(s.name, seed): _key(s, data, seed) for s in plan for seed in range(s.seeds)}
-    kept = {place: parts.load(*place, key) for place, key in keys.items()}
-    costs = {(s.name, seed): _cost(s) for s in plan for seed in range(s.seeds)}
-    progress.start(costs, {place for place, part in kept.items() if part is not None})
-    done: dict[str, list[StudyPart]] = {study.name: [] for study in plan}
-    for study in plan:
-        missing = [s for s in range(study.seeds) if kept[study.name, s] is None]
-        # a GPU takes all seeds at once; a processor is busy with one, and that can be kept sooner
-        together = max(1, len(missing)) if _on_gpu(study) else 1
-        for first in range(0, len(missing), together):
-            seeds = missing[first : first + together]
-            trained = _train(study, seeds, data, progress, stop)
-            for seed, part in trained.items():
-                kept[study.name, seed] = part
-                parts.save(study.name, seed, keys[study.name, seed], part)
-        for seed in range(study.seeds):
-            found = kept[study.name, seed]
-            assert found is not None
-            done[study.name].append(found)
-    return done
+    def __exit__(self, *error: object) -> None:
+        self._close()
 
+    def on_start(self, cached: int, parts: int, share: float) -> None:
+        """Start the clock of the time left."""
+        self._before, self._began = share, time.perf_counter()
+        if cached:
+            print(f"{cached} of {parts} parts are there already", flush=True)
+        self._bar.start()
 
-def _train(
-    study: Study,
-    seeds: list[int],
-    data: DataSplits,
-    progress: ReportProgress,
-    stop: Callable[[], bool],
-) -> dict[int, StudyPart]:
-    """Trains a study's networks with these seeds side by side; raises :class:`_Stopped`."""
-    many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    progress.begin([(study.name, seed) for seed in seeds], f"{study.title}, {many}")
-    begin = time.perf_counter()
-    configs = [config for seed in seeds for config in study.with_seed(seed)]
-    runs = fitting.fit_many(configs, data, should_stop=stop, on_epoch=progress.epoch)
-    if stop():
-        raise _Stopped
-    progress.end()
-    seconds = round((time.perf_counter() - begin) / len(seeds), 3)
-    parts = {}
-    for index, seed in enumerate(seeds):
-        own = runs[index * len(study.configs) : (index + 1) * len(study.configs)]
-        outcomes = {name: Outcome.of(run) for name, run in zip(study.configs, own, strict=True)}
-        keep = study.name == "network" and own[0].diverged is None
-        parameters = own[0].best_parameters if keep else None
-        parts[seed] = StudyPart(seconds, outcomes, parameters)
-    return parts
+    def on_epoch(self, part: str, epoch: int, epochs: int, share: float) -> None:
+        """Move the bar; without one, write a line every ten seconds and at the end of a part."""
+        words = f"epoch {epoch} of {epochs}{self._time_left(share)}"
+        self._bar.update(self._task, description=part, completed=share, words=words)
+        now = time.perf_counter()
+        due = part != self._part or now - self._last_line > LINE_SECONDS or epoch == epochs
+        if self._bar.disable and due:
+            self._part, self._last_line = part, now
+            print(f"{share:4.0%}  {part}: {words}", flush=True)
 
+    def on_drawing(self) -> None:
+        """Remove the bar."""
+        self._close()
+        print("drawing", flush=True)
 
-def _on_gpu(study: Study) -> bool:
-    return any(config.device != "cpu" for config in study.configs.values())
+    def _close(self) -> None:
+        if not self._bar.disable:  # a disabled one would write an empty line
+            self._bar.stop()
 
-
-def _key(study: Study, data: DataSplits, seed: int) -> dict[str, Any]:
-    """What decides the results of a part: it is used again where all of it is the same."""
-    configs = {name: config.essentials() for name, config in study.configs.items()}
-    kind = "gpu" if _on_gpu(study) else "cpu"
-    versions = [__version__, torch.__version__]
-    return {"data": data.fingerprint, "seed": seed, "on": [kind, *versions], "configs": configs}
-
-
-def _cost(study: Study) -> float:
-    """About how long a seed takes, in seconds on two cores; images just seen cost less."""
-    cost = 0.0
-    for config in study.configs.values():
-        width = sum(config.hidden) / 256
-        cost += 0.05 * width if config.loader == "sliding" else 0.04 + 0.3 * width
-    return study.epochs * cost
-
-
-def _outcomes(found: list[StudyPart]) -> dict[str, list[Outcome]]:
-    return {name: [part.outcomes[name] for part in found] for name in found[0].outcomes}
-
-
-def _best_parameters(
-    material: Material, done: dict[str, list[StudyPart]]
-) -> dict[str, Tensor] | None:
-    best = material.best_outcome("network", "default")
-    return None if best is None else done["network"][best.seed].parameters
-
-
-def _write(
-    folder: Path,
-    material: Material,
-    dataset: Dataset,
-    parameters: dict[str, Tensor] | None,
-    stop: Callable[[], bool],
-) -> Document:
-    """Draws the pictures and writes the report's files; returns the document."""
-    from fastmlp.report.figures import drawings  # matplotlib takes a second to import
-
-    pictures = {}
-    for name, draw in drawings(material, dataset, parameters).items():
-        if stop():
-            raise _Stopped
-        pictures[name] = folder / "pictures" / f"{name}.png"
-        draw(pictures[name])
-    document = make_report(material, pictures)
-    write_text(folder / "results.json", _json(make_results(material)))
-    write_text(folder / "report.md", to_markdown(document, folder))
-    write_text(folder / "report.html", to_html(document))
-    return document
-
-
-def _json(values: dict[str, Any]) -> str:
-    """Indented, but every list of numbers on one line."""
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-    return re.sub(r"\[[^\[\]{}\"]*\]", lambda match: " ".join(match[0].split()), text) + "\n"
-
-
-def _facts(device: torch.device, threads: int) -> dict[str, str]:
-    return {
-        "device": device_name(device),
-        "threads": str(threads),
-        "engine": choose_engine("auto", device)[0].name,
-        "versions": f"fastmlp {__version__}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}",
-        "commit": git_commit(Path(__file__).resolve().parents[2]) or "not a checkout",
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    def _time_left(self, share: float) -> str:
+        if share - self._before < 0.01:
+            return ""  # too early to tell
+        spent = time.perf_counter() - self._began
+        minutes, seconds = divmod(round(spent * (1 - share) / (share - self._before)), 60)
+        return f", {f'{minutes} min ' if minutes else ''}{seconds} s left"
 
 
 def _checked_folder(text: str) -> Path:
-    """The folder for the report; raises :class:`UserError` where something else is in it."""
+    """Return the folder for the report; raises UserError if it holds something else."""
     if not text:
         raise UserError("--out must be a folder, got an empty name", EXIT_USAGE)
     folder = Path(text).expanduser()
@@ -265,14 +142,6 @@ def _checked_folder(text: str) -> Path:
     return folder
 
 
-def _prepare(folder: Path) -> None:
-    """Makes the folder known as a report's, and clears what a killed program left half-written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
 def _seed_count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,2}", text):
         raise UserError(f"--seeds must be a whole number from 1 to 999, got {text}", EXIT_USAGE)
@@ -282,7 +151,7 @@ def _seed_count(text: str) -> int:
 def _build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="fastmlp reproduce",
-        description="Does the course's experiments again and writes a report of them.",
+        description="Repeats the course's experiments and writes a report of them.",
     )
     add_data_arguments(parser.add_argument_group("data"))
     add = parser.add_argument_group("report").add_argument

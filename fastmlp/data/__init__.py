@@ -1,1 +1,1 @@
-"""Data sets: found, downloaded, split, normalised, augmented and put in order."""
+"""Find, download, split, normalise, augment and order data sets."""

@@ -1,4 +1,4 @@
-"""``python -m fastmlp.data`` is ``fastmlp data``; see :mod:`fastmlp.cli.data`."""
+"""Run ``fastmlp data`` as ``python -m fastmlp.data``; see :mod:`fastmlp.cli.data`."""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""What CIFAR-10 is on disk: the official archives, their folders, the readers of the two layouts.
+"""Find and read CIFAR-10 on disk, in either of its two official layouts.
 
 Nothing here touches the network or writes a file, and nothing in a data file is executed.
 """
@@ -14,12 +14,12 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from platformdirs import user_cache_dir
 
 from fastmlp.utils.errors import UserError
 
 DIRECTORY_VARIABLE = "FASTMLP_DATA"
-"""The environment variable that names the data folder, as ``--data-dir`` does."""
-CACHE = "~/.cache/fastmlp"
+"""The environment variable that names the data folder."""
 
 BATCH = 10_000
 """Images in each of the six files of CIFAR-10."""
@@ -31,8 +31,11 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Archive:
-    """One of the official archives. ``members`` are the files of its folder with their sizes in
-    bytes: the five training batches in order, the test batch, the class names."""
+    """One of the official archives.
+
+    ``members`` are the files of its folder with their sizes in bytes: the five training batches in
+    order, the test batch, the class names.
+    """
 
     url: str
     size: int
@@ -75,24 +78,29 @@ ARCHIVES = (BINARY, PYTHON)
 """In order of preference: the binary one needs no unpickling."""
 
 
+def cache_folder() -> Path:
+    """Return the folder for downloads, ``~/.cache/fastmlp`` on Linux without $XDG_CACHE_HOME."""
+    return Path(user_cache_dir("fastmlp", appauthor=False))
+
+
 def search_path(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """The folders to look in. Raises UserError for one that was named but is no folder."""
-    given, source = data_dir, "--data-dir"
+    """Return the folders to search; raises UserError for a named one that is no folder."""
+    given, source = data_dir, "data_dir"
     if given is None:
         given, source = os.environ.get(DIRECTORY_VARIABLE) or None, f"${DIRECTORY_VARIABLE}"
     if given is None:
-        return [Path(CACHE).expanduser()]
+        return [cache_folder()]
     root = Path(given).expanduser()
     if not root.is_dir():
         raise UserError(
-            f"{source} wants an existing folder, and {root} is"
-            f" {'a file' if root.exists() else 'not there'}; correct it or make the folder."
+            f"{source} must be an existing folder, and {root} is"
+            f" {'a file' if root.exists() else 'missing'}; correct it or make the folder."
         )
-    return [root] if data_dir is not None else [root, Path(CACHE).expanduser()]
+    return [root] if data_dir is not None else [root, cache_folder()]
 
 
 def find_folder(root: Path) -> tuple[Archive, Path] | None:
-    """The unpacked CIFAR-10 that ``root`` is or holds: the archive it came from and its folder."""
+    """Return the unpacked CIFAR-10 that ``root`` is or holds: its archive and its folder."""
     for folder in (root, *(root / archive.folder for archive in ARCHIVES)):
         for archive in ARCHIVES:
             if (folder.name == archive.folder and folder.is_dir()) or any(
@@ -103,8 +111,10 @@ def find_folder(root: Path) -> tuple[Archive, Path] | None:
 
 
 def read(archive: Archive, folder: Path) -> tuple[Images, Labels]:
-    """The six batches in their order, the test batch last: images (60000, 3072) uint8 and labels
-    (60000,) int64. Raises :class:`UserError` that names the file which is missing or not right."""
+    """Return images (60000, 3072) uint8 and labels (60000,) int64, the test batch last.
+
+    Raises UserError that names the file which is missing or wrong.
+    """
     parse = _parse_pickle if archive.folder == PYTHON.folder else _parse_binary
     images, labels = [], []
     for path in (folder / name for name in list(archive.members)[:6]):
@@ -119,7 +129,7 @@ def read(archive: Archive, folder: Path) -> tuple[Images, Labels]:
 
 
 def _parse_binary(path: Path) -> tuple[Images, Labels]:
-    """One file of the binary layout: records of one byte of label and 3072 of image."""
+    """Read a file of the binary layout: records of one byte of label and 3072 of image."""
     size, wanted = path.stat().st_size, BATCH * (1 + PIXELS)
     if size != wanted:
         raise _refusal(path, f"has {size:,} bytes, not {wanted:,}")
@@ -128,7 +138,7 @@ def _parse_binary(path: Path) -> tuple[Images, Labels]:
 
 
 def _parse_pickle(path: Path) -> tuple[Images, Labels]:
-    """One file of the pickled layout: a dictionary with ``data``, an array, and ``labels``."""
+    """Read a file of the pickled layout: a dictionary with ``data``, an array, and ``labels``."""
     with open(path, "rb") as file:
         try:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
@@ -144,7 +154,7 @@ def _parse_pickle(path: Path) -> tuple[Images, Labels]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles built-in types and NumPy arrays, and calls nothing else."""
+    """Unpickle built-in types and NumPy arrays, and call nothing else."""
 
     # Under the names of NumPy 1. The two functions live in private modules: NumPy hands them out.
     _known: ClassVar[dict[tuple[str, str], object]] = {

@@ -1,7 +1,6 @@
-"""CIFAR-10, or the built-in synthetic set where it cannot be had: found, read, split, normalised.
+"""Load CIFAR-10, or the built-in synthetic set if CIFAR-10 is unavailable.
 
-Images stay uint8 from the file to the model; a :class:`Normalization` turns a batch into float32.
-``python -m fastmlp.data info|samples|download`` shows what there is, draws it, or fetches it.
+Images stay uint8 from the file to the model.
 """
 
 from __future__ import annotations
@@ -15,13 +14,7 @@ from pathlib import Path
 import torch
 
 from fastmlp.data import synthetic
-from fastmlp.data.cifar10 import (
-    ARCHIVES,
-    Archive,
-    find_folder,
-    read,
-    search_path,
-)
+from fastmlp.data.cifar10 import ARCHIVES, Archive, find_folder, read, search_path
 from fastmlp.data.download import DownloadError, fetch, unpack
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
@@ -35,8 +28,11 @@ SHAPE = (3, 32, 32)
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in its official order. ``name`` is ``cifar10`` or ``synthetic``; ``source`` is
-    the path it came from, or says that it is the built-in set, of which ``synthetic`` is True."""
+    """A data set in its official order.
+
+    ``name`` is ``cifar10`` or ``synthetic``, ``source`` the path or a description of the built-in
+    set, for which ``synthetic`` is True.
+    """
 
     name: str
     source: str
@@ -49,7 +45,7 @@ class Dataset:
 
 
 def current_name(dataset: str) -> str:
-    """Return what a data set is called today: "offline" was the synthetic set's former name."""
+    """Return today's name of a data set: "offline" was the synthetic set's former one."""
     return "synthetic" if dataset == "offline" else dataset
 
 
@@ -61,21 +57,21 @@ def load_dataset(
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
-    """CIFAR-10 or the built-in synthetic set.
+    """Load CIFAR-10 or the built-in synthetic set.
 
     ``dataset``: ``cifar10``; ``synthetic``; or ``auto``, which is CIFAR-10 if it is found or can be
-    downloaded, else the synthetic set with a warning on standard error that nobody can miss.
-    ``data_dir``: the only folder to look in and to download to; without it ``$FASTMLP_DATA`` (if
-    set), then ``~/.cache/fastmlp`` are searched, and the first of them is downloaded to.
-    ``data_url``: a mirror. ``download=False`` never touches the network. ``progress`` shows a
-    download on standard error.
+    downloaded, else the synthetic set with a prominent warning on standard error.
+    ``data_dir``: the only folder to search and to download to; by default ``$FASTMLP_DATA`` (if
+    set) and :func:`~fastmlp.data.cifar10.cache_folder` are searched, and the download goes to the
+    first of them. ``data_url``: a mirror. ``download=False`` never touches the network.
+    ``progress`` shows a download on standard error.
 
-    Raises :class:`UserError` where ``cifar10`` cannot be had, where ``data_dir`` does not exist
-    or, with ``download=False``, holds no CIFAR-10, and wherever a file that was found is damaged.
+    Raises UserError if ``cifar10`` is unavailable, ``data_dir`` does not exist or, with
+    ``download=False``, holds no CIFAR-10, or a file is damaged.
     """
     if dataset not in DATASETS:
         raise UserError(
-            f"--dataset wants one of {', '.join(DATASETS)}, got {dataset!r}.", EXIT_USAGE
+            f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}.", EXIT_USAGE
         )
     if dataset == "synthetic":
         return _synthetic_dataset()
@@ -101,7 +97,7 @@ def load_dataset(
 
 
 def _find(root: Path, progress: bool) -> Dataset | None:
-    """CIFAR-10 in ``root``, which may be one of its folders, hold one, or hold an archive."""
+    """Load CIFAR-10 from ``root``: one of its folders, or the parent of one or of an archive."""
     unpacked = find_folder(root)
     if unpacked is not None:
         return _read(*unpacked)
@@ -130,7 +126,7 @@ def _synthetic_dataset() -> Dataset:
 def _dataset(
     name: str, source: str, classes: tuple[str, ...], images: torch.Tensor, labels: torch.Tensor
 ) -> Dataset:
-    """Takes the last sixth for the official test set."""
+    """Make a data set whose last sixth is the official test set."""
     end = len(labels) * 5 // 6
     parts = images[:end], labels[:end], images[end:], labels[end:]
     return Dataset(name, source, name == "synthetic", classes, *parts)

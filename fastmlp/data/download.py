@@ -1,15 +1,13 @@
-"""Brings CIFAR-10 here: downloaded, checked, unpacked; whole or not at all.
+"""Download, check and unpack CIFAR-10, completely or not at all.
 
-A download goes to ``<archive>.part`` and can be stopped at any moment: the next one goes on from
-there. Size and SHA-256 are checked before anything is unpacked, only the files that CIFAR-10
-consists of are unpacked, and their folder appears under its name in one step, when it is complete.
+A download goes to ``<archive>.part``, from which a later one resumes. Size and SHA-256 are checked
+before CIFAR-10's own files are unpacked, and their folder appears in one step when it is complete.
 A lock in the data folder makes a second process wait instead of writing to the same files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -28,30 +26,31 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fastmlp.data.cifar10 import ARCHIVES, Archive
 from fastmlp.utils.errors import UserError
 
 URL_VARIABLE = "FASTMLP_CIFAR10_URL"
-"""The environment variable that names a mirror, as ``--data-url`` does."""
+"""The environment variable that names a mirror."""
 
 TIMEOUT = 20.0
-"""Seconds without a byte after which a connection counts as broken."""
+"""Seconds without a byte after which a connection is considered broken."""
 RETRY_PAUSES = (1.0, 5.0, 15.0, 60.0)
-"""Seconds to wait before each new try after a download that had begun broke off."""
+"""Seconds to wait before each retry of an interrupted download."""
 
 
 class DownloadError(UserError):
-    """CIFAR-10 could not be brought here: no network, a wrong file, no room, no permission."""
+    """CIFAR-10 could not be downloaded: no network, a wrong file, no space, no permission."""
 
 
 def fetch(root: Path, url: str | None = None, *, progress: bool = True) -> tuple[Archive, Path]:
-    """Downloads CIFAR-10 to ``root`` (made if need be) and unpacks it: the archive and its folder.
+    """Download CIFAR-10 to ``root``, made if missing, unpack it, and return archive and folder.
 
-    ``url``: a mirror of either official archive; without it ``$FASTMLP_CIFAR10_URL``, without that
-    the official host. Goes on from what an earlier download left. ``progress`` shows what is going
-    on on standard error. Raises :class:`DownloadError`, or :class:`UserError` for a malformed URL.
+    ``url``: a mirror of either official archive; by default ``$FASTMLP_CIFAR10_URL`` or the
+    official host. Resumes an earlier download. ``progress`` reports on standard error. Raises
+    DownloadError, or UserError for a malformed URL.
     """
     url = url or os.environ.get(URL_VARIABLE) or ARCHIVES[0].url
     archive = _archive_at(url)
@@ -67,7 +66,7 @@ def fetch(root: Path, url: str | None = None, *, progress: bool = True) -> tuple
                 part.unlink()
                 raise DownloadError(
                     f"What came from {url} {difference}, so it is not the official archive and"
-                    " was deleted; try again or pass another --data-url."
+                    " was deleted; try again or pass another data_url."
                 )
             _extract(archive, part, folder)
             part.unlink()
@@ -75,9 +74,9 @@ def fetch(root: Path, url: str | None = None, *, progress: bool = True) -> tuple
 
 
 def unpack(archive: Archive, path: Path, root: Path, *, progress: bool = True) -> Path:
-    """Checks the archive at ``path``, unpacks it below ``root``, and returns the folder.
+    """Check the archive at ``path``, unpack it below ``root``, and return the folder.
 
-    Raises :class:`UserError` where it is not the official archive or cannot be unpacked there.
+    Raises UserError if it is not the official archive or cannot be unpacked there.
     """
     folder = root / archive.folder
     with _locked(root, progress):
@@ -101,29 +100,32 @@ def _archive_at(url: str) -> Archive:
     except ValueError:
         valid = False
     if not valid:
-        raise UserError(f"--data-url wants an http:// or https:// address, got {url!r}.")
+        raise UserError(f"data_url must be an http:// or https:// address, got {url!r}.")
     named = (archive for archive in ARCHIVES if parts.path.endswith(archive.filename))
     return next(named, ARCHIVES[0])
 
 
 @contextlib.contextmanager
 def _locked(root: Path, progress: bool) -> Iterator[None]:
-    """Holds the lock of the folder ``root``; the system frees it when the process ends, however it
-    ends. An OSError within becomes a DownloadError: the folder cannot be used."""
+    """Hold the lock of the folder ``root``, which the system frees when the process ends.
+
+    An OSError within becomes a DownloadError: the folder is unusable.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with open(root / ".fastmlp.lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if progress:
-                    print(f"Waiting for another process that fills {root}.", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        lock = FileLock(root / ".fastmlp.lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                print(f"Waiting for another process that fills {root}.", file=sys.stderr)
+            held = lock.acquire()
+        with held:
             yield
     except OSError as error:
         raise DownloadError(
             f"Could not store CIFAR-10 in {root}: {_reason(error)}; it takes 360 MB there and"
-            " permission to write; pass another --data-dir."
+            " permission to write; pass another data_dir."
         ) from error
 
 
@@ -132,7 +134,7 @@ def _announce(archive: Archive, url: str, part: Path) -> None:
     if url == archive.url:
         lines.append("The official host is slow: this may take the better part of an hour.")
     lines += [
-        "  Ctrl-C is safe: the next run goes on where this one stopped.",
+        "  Ctrl-C is safe: the next run resumes where this one stopped.",
         "  --dataset synthetic trains at once, on the built-in set.",
         f"  --data-url URL (or ${URL_VARIABLE}) takes it from a mirror.",
     ]
@@ -140,7 +142,7 @@ def _announce(archive: Archive, url: str, part: Path) -> None:
 
 
 def _download(archive: Archive, url: str, part: Path, progress: bool) -> None:
-    """Brings ``part`` to the archive's size, going on from what it holds."""
+    """Append to ``part`` until it has the archive's size."""
     with open(part, "ab") as file:
         if file.tell() > archive.size:  # whatever it is, it is not a beginning of this archive
             _empty(file)
@@ -164,15 +166,17 @@ def _download(archive: Archive, url: str, part: Path, progress: bool) -> None:
                     if pause is None:
                         raise DownloadError(
                             f"Could not download {url}: {_reason(error)} (after {file.tell():,} of"
-                            f" {archive.size:,} bytes); check the network and run again to go on,"
-                            " or pass a mirror as --data-url."
+                            f" {archive.size:,} bytes); check the network and run again to resume,"
+                            " or pass a mirror as data_url."
                         ) from error
                     time.sleep(pause)
 
 
 def _receive(archive: Archive, url: str, file: BinaryIO, bar: tqdm[NoReturn]) -> None:
-    """One request for what ``file`` still lacks, appended as it comes. Raises OSError or
-    HTTPException where the connection breaks, DownloadError where the host has another file."""
+    """Request what ``file`` still lacks and append it.
+
+    Raises OSError or HTTPException for a broken connection, DownloadError for another file.
+    """
     start = file.tell()
     headers = {"User-Agent": "fastmlp"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
@@ -188,7 +192,7 @@ def _receive(archive: Archive, url: str, file: BinaryIO, bar: tqdm[NoReturn]) ->
             raise DownloadError(
                 f"{url} answers with {'an unknown number of' if size is None else f'{size:,}'}"
                 f" bytes where the official {archive.filename} has {archive.size:,}; pass another"
-                " --data-url."
+                " data_url."
             )
         if offset == 0:  # the host does not know ranges and sends the file from the beginning
             _empty(file)
@@ -202,8 +206,7 @@ def _receive(archive: Archive, url: str, file: BinaryIO, bar: tqdm[NoReturn]) ->
 
 
 def _offer(response: HTTPResponse) -> tuple[int, int | None]:
-    """Where in the file the body of the response begins, and the size of the whole file (None
-    where the host does not tell)."""
+    """Return the offset of the response's body in the file, and the file's size if known."""
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if response.status == HTTPStatus.PARTIAL_CONTENT and found:
         return int(found[1]), int(found[2])
@@ -217,7 +220,7 @@ def _empty(file: BinaryIO) -> None:
 
 
 def _difference(archive: Archive, path: Path) -> str | None:
-    """What tells the file at ``path`` from the official archive; None where nothing does."""
+    """Say how the file at ``path`` differs from the official archive; None if it does not."""
     size = path.stat().st_size
     if size != archive.size:
         return f"has {size:,} bytes where {archive.filename} has {archive.size:,}"
@@ -231,10 +234,10 @@ def _difference(archive: Archive, path: Path) -> str | None:
 
 
 def _extract(archive: Archive, path: Path, folder: Path) -> None:
-    """Unpacks the members of ``archive`` and nothing else to ``folder``, which appears complete.
+    """Unpack the members of ``archive`` and nothing else to ``folder``, which appears complete.
 
     File names come from the table of members, never from the tar file, so nothing can be written
-    elsewhere. Raises UserError for a member that is no regular file of its size, or is missing.
+    elsewhere. Raises UserError for a member that is missing or no regular file of its size.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         unpacked = Path(scratch, folder.name)
@@ -264,7 +267,7 @@ def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int, ta
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without urllib's wrapping and the number of the error."""
+    """Return the error's text without urllib's wrapping and the error number."""
     if isinstance(error, URLError) and isinstance(error.reason, Exception):
         error = error.reason
     text: str = getattr(error, "strerror", None) or str(error) or type(error).__name__

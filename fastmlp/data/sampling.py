@@ -1,4 +1,4 @@
-"""The order in which an epoch visits the images, as a function of the seed alone."""
+"""Order and move the images of an epoch as a function of the seed alone."""
 
 from __future__ import annotations
 
@@ -57,31 +57,31 @@ def draw_epoch_order(
 
 @lru_cache(maxsize=64)
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
-    """Return the shuffled order (images,) int64 of an epoch, counted from 0: a function of its
-    arguments alone. It is shared, so do not write to it."""
+    """Return the order (images,) int64 in which an epoch, counted from 0, visits the images.
+
+    The tensor is cached and shared: do not modify it.
+    """
     return torch.randperm(images, generator=seeded_generator(seed, epoch + 1))
 
 
 @lru_cache(maxsize=64)
 def sliding_order(seed: int, epoch: int, images: int, batch: int) -> Tensor:
-    """Return that order as :func:`sliding_rows` visits it."""
+    """Return the order of a sliding loader, see :func:`sliding_rows`; cached and shared."""
     return sliding_rows(epoch_order(seed, epoch, images), batch)
 
 
 def sliding_rows(rows: Tensor, batch: int) -> Tensor:
-    """Return the order in which a loader visits ``rows`` (n,) whose batch number i is
-    ``rows[i : i + batch]``, for i from 0 to n // batch - 1.
+    """Return the batches ``rows[i : i + batch]`` for i in [0, n // batch), one after another.
 
-    The slip is easy to make in a hand-written loader: neighbouring batches share all but one image,
-    and an epoch sees only n / batch + batch - 1 of them.
+    A common slip in hand-written loaders: neighbouring batches share all images but one, and an
+    epoch sees only n / batch + batch - 1 of the n images.
     """
     batch = min(batch, len(rows))
     return rows.unfold(0, batch, 1)[: len(rows) // batch].reshape(-1)
 
 
 def sliding_part(part: Subset, batch: int) -> Subset:
-    """Return what such a loader measures of ``part``: its first images, most of them ``batch``
-    times."""
+    """Return what such a loader evaluates: the first images, most of them ``batch`` times."""
     counts = torch.bincount(sliding_rows(torch.arange(len(part.labels)), batch))
     return Subset(part.images[: len(counts)], part.labels[: len(counts)], counts)
 
@@ -90,5 +90,5 @@ def sliding_part(part: Subset, batch: int) -> Subset:
 def epoch_moves(
     augmentation: RandomFlipShift, seed: int, epoch: int, count: int, shape: tuple[int, int, int]
 ) -> FlipShifts:
-    """Return the flips and shifts of ``count`` images in an epoch, counted from 0."""
+    """Return the moves of an epoch's ``count`` images; cached and shared."""
     return augmentation.draw(count, shape, seeded_generator(seed, epoch + 1, 1))

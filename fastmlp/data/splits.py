@@ -1,4 +1,4 @@
-"""A data set in its three parts: to train on, to choose by, to report on."""
+"""Split a data set into training, validation and test parts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ TEST_SETS = ("split", "official")
 
 @dataclass(frozen=True)
 class Subset:
-    """Images to train on or to measure on; the parts of a split are views of the data set."""
+    """Images to train or to evaluate on; the parts of a split are views of the data set."""
 
     images: torch.Tensor  # (n, 3072) uint8, contiguous
     labels: torch.Tensor  # (n,) int64
-    counts: torch.Tensor | None = None  # (n,) int64: how often each is measured; None: once
+    counts: torch.Tensor | None = None  # (n,) int64: how often each counts; None: once
 
     @property
     def total(self) -> int:
-        """How many images are measured."""
+        """The number of images evaluated."""
         return len(self.labels) if self.counts is None else int(self.counts.sum())
 
     @cached_property
     def spread(self) -> Subset:
-        """The same without counts: each image as many times in a row as it is measured."""
+        """The same images without counts, each repeated as often as it counts."""
         if self.counts is None:
             return self
         return Subset(
@@ -41,16 +41,16 @@ class Subset:
 
 
 def parse_split(text: str) -> tuple[int, int, int]:
-    """``"60/20/20"`` -> (60, 20, 20): whole percentages of training, validation and test.
+    """Parse ``"60/20/20"``: whole percentages of training, validation and test.
 
-    Raises :class:`UserError` (exit code 2) unless they sum to 100 and the first two are at least
-    1; the last may be 0, for use with the official test set.
+    Raises UserError (exit code 2) unless they sum to 100 and the first two are at least 1; the last
+    may be 0, for use with the official test set.
     """
     match = re.fullmatch(r"\s*([0-9]{1,3})/([0-9]{1,3})/([0-9]{1,3})\s*", text)
     train, val, test = map(int, match.groups()) if match else (0, 0, 0)
     if train + val + test != 100 or not train or not val:
         raise UserError(
-            "--split wants three whole percentages that sum to 100, of which training and"
+            "split must be three whole percentages that sum to 100, of which training and"
             f" validation are at least 1, such as 60/20/20; got {text!r}.",
             EXIT_USAGE,
         )
@@ -58,17 +58,17 @@ def parse_split(text: str) -> tuple[int, int, int]:
 
 
 def split_dataset(dataset: Dataset, split: str = "60/20/20", test_set: str = "split") -> DataSplits:
-    """Cuts the training images, in their order, into the three parts of ``split`` (percentages).
+    """Cut the training images, in their order, into the three parts of ``split`` (percentages).
 
-    With ``test_set="official"`` the test part is the official test set instead, and the third
-    share is left unused. Raises :class:`UserError` for a malformed ``split`` or ``test_set``.
+    With ``test_set="official"`` the test part is the official test set, and the third share is
+    unused. Raises UserError for a malformed ``split`` or ``test_set``.
     """
     train, val, test = parse_split(split)
     if test_set not in TEST_SETS:
-        raise UserError(f"--test-set wants split or official, got {test_set!r}.", EXIT_USAGE)
+        raise UserError(f"test_set must be split or official, got {test_set!r}.", EXIT_USAGE)
     if test_set == "split" and not test:
         raise UserError(
-            f"--split {split} leaves nothing to test on; pass --test-set official.", EXIT_USAGE
+            f"split {split} leaves nothing to test on; pass test_set official.", EXIT_USAGE
         )
     count = len(dataset.labels)
     ends = count * train // 100, count * (train + val) // 100
@@ -91,8 +91,10 @@ def split_dataset(dataset: Dataset, split: str = "60/20/20", test_set: str = "sp
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Images (n, features) uint8 and labels (n,) int64 from 0 to ``classes - 1``, in three parts
-    of at least one image each. Raises :class:`UserError` where they are not that."""
+    """Images (n, features) uint8 and labels (n,) int64 in three parts.
+
+    Raises UserError for a part without images and for labels that are not in [0, classes).
+    """
 
     train: Subset
     val: Subset
@@ -101,19 +103,15 @@ class DataSplits:
     name: str = "custom"
     source: str = "given by the caller"
     synthetic: bool = False
-    """Whether this is the built-in set, which stands in for CIFAR-10 without a network."""
+    """Whether this is the built-in set, the stand-in for CIFAR-10."""
     class_names: tuple[str, ...] = ()
-    """Of the labels, where they have names."""
+    """The names of the labels, if any."""
 
     def __post_init__(self) -> None:
-        parts = {
-            "training": self.train,
-            "validation": self.val,
-            "test": self.test,
-        }
+        parts = {"training": self.train, "validation": self.val, "test": self.test}
         for name, part in parts.items():
             if len(part.labels) == 0:
-                raise UserError(f"The {name} part has no images; pass another --split")
+                raise UserError(f"The {name} part has no images; pass another split")
             low, high = int(part.labels.min()), int(part.labels.max())
             if low < 0 or high >= self.classes:
                 raise UserError(
@@ -123,11 +121,11 @@ class DataSplits:
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """(planes, height, width) of the images, None where they are not square."""
+        """(planes, height, width) of the images, or None if they are not square."""
         return image_shape(self.train.images.shape[1])
 
     def normalization(self, name: str) -> Normalization:
-        """:func:`fastmlp.data.make_normalization` on the training images, made once."""
+        """Return the normalization of that name for the training images, cached."""
         if name not in self._normalizations:
             self._normalizations[name] = make_normalization(name, self.train.images)
         return self._normalizations[name]
@@ -138,7 +136,7 @@ class DataSplits:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The name and a hash of all that training and the choice of the best epoch depend on."""
+        """The name and a hash of the training and validation parts."""
         digest = hashlib.sha256()
         for part in (self.train, self.val):
             for tensor in (part.images, part.labels):

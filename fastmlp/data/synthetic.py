@@ -1,5 +1,4 @@
-"""The built-in synthetic set: ten procedural classes of 32x32 colour images, for a machine without
-CIFAR-10 and without a network.
+"""Draw the built-in synthetic set: ten procedural classes of 32x32 colour images.
 
 Each image shows one shape or texture at a random place, size and angle, in two random colours, the
 pattern darker than the ground in three images of ten, under uneven light and noise. The colours are
@@ -42,8 +41,9 @@ NOISE = (20.0, 90.0)  # half the range of the noise on every value; uniform with
 
 
 def generate(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images ``(count, 3, 32, 32)`` uint8 and labels ``(count,)`` int64, indices into
-    :data:`CLASSES`. The same seed gives the same bytes; a larger ``count`` only adds to the end.
+    """Return images (count, 3, 32, 32) uint8 and labels (count,) int64, indices of CLASSES.
+
+    The same seed gives the same bytes; a larger ``count`` only adds to the end.
     """
     chunks = -(-count // CHUNK)
     images = np.empty((chunks, CHUNK, 3, SIDE, SIDE), np.uint8)
@@ -58,7 +58,7 @@ def generate(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64
 
 
 def warning(reason: str) -> str:
-    """The text that tells a user, unmissably, that this set stands in for CIFAR-10, and why."""
+    """Return a boxed warning that this set stands in for CIFAR-10, and why."""
     paragraphs = (
         "THIS IS NOT CIFAR-10",
         reason,
@@ -85,7 +85,7 @@ def _fill_chunk(
 
 
 def _draw(form: Form, count: int, random: np.random.PCG64) -> NDArray[np.uint8]:
-    """``(count, 3, 32, 32)`` images of one class."""
+    """Draw images (count, 3, 32, 32) of one class."""
     across, down, size, tilt, slope_x, slope_y, strength, choice = _uniform(random, 8, count, 1, 1)
     dark_colour, light_colour = (
         low + (high - low) * _uniform(random, count, 3, 1, 1) for low, high in (DARK, LIGHT)
@@ -119,7 +119,7 @@ def _draw(form: Form, count: int, random: np.random.PCG64) -> NDArray[np.uint8]:
 
 
 def _uniform(random: np.random.PCG64, *shape: int) -> Array:
-    """An array of float32 numbers, multiples of 2**-16 in [0, 1)."""
+    """Draw float32 multiples of 2**-16 in [0, 1)."""
     count = math.prod(shape)
     words = random.random_raw(-(-count // 4)).astype("<u8").view("<u2")
     return words[:count].reshape(shape).astype(np.float32) / 65536.0
@@ -136,7 +136,7 @@ def _box(u: Array, v: Array, half_width: float, half_height: float) -> Array:
 
 
 def _wave(t: Array) -> Array:
-    """A triangle wave of period 1 between -1 and 1."""
+    """Return a triangle wave of period 1 between -1 and 1."""
     wave: Array = 4 * np.abs(t - np.floor(t) - 0.5) - 1
     return wave
 

@@ -1,7 +1,7 @@
-"""Augmentation: random flips and shifts of uint8 images, drawn afresh for every epoch.
+"""Augment and normalise uint8 images.
 
-An epoch's moves are drawn ahead and applied as an image is read, so that every engine trains on the
-same pictures and none keeps a second copy of the data.
+The random flips and shifts of an epoch are drawn ahead and applied as an image is read, so that
+every engine trains on the same pictures and none holds a second copy of the data.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ MAX_SHIFT = 127
 
 @dataclass(frozen=True)
 class FlipShifts:
-    """How each image of an epoch is moved: ``values`` (n, 3) int8, on the CPU, are rows down,
-    columns to the right and 1 where the image is flipped left to right before that, for images of
-    ``shape`` (planes, height, width)."""
+    """The moves of N images of ``shape`` (planes, height, width).
+
+    ``values`` (N, 3) int8 on the CPU: rows down, columns to the right, and 1 if the image is
+    flipped left to right first.
+    """
 
     values: Tensor
     shape: tuple[int, int, int]
@@ -33,8 +35,7 @@ class FlipShifts:
         return FlipShifts(self.values[rows], self.shape)
 
     def apply(self, images: Tensor, *, reference: bool = False) -> Tensor:
-        """:func:`flip_shift` of images (n, features), by its kernel on the CPU; ``reference`` keeps
-        to plain PyTorch."""
+        """Move images (N, features) uint8; ``reference`` avoids the kernel for plain PyTorch."""
         if reference or images.device.type != "cpu" or not native_available():
             return flip_shift_ref(images, self.values, self.shape)
         return flip_shift(images, self.values, self.shape)
@@ -42,8 +43,10 @@ class FlipShifts:
 
 @dataclass(frozen=True)
 class RandomFlipShift:
-    """``flip``: every image is flipped left to right half of the time. ``shift``: it is moved by up
-    to so many pixels each way, what comes in being mirrored at the edge."""
+    """Shift each image by up to ``shift`` pixels each way, mirroring the image at its edges.
+
+    With ``flip``, flip it left to right first with probability 1/2.
+    """
 
     flip: bool = False
     shift: int = 0
@@ -51,8 +54,10 @@ class RandomFlipShift:
     def draw(
         self, images: int, shape: tuple[int, int, int], generator: torch.Generator
     ) -> FlipShifts:
-        """Moves for an epoch of so many images, each value with equal probability. Raises
-        ValueError where the images are too small for the shift."""
+        """Draw moves for N images, all values equally likely.
+
+        Raises ValueError for images too small for the shift.
+        """
         if self.shift >= min(shape[1:]):
             raise ValueError(
                 f"images of {shape[1]} x {shape[2]} cannot be shifted by {self.shift} pixels"
@@ -63,7 +68,7 @@ class RandomFlipShift:
 
 
 def parse_augmentation(text: str) -> RandomFlipShift | None:
-    """``"flip"``, ``"shift:3"`` or ``"flip,shift:3"``; None for ``"none"``. Raises ValueError."""
+    """Parse ``"flip"``, ``"shift:3"``, ``"flip,shift:3"`` or ``"none"``; raises ValueError."""
     match = re.fullmatch(r"(flip)?(?:(?:^|(?<=p),)shift:([0-9]{1,3}))?", text)
     shift = int(match[2] or 0) if match else 0
     if text == "none":
@@ -77,8 +82,10 @@ def parse_augmentation(text: str) -> RandomFlipShift | None:
 
 
 def image_shape(features: int) -> tuple[int, int, int] | None:
-    """(planes, height, width) of square images of so many numbers, in three planes or one, as
-    CIFAR-10 and MNIST have them; None where there are no such."""
+    """Return (planes, height, width) of square images, in three planes if possible, else in one.
+
+    Returns None if ``features`` fits neither.
+    """
     for planes in (3, 1):
         side = math.isqrt(features // planes)
         if planes * side * side == features:
@@ -88,15 +95,17 @@ def image_shape(features: int) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True)
 class Normalization:
-    """``x = u8 * scale + shift`` with float32 ``scale`` and ``shift`` of shape (features,)."""
+    """``x = u8 * scale + shift`` with float32 ``scale`` and ``shift`` (features,)."""
 
     name: str
     scale: torch.Tensor
     shift: torch.Tensor
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (..., features) uint8 -> float32 of the same shape, on the device of ``images``.
-        Raises TypeError for another dtype: that would be normalised twice."""
+        """Normalise images (..., features) uint8 to float32 on their device.
+
+        Raises TypeError for another dtype, which would be normalised twice.
+        """
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")
         scale, shift = self.scale.to(images.device), self.shift.to(images.device)
@@ -104,12 +113,11 @@ class Normalization:
 
 
 def make_normalization(name: str, train_images: torch.Tensor) -> Normalization:
-    """``unit``: ``u8 / 255``. ``standard``: ``(u8 - mean) / std`` with the mean and the standard
-    deviation of each colour channel of ``train_images``, and of nothing else.
+    """Return ``unit``: ``u8 / 255``, or ``standard``: ``(u8 - mean) / std`` of each channel.
 
-    ``train_images``: (n, features) uint8, features being three colour planes one after another
-    (or, where three does not divide them, one grey plane). Raises :class:`UserError` for another
-    name.
+    ``train_images`` (N, features) uint8 give the mean and the standard deviation; features are
+    three colour planes one after another, or one grey plane if 3 does not divide them. Raises
+    UserError for another name.
     """
     features = train_images.shape[-1]
     if name == "unit":
@@ -117,7 +125,7 @@ def make_normalization(name: str, train_images: torch.Tensor) -> Normalization:
     elif name == "standard":
         mean, std = channel_statistics(train_images)
     else:
-        raise UserError(f"--normalize wants unit or standard, got {name!r}.", EXIT_USAGE)
+        raise UserError(f"normalize must be unit or standard, got {name!r}.", EXIT_USAGE)
     scale = 1 / torch.tensor(std, dtype=torch.float64)
     shift = -torch.tensor(mean, dtype=torch.float64) * scale
     plane = features // len(std)
@@ -127,8 +135,11 @@ def make_normalization(name: str, train_images: torch.Tensor) -> Normalization:
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation (of the population; 1 for a constant channel) of each channel of
-    images (n, features) uint8, on the scale of 0 to 255; exact but for the last rounding."""
+    """Return mean and standard deviation of each channel of images (N, features) uint8.
+
+    They are on the scale of 0 to 255 and exact but for the last rounding; the deviation is that of
+    the population, and 1 for a constant channel.
+    """
     planes = images.reshape(len(images), 3 if images.shape[-1] % 3 == 0 else 1, -1)
     means, deviations = [], []
     for channel in range(planes.shape[1]):

@@ -1,4 +1,4 @@
-"""A two-layer network trained by layers that are called by hand."""
+"""Train a two-layer network with layers that are called by hand."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy, _labels
+from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy, class_indices
 from fastmlp.nn.init import init_parameters
 from fastmlp.nn.modules import MLP
 from fastmlp.utils.files import atomic_path
 
 Batches: TypeAlias = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-"""Data for a :class:`Classifier`: two tensors (images, labels), or batches (x, y) in a list, a
-DataLoader or anything else that can be iterated once per epoch."""
+"""Two tensors (images, labels), or batches (x, y) in a list, a DataLoader or anything else that can
+be iterated once per epoch."""
 
 
 class Score(NamedTuple):
-    """Share of right answers (0 to 1) and mean cross entropy, from :meth:`Classifier.test`."""
+    """Share of right answers (0 to 1) and mean cross entropy."""
 
     accuracy: float
     loss: float
 
 
 def print_epoch(record: dict[str, Any]) -> None:
-    """Prints a record of :meth:`Classifier.training` on one line."""
+    """Print a record of :meth:`Classifier.training` on one line."""
     text = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "saved")
     print(text + ("  [MODEL SAVED]" if record["saved"] else ""))
 
 
 class Classifier:
-    """D inputs -> H hidden units with ReLU -> C classes, trained by plain SGD without autograd.
+    """A network of D inputs, H hidden units with ReLU and C classes, trained by plain SGD.
 
-    ``params`` holds the weights: w1 (D, H), b1 (H,), w2 (H, C), b2 (C,). ``init`` is a name of
-    :func:`fastmlp.nn.modules.init_parameters`, drawn with ``seed``. ``grad_average`` is that of
-    :class:`FullyConnectedLayer`: where it is True, ``lr`` has to be about N times that of SGD.
-    Raises ValueError for D, H or C < 1 or an unknown ``init``.
+    ``params`` holds w1 (D, H), b1 (H,), w2 (H, C), b2 (C,). ``init`` is a name of
+    :func:`fastmlp.nn.init.init_parameters`, drawn with ``seed``. ``grad_average`` is that of
+    :class:`FullyConnectedLayer`: if True, ``lr`` has to be about N times that of SGD. Raises
+    ValueError for D, H or C < 1 or an unknown ``init``.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Classifier:
         self.loss = SoftmaxCrossEntropy(backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, D) -> the net's output before softmax, (N, C)."""
+        """Return the output before softmax (N, C) for x (N, D)."""
         p = self.params
         hidden = self.relu.forward(self.fc1.forward(x, p["w1"], p["b1"]))
         return self.fc2.forward(hidden, p["w2"], p["b2"])
 
     def backward(self) -> dict[str, Tensor]:
-        """The gradient for each entry of ``params``; needs ``forward`` and ``loss.forward``."""
+        """Return the gradient of each of ``params``, after ``forward`` and ``loss.forward``."""
         dw2, db2 = self.fc2.backward(self.loss.backward())
         dw1, db1 = self.fc1.backward(self.relu.backward(self.fc2.dx))
         return {"w1": dw1, "b1": db1, "w2": dw2, "b2": db2}
@@ -92,17 +92,17 @@ class Classifier:
         save_path: str | os.PathLike[str] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = print_epoch,
     ) -> list[dict[str, Any]]:
-        """Trains by SGD at the rate ``lr * lr_decay ** e`` in epoch e = 0, 1, ...
+        """Train by SGD at the rate ``lr * lr_decay ** e`` in epoch e = 0, 1, ...
 
         Tensors (images, labels) are cut into batches of ``batch_size``, in an order drawn from
-        ``seed`` anew for every epoch; other data comes in its own batches and order. Images are
-        flattened. Returns a record for each epoch, which ``on_epoch`` (None: nobody) gets as soon
-        as it is there: epoch (from 1), lr, train_loss and train_accuracy (while training), saved
+        ``seed`` anew for every epoch; other data has its own batches and order. Images are
+        flattened. Returns a record for each epoch, which is also passed to ``on_epoch`` as soon as
+        the epoch ends: epoch (from 1), lr, train_loss and train_accuracy (while training), saved
         and, with ``val``, val_loss and val_accuracy.
 
         With ``val`` the weights of the best validation accuracy (the first of equals) are kept, and
-        written to ``save_path`` as they are found; without, those of every epoch. Raises ValueError
-        on options out of range or data without batches, TypeError on images that are integers.
+        written to ``save_path`` when found; without it, those of every epoch. Raises ValueError for
+        options out of range or data without batches, TypeError for integer images.
         """
         for name, count in {"epochs": epochs, "batch_size": batch_size}.items():
             if not isinstance(count, int) or count < 1:
@@ -134,7 +134,7 @@ class Classifier:
         return records
 
     def test(self, data: Batches, batch_size: int = 1024) -> Score:
-        """(accuracy, loss) over ``data``: tensors (images, labels), or batches of them."""
+        """Return accuracy and loss over ``data``."""
         return self._run(data, batch_size)
 
     def _run(
@@ -144,14 +144,14 @@ class Classifier:
         generator: torch.Generator | None = None,
         lr: float | None = None,
     ) -> Score:
-        """One pass over ``data``, with an SGD step for each batch where ``lr`` is given."""
+        """Pass over ``data`` once, with an SGD step for each batch if ``lr`` is given."""
         like = self.params["w1"]
         rows, sums = 0, torch.zeros(2, dtype=torch.float64, device=like.device)
         for images, labels in _batches(data, batch_size, generator):
             if not images.is_floating_point():
                 raise TypeError(f"images must be floating point, scaled, got {images.dtype}")
             x = images.flatten(1).to(like.device, like.dtype)
-            y = _labels(labels.to(like.device), (len(x), len(self.params["b2"])))
+            y = class_indices(labels.to(like.device), (len(x), len(self.params["b2"])))
             pred_y, loss = self.loss.forward(y, self.forward(x))
             if lr is not None:
                 for name, grad in self.backward().items():
@@ -166,9 +166,9 @@ class Classifier:
         return Score(*(sums / rows).tolist())
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
-        """Writes ``params`` to ``path``, whole or not at all: a ``torch.save`` of a plain dict.
+        """Write ``params`` to ``path`` atomically, by ``torch.save`` of a plain dict.
 
-        Raises OSError where the file cannot be written.
+        Raises OSError if the file is not writable.
         """
         # through memory, so that a full disk is an OSError and not torch.save's RuntimeError
         buffer = io.BytesIO()
@@ -177,15 +177,15 @@ class Classifier:
             temporary.write_bytes(buffer.getbuffer())
 
     def load_model(self, path: str | os.PathLike[str]) -> None:
-        """Reads what :meth:`save_model` wrote into ``params``, keeping their device and dtype.
+        """Read a file of :meth:`save_model` into ``params``, keeping their device and dtype.
 
-        Raises OSError where there is no such file, and ValueError where it is damaged or of a model
-        of another shape; ``params`` are then as they were.
+        Raises OSError for a missing file, and ValueError for one that is damaged or of a model of
+        another shape; ``params`` then stay unchanged.
         """
         buffer = io.BytesIO(Path(path).read_bytes())
         try:
             loaded = torch.load(buffer, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged bytes make unpickling fail in any way there is
+        except Exception as error:  # damaged bytes make unpickling raise anything
             raise ValueError(f"{path} is damaged or no file of Classifier.save_model") from error
         wanted = {name: tuple(tensor.shape) for name, tensor in self.params.items()}
         found = loaded if isinstance(loaded, dict) else {}
@@ -199,7 +199,7 @@ class Classifier:
 def _batches(
     data: Any, batch_size: int, generator: torch.Generator | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x, y) of ``data``; a pair of tensors is cut up, in random order with a generator."""
+    """Yield batches (x, y); a pair of tensors is cut up, in random order with a generator."""
     if not (isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor)):
         yield from data
         return

@@ -1,9 +1,9 @@
-"""Layers whose forward and backward are called by hand, and a two-layer classifier made of them.
+"""Offer layers whose forward and backward are called by hand.
 
-The interface of a course in which the student, not autograd, walks the chain rule. Here a weight
-``w`` has shape (D, F), so that a layer reads ``x @ w + b``. Nothing is recorded for autograd, and
-tensors that require grad are taken like any other. Shapes that do not fit raise AssertionError with
-what was expected and what came; a backward without its forward raises RuntimeError.
+The interface of a course in which the student, not autograd, applies the chain rule. A weight ``w``
+has shape (D, F), so that a layer reads ``x @ w + b``. Nothing is recorded for autograd, whether or
+not a tensor requires grad. Wrong shapes raise AssertionError with what was expected and what was
+passed; a backward without its forward raises RuntimeError.
 
     fc = FullyConnectedLayer()
     loss = SoftmaxCrossEntropy()
@@ -26,11 +26,11 @@ from fastmlp.ops.activations import relu_backward, relu_backward_ref
 from fastmlp.ops.linear import linear_backward, linear_backward_ref
 
 IGNORE_NOTHING = torch.iinfo(torch.int64).min
-"""An ``ignore_index`` that no label has, so that -100 is an error here like any other bad label."""
+"""An ``ignore_index`` that no label has, so that -100 is an error like any other invalid label."""
 
 
 def _expect(name: str, tensor: Tensor, *shape: int | str) -> None:
-    """AssertionError unless ``tensor`` has ``shape``, in which a letter stands for any size."""
+    """Raise AssertionError unless ``tensor`` has ``shape``, where a letter matches any size."""
     wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     if not isinstance(tensor, Tensor):
         raise AssertionError(f"{name}: expected a tensor {wanted}, got {type(tensor).__name__}")
@@ -41,7 +41,7 @@ def _expect(name: str, tensor: Tensor, *shape: int | str) -> None:
 
 
 class _Saved:
-    """What one call keeps for a later one, with errors for asking too early or too late."""
+    """Tensors that one call saves for a later one; reading them too early or too late fails."""
 
     def __init__(self, owner: object, **tensors: Tensor) -> None:
         self._owner = type(owner).__name__
@@ -53,7 +53,7 @@ class _Saved:
             self._tensors[name] = (tensor, _version(tensor))
 
     def get(self, name: str, after: str = "forward") -> Tensor:
-        """The tensor; RuntimeError where ``after`` was not called or it was written to since."""
+        """Return a tensor; raises RuntimeError before ``after`` or if it was modified since."""
         if name not in self._tensors:
             raise RuntimeError(f"{self._owner}: call {after} first, it keeps the {name} for this")
         tensor, version = self._tensors[name]
@@ -65,19 +65,19 @@ class _Saved:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often ``tensor`` was written to in place; inference tensors do not count, so 0."""
+    """Return how often ``tensor`` was modified in place; 0 for inference tensors."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 class FullyConnectedLayer:
-    """``y = x @ w + b``, differentiated by hand. Counterpart: ``F.linear`` with ``weight = w.T``.
+    """Compute ``y = x @ w + b``. Counterpart: ``F.linear`` with ``weight = w.T``.
 
-    With g = backprop, the chain rule (``grad_average=False``) says
+    With g = backprop, the chain rule (``grad_average=False``) gives
 
         dw = x.T @ g,   db = sum over rows of g,   dx = g @ w.T
 
-    ``grad_average=True``, the course's convention, divides dw and db (never dx) by N once more, on
-    top of the loss's own division by N.
+    ``grad_average=True``, the course's convention, divides dw and db (never dx) by N once more, in
+    addition to the loss's own division by N.
     """
 
     def __init__(self, backend: str | None = None, grad_average: bool = True) -> None:
@@ -87,7 +87,7 @@ class FullyConnectedLayer:
 
     @torch.no_grad()
     def forward(self, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        """x (N, D), w (D, F), b (F,), one floating-point dtype -> (N, F)."""
+        """Return the output (N, F) for x (N, D), w (D, F), b (F,) of one floating-point dtype."""
         _expect("w", w, "D", "F")
         _expect("x", x, "N", w.shape[0])
         _expect("b", b, w.shape[1])
@@ -96,7 +96,7 @@ class FullyConnectedLayer:
 
     @torch.no_grad()
     def backward(self, backprop: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss's gradient to the output, (N, F) -> its gradients (dw (D, F), db (F,))."""
+        """Return (dw (D, F), db (F,)) for ``backprop`` (N, F), the gradient of the output."""
         x, w = self._saved.get("x"), self._saved.get("w")
         _expect("backprop", backprop, len(x), w.shape[1])
         self._saved.put(backprop=backprop)
@@ -109,10 +109,10 @@ class FullyConnectedLayer:
     @property
     @torch.no_grad()
     def dx(self) -> Tensor:
-        """The loss's gradient to x, (N, D): what the layer below takes as its backprop.
+        """The gradient of x (N, D), the backprop of the layer below.
 
-        Computed when read, so the first layer of a net does not pay for it. Read it after backward
-        and before w is updated in place: later it raises RuntimeError.
+        Computed when read, so that the first layer of a network does not pay for it. Read it after
+        backward and before w is updated in place; later it raises RuntimeError.
         """
         backprop = self._saved.get("backprop", after="backward")
         x, w = self._saved.get("x"), self._saved.get("w")
@@ -126,7 +126,7 @@ class FullyConnectedLayer:
 
 
 class ReLU:
-    """``max(x, 0)`` of any shape, with a hand-called gradient. Counterpart: ``F.relu``."""
+    """Compute ``max(x, 0)`` of any shape. Counterpart: ``F.relu``."""
 
     def __init__(self, backend: str | None = None) -> None:
         self.backend = backend
@@ -134,14 +134,14 @@ class ReLU:
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """x, any shape and floating-point dtype -> the same shape."""
+        """Return the output in the shape of x, of any floating-point dtype."""
         y = functional.relu(x, backend=self.backend)
         self._saved = _Saved(self, output=y)
         return y
 
     @torch.no_grad()
     def backward(self, backprop: Tensor) -> Tensor:
-        """The loss's gradient to the output -> that to x: 0 where the output is 0. Same shapes."""
+        """Return the gradient of x for that of the output: 0 where the output is 0."""
         y = self._saved.get("output")
         _expect("backprop", backprop, *y.shape)
         if resolve_backend(self.backend, y.device.type) == "reference":
@@ -150,7 +150,7 @@ class ReLU:
 
 
 class SoftmaxCrossEntropy:
-    """Softmax, then the mean over the batch of -log p[label]. Counterpart: ``F.cross_entropy``."""
+    """Compute the mean of -log softmax at the label. Counterpart: ``F.cross_entropy``."""
 
     def __init__(self, backend: str | None = None) -> None:
         self.backend = backend
@@ -158,13 +158,13 @@ class SoftmaxCrossEntropy:
 
     @torch.no_grad()
     def forward(self, y: Tensor, net_out: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels y, and net_out (N, C) -> (pred_y (N, C): softmax(net_out), loss: a scalar).
+        """Return (pred_y, loss): softmax(net_out) (N, C) and the scalar loss for labels y.
 
         y is (N,), int64 or uint8 in [0, C), or one-hot (N, C) of any dtype. Raises AssertionError
-        on shapes and on rows that are not one-hot, IndexError (on the CPU) on a label out of range.
+        for wrong shapes and rows that are not one-hot, IndexError (CPU) for a label out of range.
         """
         _expect("net_out", net_out, "N", "C")
-        labels = _labels(y, net_out.shape)
+        labels = class_indices(y, net_out.shape)
         loss = functional.cross_entropy(
             net_out, labels, ignore_index=IGNORE_NOTHING, backend=self.backend
         )
@@ -173,18 +173,18 @@ class SoftmaxCrossEntropy:
         return pred_y, loss
 
     def backward(self) -> Tensor:
-        """The gradient of the mean loss to net_out, (N, C): ``(pred_y - onehot(y)) / N``."""
+        """Return the gradient of net_out (N, C): ``(pred_y - onehot(y)) / N``."""
         pred_y, labels = self._saved.get("pred_y"), self._saved.get("y")
         return (pred_y - _onehot(labels, pred_y.shape[1], pred_y.dtype)) / len(pred_y)
 
 
 def _onehot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """(N,) -> (N, classes), 1 at the label; a row of zeros for a label out of range."""
+    """Return (N, classes) with 1 at the label; a row of zeros for a label out of range."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype)
 
 
-def _labels(y: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Class indices (N,) from y, which is those or one-hot, for a net's output of ``shape``."""
+def class_indices(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return class indices (N,) from y, indices or one-hot, for an output of ``shape``."""
     if not isinstance(y, Tensor) or y.dim() != 2:
         _expect("y", y, shape[0])
         return y

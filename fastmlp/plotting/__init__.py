@@ -1,1 +1,1 @@
-"""Every picture, and the only importers of matplotlib."""
+"""Draw every picture; nothing else imports matplotlib."""

@@ -1,4 +1,7 @@
-"""Pictures of images: samples, confusion matrix, weights, mistakes."""
+"""Draw samples, confusion matrix, weights and mistakes, each into an image file.
+
+Raises OSError if the file is not writable.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ Shape = tuple[int, int, int]
 
 
 def draw_samples(dataset: Dataset, out: Path) -> None:
-    """Writes an image file to ``out``: a row of each class, of its first ten training images.
+    """Draw the first ten training images of each class, a row for each, into the file ``out``.
 
-    Raises :class:`UserError` for a file type that matplotlib cannot write.
+    Raises UserError for a file type that matplotlib cannot write.
     """
     cell, columns = 34, 10  # an image and a white gap of two pixels
     grid = np.full((len(dataset.classes) * cell, columns * cell, 3), 255, np.uint8)
@@ -39,7 +42,7 @@ def draw_samples(dataset: Dataset, out: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     kind = out.suffix[1:].lower()
     if kind not in canvas.get_supported_filetypes():
-        raise UserError(f"--out wants a file name that ends in .png, .pdf or .svg, got {out}.")
+        raise UserError(f"out must be a file name that ends in .png, .pdf or .svg, got {out}.")
     axes = figure.add_subplot()
     axes.imshow(grid, interpolation="nearest")
     axes.set_title(f"{dataset.name}: ten training images of each class", fontsize=13)
@@ -52,9 +55,10 @@ def draw_samples(dataset: Dataset, out: Path) -> None:
 
 
 def confusion_picture(counts: Tensor, names: Sequence[str], title: str, target: str | Path) -> None:
-    """Draws what each class was taken for, in per cent of its images, and the share of each class
-    that was recognised. ``counts`` (classes, classes): images of the row's class that were taken
-    for the column's."""
+    """Draw the predictions for each class in per cent of its images, and the share recognised.
+
+    ``counts`` (classes, classes): images of the row's class that were taken for the column's.
+    """
     classes = len(names)
     shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     figure = new_figure(8.4, 7)
@@ -91,7 +95,7 @@ def confusion_picture(counts: Tensor, names: Sequence[str], title: str, target: 
 
 
 def weights_picture(weight: Tensor, shape: Shape, target: str | Path, count: int = 48) -> None:
-    """Draws what the ``count`` hidden units with the largest weights look for, as small images.
+    """Draw the weights of the ``count`` hidden units of the largest norm as small images.
 
     ``weight`` (units, features) is the first layer's. Each image is scaled by its own largest
     weight; grey is 0.
@@ -124,9 +128,9 @@ def mistakes_picture(
     target: str | Path,
     count: int = 15,
 ) -> None:
-    """Draws the images that were classified wrongly with the highest probability.
+    """Draw the images that were misclassified with the highest probability.
 
-    ``images`` (n, features) uint8, ``labels`` (n,), ``probabilities`` (n, classes).
+    ``images`` (N, features) uint8, ``labels`` (N,), ``probabilities`` (N, classes).
     """
     sure, guess = probabilities.max(1)
     sure = torch.where(guess == labels, -1.0, sure)
@@ -153,6 +157,6 @@ def mistakes_picture(
 
 
 def _show(axes: Axes, image: Tensor) -> None:
-    """An image (planes, height, width) of values from 0 to 1."""
+    """Show an image (planes, height, width) of values from 0 to 1."""
     pixels = image.permute(1, 2, 0).numpy()
     axes.imshow(pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels, interpolation="nearest")

@@ -1,8 +1,4 @@
-"""Pictures of what a network has learned and of what a sweep has found, each into a PNG file.
-
-Colours are told apart with any colour vision. Functions raise OSError where the file cannot be
-written.
-"""
+"""Draw the results of a sweep."""
 
 from __future__ import annotations
 
@@ -23,15 +19,17 @@ from fastmlp.plotting.curves import TRAIN, VALIDATION
 from fastmlp.plotting.style import LEGEND, LINES, new_figure, save_figure, set_title
 
 NAMED = 3
-"""Lines that are named where there are more of them than colours: those that end highest."""
+"""The number of lines that are named, the highest, if there are more lines than colours."""
 LOG_FROM = 6
-"""The ratio of the largest value to the smallest from which an axis is logarithmic."""
+"""The smallest ratio of the largest to the smallest value of a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One value of a hyper-parameter, and the epochs of the runs with it, one list per seed. A run
-    that diverged has fewer epochs than the others, or none; ``ended`` says so in a word."""
+    """One value of a hyper-parameter and the epochs of its runs, one list per seed.
+
+    A run that diverged has fewer epochs than the others, or none; ``ended`` is the word for it.
+    """
 
     value: float | int | str
     histories: list[list[EpochRecord]]
@@ -41,10 +39,11 @@ class SweepPoint:
 def sweep_picture(
     name: str, points: Sequence[SweepPoint], target: str | Path, title: str = ""
 ) -> None:
-    """Draws the final accuracies by the value of the hyper-parameter ``name``, with the standard
-    deviation over seeds, and under them those after every epoch, as means over seeds.
+    """Draw the final accuracies by value of the hyper-parameter ``name`` into a PNG file.
 
-    What diverged counts in neither and is marked with a cross. Raises ValueError without points.
+    They are means with standard deviations over seeds; below them are the means after each epoch.
+    Runs that diverged count in neither and are marked with a cross. Raises ValueError without
+    points and OSError if the file is not writable.
     """
     if not points:
         raise ValueError("points must hold at least one value, got none")
@@ -74,7 +73,7 @@ def sweep_picture(
 
 
 def _whole(name: str, points: Sequence[SweepPoint]) -> list[list[list[EpochRecord]]]:
-    """The runs of each value that went through all their epochs."""
+    """Return the runs of each value that completed all epochs."""
     longest = max((len(history) for point in points for history in point.histories), default=0)
     wanted = [
         point.value if name == "epochs" and isinstance(point.value, int) else longest
@@ -89,7 +88,7 @@ def _whole(name: str, points: Sequence[SweepPoint]) -> list[list[list[EpochRecor
 def _places(
     values: Sequence[float | int | str],
 ) -> tuple[list[float], list[str] | None, str | None]:
-    """Where the values stand on their axis, their ticks (None: matplotlib's), and its scale."""
+    """Return the places of the values, their ticks (None: matplotlib's) and the axis' scale."""
     names = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
     numbers = [float(value) for value in values if isinstance(value, (int, float))]
     if len(numbers) < len(values):
@@ -105,7 +104,7 @@ def _draw_final(
     points: Sequence[SweepPoint],
     whole: list[list[list[EpochRecord]]],
 ) -> None:
-    """Final accuracies by value, joined in the order of the values."""
+    """Draw the final accuracies, joined in the order of the values."""
     parts: list[tuple[str, dict[str, Any], Callable[[EpochRecord], float]]] = [
         (
             "validation",
@@ -157,7 +156,7 @@ def _draw_final(
 def _draw_by_epoch(
     axes: Axes, name: str, points: Sequence[SweepPoint], whole: list[list[list[EpochRecord]]]
 ) -> None:
-    """Mean accuracies by epoch, a colour for each value, which stands at the end of its line."""
+    """Draw the mean accuracies by epoch, one colour per value, named at the end of its line."""
     ends: list[tuple[float, str, str]] = []
     last = max((len(history) for point in points for history in point.histories), default=0)
     few = len(points) <= len(LINES)
@@ -194,7 +193,7 @@ def _draw_by_epoch(
 
 
 def _name_lines(axes: Axes, last: int, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Writes each line's value at its end, none over another."""
+    """Write each line's value at its end without overlap."""
     low, high = axes.get_ylim()
     step, floor = 0.055 * (high - low), low
     for height, text, colour in sorted(ends):

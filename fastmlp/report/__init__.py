@@ -1,1 +1,1 @@
-"""The course's experiments, done again, as one HTML file."""
+"""Repeat the course's experiments and report them in one HTML file."""

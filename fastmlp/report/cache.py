@@ -1,4 +1,4 @@
-"""What is done of a report, kept in files so that a stopped command goes on."""
+"""Keep the finished experiments of a report in files, from which a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from fastmlp.utils.files import write_bytes, write_text
 
 @dataclass(frozen=True)
 class StudyPart:
-    """What came of all networks of a study with one seed, and in how many seconds."""
+    """The outcomes of all networks of a study with one seed, by their names."""
 
     seconds: float
     outcomes: dict[str, Outcome]
     parameters: dict[str, Tensor] | None = None
-    """The best ones of the network, where they are wanted later: a ``state_dict``."""
+    """The ``state_dict`` of the best epoch, kept for the network of the preset ``default``."""
 
 
 class StudyCache:
-    """The files in ``folder``, which is made when the first is saved.
+    """Files in ``folder``, which is made with the first one.
 
-    ``key`` is all that decides what a part holds. It is in the file's name as a hash, so that parts
-    made with other settings or data stay beside each other.
+    A part is found again by its ``key``, everything that decides its content. The file's name has a
+    hash of it, so that parts made with other settings or data lie beside each other.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def load(self, study: str, seed: int, key: Mapping[str, Any]) -> StudyPart | None:
-        """What was saved with the same key; None where nothing was or it is damaged."""
+        """Return the part saved with the same key, or None if it is missing or damaged."""
         path = self._path(study, seed, key)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -47,13 +47,13 @@ class StudyCache:
             if values["has_parameters"]:
                 parameters = torch.load(path.with_suffix(".pt"), weights_only=True)
             return StudyPart(float(values["seconds"]), outcomes, parameters)
-        except Exception:  # torch's unpickler raises any; the part is done again
+        except Exception:  # torch's unpickler raises anything; the part is trained again
             return None
 
     def save(self, study: str, seed: int, key: Mapping[str, Any], part: StudyPart) -> None:
-        """Writes a part; raises OSError where it cannot be written."""
+        """Write a part; raises OSError if the folder is not writable."""
         path = self._path(study, seed, key)
-        if part.parameters is not None:  # first, so that the JSON file says that all is there
+        if part.parameters is not None:  # first, so that a JSON file means a whole part
             write_bytes(path.with_suffix(".pt"), torch_bytes(part.parameters))
         values = {
             "seconds": part.seconds,

@@ -1,5 +1,4 @@
-"""The experiments of the report: which networks are trained, how long and how often, and what the
-course's report found with them."""
+"""Define the experiments of the report and what the course's report found with them."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from fastmlp.training.config import TrainConfig
 from fastmlp.training.presets import resolve_config
 
 RECIPES = {"course": "the course's recipe", "course-fixed": "the recipe corrected"}
-"""Presets, and how they are called."""
+"""Presets and their names in the text."""
 SWEEP_BASE: dict[str, Any] = {"batch_size": 16, "lr": 1e-3, "lr_decay": 0.95, "hidden": 64}
 SWEEPS: dict[str, tuple[Any, ...]] = {
     "lr": (1e-2, 1e-3, 1e-4),
@@ -37,16 +36,16 @@ FINAL: dict[str, dict[str, Any]] = {
 BEST, SMALL_RATE, SMALL_BATCH = FINAL
 
 COURSE_BEST = {"lr": 1e-2, "batch_size": 8, "hidden": 256, "lr_decay": 1.0}
-"""The course report's conclusions: the best of each sweep."""
+"""The best value of each sweep according to the course's report."""
 COURSE_TEST = {BEST: 0.3449, SMALL_RATE: 0.2668, SMALL_BATCH: 0.3542}
 COURSE_LAST = {"train_acc": 0.56, "val_acc": 0.33}
-"""About, at the end of the final training."""
+"""Approximate accuracies at the end of the final training."""
 COURSE_FINAL_EPOCHS, COURSE_SWEEP_EPOCHS = 200, 80
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many epochs and seeds the parts of the report take; None: what the preset says."""
+    """The epochs and seeds of each part of the report; None leaves the epochs to the preset."""
 
     sweep_epochs: int
     sweep_seeds: int
@@ -66,7 +65,7 @@ QUICK = Budget(6, 3, 20, 2, 4, 1, 12, 2)
 
 @dataclass(frozen=True)
 class Study:
-    """Networks that belong together, by name, each trained with the seeds 0, 1, ..."""
+    """Networks that are compared with each other, by name, each trained with seeds 0, 1, ..."""
 
     name: str
     title: str
@@ -75,92 +74,73 @@ class Study:
 
     @property
     def epochs(self) -> int:
-        """Of each of its networks."""
+        """The epochs of each network."""
         return next(iter(self.configs.values())).epochs
 
     def with_seed(self, seed: int) -> list[TrainConfig]:
-        """Its configurations, in order, with this seed."""
+        """Return the configurations, in order, with this seed."""
         return [replace(config, seed=seed) for config in self.configs.values()]
 
 
 def studies(common: Mapping[str, Any], budget: Budget) -> list[Study]:
-    """All trainings of the report; ``common`` are the fields of :class:`TrainConfig` that say on
-    which data and which machine."""
-    final = {"epochs": budget.final_epochs}
-    network = {} if budget.network_epochs is None else {"epochs": budget.network_epochs}
+    """Return all experiments; ``common`` holds TrainConfig's fields of data and machine."""
+
+    def config(values: Mapping[str, Any], epochs: int, preset: str = "course") -> TrainConfig:
+        return resolve_config({**common, "epochs": epochs, **values}, preset=preset)
+
+    sweeps = {
+        preset: {
+            sweep_label(name, value): config(
+                {**SWEEP_BASE, name: value}, budget.sweep_epochs, preset
+            )
+            for name, values in SWEEPS.items()
+            for value in values
+        }
+        for preset in RECIPES
+    }
+    final = {name: config(values, budget.final_epochs) for name, values in FINAL.items()}
+    ablation = {
+        ablation_label(*row): config(
+            dict(zip(("loader", "init", "grad_average"), row, strict=True)), budget.ablation_epochs
+        )
+        for row in ABLATION
+    }
+    epochs = {} if budget.network_epochs is None else {"epochs": budget.network_epochs}
+    network = {"default": resolve_config({**common, **epochs})}
+    ablated, right = "what of the recipe costs how much", "the network done right"
     return [
         *(
             Study(
-                f"sweep-{preset}",
-                f"four sweeps with {recipe}",
-                _sweep_configs({**common, "epochs": budget.sweep_epochs}, preset),
-                budget.sweep_seeds,
+                f"sweep-{preset}", f"four sweeps with {recipe}", sweeps[preset], budget.sweep_seeds
             )
             for preset, recipe in RECIPES.items()
         ),
-        Study(
-            "final",
-            "final training and its variants",
-            {
-                name: resolve_config({**common, **final, **values}, preset="course")
-                for name, values in FINAL.items()
-            },
-            budget.final_seeds,
-        ),
-        Study(
-            "ablation",
-            "what of the recipe costs how much",
-            _ablation_configs({**common, "epochs": budget.ablation_epochs}),
-            budget.ablation_seeds,
-        ),
-        Study(
-            "network",
-            "the network done right",
-            {"default": resolve_config({**common, **network})},
-            budget.network_seeds,
-        ),
+        Study("final", "final training and its variants", final, budget.final_seeds),
+        Study("ablation", ablated, ablation, budget.ablation_seeds),
+        Study("network", right, network, budget.network_seeds),
     ]
 
 
 def sweep_label(name: str, value: object) -> str:
-    """The name, in its study, of the network where ``name`` has another value than in the base."""
+    """Return the name of a sweep's network that differs from the base in one value at most."""
     return "base" if SWEEP_BASE[name] == value else f"{name} {value}"
 
 
-def _sweep_configs(common: Mapping[str, Any], preset: str) -> dict[str, TrainConfig]:
-    return {
-        sweep_label(name, value): resolve_config(
-            {**common, **SWEEP_BASE, name: value}, None, preset
-        )
-        for name, values in SWEEPS.items()
-        for value in values
-    }
-
-
 ABLATION = tuple(product(("sliding", "shuffle"), ("normal:0.8", "kaiming"), (True, False)))
-"""Loader, initial weights, whether gradients are averaged twice; from the course's recipe to none
-of it."""
+"""(loader, initial weights, averaged twice), from the course's recipe to none of it."""
 
 
 def ablation_label(loader: str, init: str, grad_average: bool) -> str:
-    """The name of a row of the ablation in its study."""
+    """Return the name of a network of the ablation."""
     return f"{loader}, {init}, averaged {'twice' if grad_average else 'once'}"
-
-
-def _ablation_configs(common: Mapping[str, Any]) -> dict[str, TrainConfig]:
-    return {
-        ablation_label(*row): resolve_config(
-            {**common, **dict(zip(("loader", "init", "grad_average"), row, strict=True))},
-            preset="course",
-        )
-        for row in ABLATION
-    }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one training. Accuracies are shares, 0 to 1; the test is that of the parameters
-    with the best validation accuracy, None where the run diverged."""
+    """The result of one training, accuracies as shares from 0 to 1.
+
+    Tested are the parameters of the best validation accuracy; None means that the run diverged.
+    """
 
     seed: int
     history: list[EpochRecord]
@@ -170,29 +150,29 @@ class Outcome:
 
     @classmethod
     def of(cls, run: Run) -> Outcome:
-        """A finished run's."""
+        """Summarise a finished run."""
         test = run.test if run.diverged is None else None
         accuracy, loss = (test.accuracy, test.loss) if test else (None, None)
         return cls(run.config.seed, run.history, accuracy, loss, run.diverged)
 
     @property
     def best(self) -> EpochRecord:
-        """The epoch with the highest validation accuracy; there must be one."""
+        """The epoch of the highest validation accuracy; raises ValueError without epochs."""
         return max(self.history, key=lambda record: record.val_acc)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: the history by columns."""
+        """Return plain data for JSON, the history by columns."""
         columns = [column.name for column in fields(EpochRecord)]
         history = {name: [getattr(record, name) for record in self.history] for name in columns}
         return {**asdict(replace(self, history=[])), "history": history}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Outcome:
-        """The inverse of :meth:`to_dict`; raises KeyError, TypeError or ValueError for another."""
+        """Invert :meth:`to_dict`; raises KeyError, TypeError or ValueError for other data."""
         history = values["history"]
         rows = zip(*(history[column.name] for column in fields(EpochRecord)), strict=True)
         return cls(**{**values, "history": [EpochRecord(*row) for row in rows]})
 
 
 Outcomes = dict[str, dict[str, list[Outcome]]]
-"""By study and network: an outcome for each seed."""
+"""One outcome for each seed, by study and network."""

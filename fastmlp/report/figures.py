@@ -1,4 +1,4 @@
-"""The report's pictures: which there are, and what is drawn on them."""
+"""Choose the report's pictures and draw them with :mod:`fastmlp.plotting`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Drawings = dict[str, Callable[[Path], None]]
 def drawings(
     material: Material, dataset: Dataset, parameters: Mapping[str, Tensor] | None
 ) -> Drawings:
-    """By name, functions that draw a picture each into the PNG file they are given.
+    """Return, by name, functions that each draw a picture into a PNG file of a given path.
 
-    ``parameters`` is the ``state_dict`` of the best network, None where all of them diverged.
+    ``parameters`` is the ``state_dict`` of the best network, or None if all diverged.
     """
     found: Drawings = {"classes": lambda path: draw_samples(dataset, path)}
     for preset, recipe in RECIPES.items():
@@ -61,7 +61,7 @@ def _curves(outcome: Outcome, title: str) -> Callable[[Path], None]:
 
 
 def _of_best(material: Material, parameters: Mapping[str, Tensor]) -> Drawings:
-    """What the best network does with the test images, and its weights."""
+    """Return the pictures of the best network: its answers to the test images and its weights."""
     data, test = material.data, material.data.test
     shape, names = data.shape, data.class_names
     assert shape is not None

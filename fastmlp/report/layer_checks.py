@@ -1,4 +1,4 @@
-"""Every layer, forward and backward, against PyTorch's own in float32 and against float64 truth."""
+"""Compare every layer, forward and backward, with PyTorch in float32 and in float64."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from fastmlp.manual import layers as manual
 from fastmlp.nn import functional
 
 ULPS = 4
-"""What one more rounding may cost, in units of the last place of the largest true value."""
+"""The cost of one more rounding, in units in the last place of the largest true value."""
 Values = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One result of one layer. The errors are the largest absolute difference from the truth, which
-    is what ``torch.nn`` gives in float64, ``difference`` from what it gives in float32; ``largest``
-    is the largest true value."""
+    """One result of one layer, beside the truth: PyTorch's in float64.
+
+    ``largest`` is the largest true value. ``error`` and ``torch_error`` are the largest absolute
+    errors of the layer and of PyTorch in float32, ``difference`` that between the two.
+    """
 
     layer: str
     shape: str
@@ -33,14 +35,16 @@ class LayerCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is at most twice that of PyTorch in float32, and a few ulp."""
+        """Whether the error is at most twice that of PyTorch in float32, plus a few ulp."""
         floor = ULPS * torch.finfo(torch.float32).eps * self.largest
         return self.error <= 2 * self.torch_error + floor
 
 
 def check_layers(device: torch.device | str = "cpu", seed: int = 0) -> list[LayerCheck]:
-    """Checks the layers of a network of 3072-256-10 on a batch of 8 and one of 100; inputs and the
-    gradients of the outputs are random."""
+    """Check the layers of a 3072-256-10 network on batches of 8 and 100 random inputs.
+
+    The gradients of the outputs are random, too.
+    """
     checks = []
     for batch in (8, 100):
         random = torch.Generator().manual_seed(seed)
@@ -49,18 +53,16 @@ def check_layers(device: torch.device | str = "cpu", seed: int = 0) -> list[Laye
             for shape in ((batch, 3072), (3072, 256), (256,), (batch, 256), (batch, 10))
         )
         w /= 3072**0.5
-        labels = torch.randint(10, (batch,), generator=random).to(device)
-        linear, square, loss = f"{batch} x 3072 x 256", f"{batch} x 256", f"{batch} x 10"
+        y = torch.randint(10, (batch,), generator=random).to(device)
+        wide, square, loss = f"{batch} x 3072 x 256", f"{batch} x 256", f"{batch} x 10"
         checks += [
-            *_compare("linear", linear, _linear, _torch_linear, x, w, b, g),
-            *_compare("linear + relu", linear, _linear_relu, _torch_linear_relu, x, w, b, g),
+            *_compare("linear", wide, _linear, _torch_linear, x, w, b, g),
+            *_compare("linear + relu", wide, _linear_relu, _torch_linear_relu, x, w, b, g),
             *_compare("relu", square, _relu, _torch_relu, g, g.flip(0)),
-            *_compare("softmax cross entropy", loss, _loss, _torch_loss, logits, labels),
-            *_compare("manual fully connected", linear, _manual_linear, _torch_linear, x, w, b, g),
+            *_compare("softmax cross entropy", loss, _loss, _torch_loss, logits, y),
+            *_compare("manual fully connected", wide, _manual_linear, _torch_linear, x, w, b, g),
             *_compare("manual ReLU", square, _manual_relu, _torch_relu, g, g.flip(0)),
-            *_compare(
-                "manual softmax cross entropy", loss, _manual_loss, _torch_loss, logits, labels
-            ),
+            *_compare("manual softmax cross entropy", loss, _manual_loss, _torch_loss, logits, y),
         ]
     return checks
 
@@ -89,49 +91,36 @@ def _compare(
     ]
 
 
-def _differentiate(
-    run: Callable[..., Tensor], g: Tensor | None, names: str, *inputs: Tensor
-) -> Values:
-    """The output y and, by autograd, its gradients to the inputs."""
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    y = run(*leaves)
-    gradients = torch.autograd.grad(y, leaves, g)
-    return {"y": y.detach(), **dict(zip(names.split(), gradients, strict=True))}
+def _layer(run: Callable[..., Tensor], names: str = "dx dw db") -> Callable[..., Values]:
+    """Return a function that gives the output y of ``run`` and, by autograd, its gradients.
+
+    It takes the inputs to differentiate, as many as ``names``, and the gradient of the output.
+    """
+
+    def differentiate(*inputs: Tensor) -> Values:
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs[:-1]]
+        y = run(*leaves)
+        gradients = torch.autograd.grad(y, leaves, inputs[-1])
+        return {"y": y.detach(), **dict(zip(names.split(), gradients, strict=True))}
+
+    return differentiate
 
 
-def _linear(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> Values:
-    run: Callable[..., Tensor] = lambda x, w, b: functional.linear(x, w.t(), b)  # noqa: E731
-    return _differentiate(run, g, "dx dw db", x, w, b)
+def _loss_of(cross_entropy: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Values]:
+    """Return the same for a loss, whose output has the gradient 1, of logits and labels."""
+    return lambda logits, labels: _layer(lambda y: cross_entropy(y, labels), "dlogits")(
+        logits, torch.ones((), dtype=logits.dtype, device=logits.device)
+    )
 
 
-def _torch_linear(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> Values:
-    return _differentiate(lambda x, w, b: F.linear(x, w.t(), b), g, "dx dw db", x, w, b)
-
-
-def _linear_relu(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> Values:
-    run: Callable[..., Tensor] = lambda x, w, b: functional.linear_relu(x, w.t(), b)  # noqa: E731
-    return _differentiate(run, g, "dx dw db", x, w, b)
-
-
-def _torch_linear_relu(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> Values:
-    return _differentiate(lambda x, w, b: F.linear(x, w.t(), b).relu(), g, "dx dw db", x, w, b)
-
-
-def _relu(x: Tensor, g: Tensor) -> Values:
-    return _differentiate(functional.relu, g, "dx", x)
-
-
-def _torch_relu(x: Tensor, g: Tensor) -> Values:
-    return _differentiate(F.relu, g, "dx", x)
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Values:
-    run: Callable[..., Tensor] = lambda y: functional.cross_entropy(y, labels)  # noqa: E731
-    return _differentiate(run, None, "dlogits", logits)
-
-
-def _torch_loss(logits: Tensor, labels: Tensor) -> Values:
-    return _differentiate(lambda y: F.cross_entropy(y, labels), None, "dlogits", logits)
+_linear = _layer(lambda x, w, b: functional.linear(x, w.t(), b))
+_torch_linear = _layer(lambda x, w, b: F.linear(x, w.t(), b))
+_linear_relu = _layer(lambda x, w, b: functional.linear_relu(x, w.t(), b))
+_torch_linear_relu = _layer(lambda x, w, b: F.linear(x, w.t(), b).relu())
+_relu = _layer(functional.relu, "dx")
+_torch_relu = _layer(F.relu, "dx")
+_loss = _loss_of(functional.cross_entropy)
+_torch_loss = _loss_of(F.cross_entropy)
 
 
 def _manual_linear(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> Values:

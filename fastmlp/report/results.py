@@ -1,4 +1,4 @@
-"""What the report is made from, the conclusions drawn from it, and all of it as numbers."""
+"""Hold what the report is made from, draw its conclusions, and export the numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastmlp.report.statistics import Finding, Stat, best_of, higher
 
 @dataclass(frozen=True)
 class Material:
-    """All that the report is made from."""
+    """The data, the experiments and their outcomes."""
 
     data: DataSplits
     studies: list[Study]
@@ -31,33 +31,36 @@ class Material:
     checks: list[LayerCheck]
     quick: bool
     seconds: dict[str, float]
-    """What each study took; an experiment that was done in an earlier sitting keeps its time."""
+    """The training time of each study, cached parts with the time they took at first."""
     facts: dict[str, str]
-    """The machine and the versions, by what they are called."""
+    """The machine and the versions."""
 
     def study(self, name: str) -> Study:
-        """By its name."""
+        """Return a study by its name."""
         return next(study for study in self.studies if study.name == name)
 
     def test(self, study: str, network: str) -> Stat | None:
-        """Test accuracy with the best parameters, over the seeds that did not diverge."""
+        """Return the test accuracy of the best epochs over the seeds that did not diverge."""
         outcomes = self.outcomes[study][network]
         return Stat.of([o.test_accuracy for o in outcomes if o.test_accuracy is not None])
 
+    def whole(self, study: str, network: str) -> list[Outcome]:
+        """Return the outcomes of the seeds that did not diverge."""
+        return [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
+
     def last(self, study: str, network: str, field: str) -> Stat | None:
-        """``train_acc`` or ``val_acc`` after the last epoch, over the seeds that did not
-        diverge."""
-        whole = [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
-        return Stat.of([getattr(outcome.history[-1], field) for outcome in whole])
+        """Return ``train_acc`` or ``val_acc`` of the last epoch over the same seeds."""
+        outcomes = self.whole(study, network)
+        return Stat.of([getattr(outcome.history[-1], field) for outcome in outcomes])
 
     def best_outcome(self, study: str, network: str) -> Outcome | None:
-        """Of the seeds, the one with the highest validation accuracy."""
-        whole = [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
-        return max(whole, key=lambda outcome: outcome.best.val_acc, default=None)
+        """Return the outcome of the highest validation accuracy, or None if all diverged."""
+        outcomes = self.whole(study, network)
+        return max(outcomes, key=lambda outcome: outcome.best.val_acc, default=None)
 
 
 def make_results(material: Material) -> dict[str, Any]:
-    """Every number of the report, as JSON has it."""
+    """Return every number of the report as plain data for JSON."""
     return {
         "data": {
             "name": material.data.name,
@@ -102,8 +105,7 @@ def _network_results(material: Material, study: Study, name: str) -> dict[str, A
 
 
 def sweep_findings(material: Material, preset: str) -> dict[str, Finding]:
-    """What becomes of the course's conclusions with a recipe, by hyper-parameter: it compares the
-    validation accuracies after the last epoch."""
+    """Judge the course's conclusions, by hyper-parameter, on the last validation accuracies."""
     study = f"sweep-{preset}"
     return {
         name: best_of(
@@ -117,7 +119,7 @@ def sweep_findings(material: Material, preset: str) -> dict[str, Finding]:
 
 
 def final_findings(material: Material) -> list[Finding]:
-    """How the variants of the final training stand to each other."""
+    """Judge how the variants of the final training compare."""
     best, rate, batch = ((name, material.test("final", name)) for name in FINAL)
     return [
         higher("learning rate 0.01 is better than 0.0001", best, rate),

@@ -1,8 +1,7 @@
-"""Sentences that say what figures say: which of the course's conclusions hold, which do not, and
-which nobody can tell from the scatter between seeds.
+"""Compare accuracies over seeds and put the verdict into a sentence.
 
-A difference counts where chance alone makes one as large in fewer than 1 of 20 cases (Welch's t
-test).
+A difference counts if chance alone produces one as large in fewer than 1 of 20 cases (Welch's
+t test, two-sided).
 """
 
 from __future__ import annotations
@@ -13,16 +12,14 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 HOLDS, FAILS, NOISE, UNKNOWN = "holds", "does not hold", "within noise", "cannot be said"
-STUDENT = {
-    **{1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26},
-    **{10: 2.23, 12: 2.18, 15: 2.13, 20: 2.09, 30: 2.04, 60: 2.00, 120: 1.98},
-}
-"""By degrees of freedom, the standard errors within which chance stays in 19 of 20 cases."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean and standard deviation of a share (0 to 1) over seeds; the deviation of one is None."""
+    """Mean and sample standard deviation of a share (0 to 1) over ``count`` seeds.
+
+    ``sd`` is None for a single seed.
+    """
 
     mean: float
     sd: float | None
@@ -30,7 +27,7 @@ class Stat:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Stat | None:
-        """None without values."""
+        """Summarise ``values``; return None if there are none."""
         if not values:
             return None
         return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values))
@@ -40,32 +37,35 @@ class Stat:
         return f"{100 * self.mean:.2f}{spread} %"
 
 
-def _student(degrees: float) -> float:
-    """That of the next smaller number of degrees in the table, which is on the safe side."""
-    return STUDENT[max(each for each in STUDENT if each <= max(degrees, 1))]
-
-
 def shown(stat: Stat | None) -> str:
-    """A figure, or that there is none."""
+    """Format a figure; one without values belongs to runs that all diverged."""
     return "diverged" if stat is None else str(stat)
 
 
 def chance(first: Stat, second: Stat) -> float | None:
-    """The difference of two means up to which it may be chance; None where either is of one
-    seed."""
+    """Return half the width of Welch's 95 % confidence interval of the difference of two means.
+
+    A smaller difference may be chance. Returns None if either figure comes from a single seed.
+    """
     if first.sd is None or second.sd is None:
         return None
-    parts = [stat.sd**2 / stat.count for stat in (first, second) if stat.sd is not None]
-    if not sum(parts):
+    a, b = first.sd**2 / first.count, second.sd**2 / second.count
+    if a + b == 0:
         return 0.0
-    terms = zip(parts, (first, second), strict=True)
-    degrees = sum(parts) ** 2 / sum(part**2 / (stat.count - 1) for part, stat in terms)
-    return _student(degrees) * math.sqrt(sum(parts))
+    degrees = (a + b) ** 2 / (a**2 / (first.count - 1) + b**2 / (second.count - 1))
+    return _t_quantile(degrees) * math.sqrt(a + b)
+
+
+def _t_quantile(degrees: float) -> float:
+    """Return the standard errors within which chance stays in 19 of 20 cases."""
+    from scipy.stats import t  # takes a second to import
+
+    return float(t.ppf(0.975, degrees))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, what became of it, and the figures that say so."""
+    """A claim of the course, the verdict on it, and a sentence with the figures behind it."""
 
     claim: str
     verdict: str
@@ -75,8 +75,10 @@ class Finding:
 def best_of(
     name: str, values: Sequence[object], stats: Sequence[Stat | None], claimed: object
 ) -> Finding:
-    """Whether the ``claimed`` one of the values of ``name`` gives the highest accuracy. A value
-    without a figure, whose runs diverged, is never the best."""
+    """Judge the claim that ``claimed``, of the values of ``name``, gives the highest accuracy.
+
+    ``stats`` has a figure for each value; None means that all runs diverged, which is never best.
+    """
     claim = f"the best {name} of {', '.join(map(_text, values))} is {_text(claimed)}"
     figures = {value: stat for value, stat in zip(values, stats, strict=True) if stat is not None}
     if not figures:
@@ -101,7 +103,7 @@ def best_of(
 
 
 def higher(claim: str, first: tuple[str, Stat | None], second: tuple[str, Stat | None]) -> Finding:
-    """Whether the first of two named figures is the higher one."""
+    """Judge the claim that the first of two named figures is higher than the second."""
     if first[1] is None or second[1] is None:
         lost = " and ".join(name for name, stat in (first, second) if stat is None)
         return Finding(claim, UNKNOWN, f"{lost} diverged")
@@ -111,7 +113,7 @@ def higher(claim: str, first: tuple[str, Stat | None], second: tuple[str, Stat |
 
 
 def _compare(first: Stat, second: Stat) -> tuple[str, str]:
-    """Whether the first is higher, and by how much."""
+    """Return the verdict on "the first is higher" and the words for the difference."""
     difference, noise = first.mean - second.mean, chance(first, second)
     points = f"{abs(100 * difference):.2f} points {'more' if difference >= 0 else 'less'}"
     if noise is None:
@@ -125,14 +127,14 @@ def _compare(first: Stat, second: Stat) -> tuple[str, str]:
 
 
 def beside_course(stat: Stat | None, course: float) -> tuple[str, str]:
-    """A verdict and words on a figure beside the course report's, which is of a single run."""
+    """Return the verdict and the words on a figure beside the course's, a single run."""
     if stat is None:
         return UNKNOWN, "every run diverged"
     difference = stat.mean - course
     points = f"{100 * difference:+.2f} points"
     if stat.sd is None:
         return UNKNOWN, f"{points}, on one seed, which shows no scatter"
-    scatter = _student(stat.count - 1) * stat.sd * math.sqrt(1 + 1 / stat.count)
+    scatter = _t_quantile(stat.count - 1) * stat.sd * math.sqrt(1 + 1 / stat.count)
     if abs(difference) <= scatter:
         return HOLDS, f"{points}, within the scatter of single runs (± {100 * scatter:.2f})"
     return FAILS, f"{points}, outside the scatter of single runs (± {100 * scatter:.2f})"

@@ -13,7 +13,7 @@ from fastmlp.data.splits import DataSplits
 from fastmlp.engines.metrics import EvalMetrics
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
-from fastmlp.utils.environment import _package_version, device_name, git_commit
+from fastmlp.utils.environment import device_name, git_commit, package_version
 
 
 def make_summary(
@@ -44,7 +44,7 @@ def make_summary(
         "device_name": device_name(torch.device(config.device)),
         "threads": config.threads,
         "versions": {
-            "fastmlp": _package_version(),
+            "fastmlp": package_version(),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

@@ -1,1 +1,1 @@
-"""What knows nothing of networks: errors, files, signals, the environment."""
+"""Handle errors, files, signals and the environment; nothing here knows of networks."""

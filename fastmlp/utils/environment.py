@@ -1,4 +1,4 @@
-"""What machine this is, and which version of the project."""
+"""Identify the machine and the version of the project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or processor's name, as a person knows it."""
+    """Return the model name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -23,8 +23,10 @@ def device_name(device: torch.device) -> str:
 
 
 def git_commit(checkout: Path) -> str | None:
-    """The commit of the git checkout whose top folder is ``checkout``, "-dirty" added where tracked
-    files differ from it; None where it is no such folder or git is not there."""
+    """Return the commit of the git checkout in ``checkout``, with "-dirty" if files differ from it.
+
+    Returns None if the folder is not the top of a checkout or git is missing.
+    """
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty"]
@@ -37,7 +39,8 @@ def git_commit(checkout: Path) -> str | None:
     return answer.stdout.strip()
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Return the installed version of fastmlp, or "not installed"."""
     try:
         return metadata.version("fastmlp")
     except metadata.PackageNotFoundError:

@@ -1,11 +1,11 @@
-"""How a user's mistake is told: one sentence, no traceback, a meaningful exit code."""
+"""Report a user's mistake in one sentence, with a meaningful exit code and no traceback."""
 
 from __future__ import annotations
 
 import errno
 
 EXIT_FAILURE = 1
-"""The command was understood but could not be done (missing data, full disk, ...)."""
+"""The command was valid but failed (missing data, full disk, ...)."""
 EXIT_USAGE = 2
 """The command line itself was wrong."""
 EXIT_INTERRUPTED = 130
@@ -13,8 +13,11 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Something the user can mend. ``str(error)`` is one sentence: what was wrong, what was
-    wanted, what to do. ``exit_code`` is what a command ends with."""
+    """A mistake that the user can correct.
+
+    ``str(error)`` is one sentence: what was wrong, what was expected, what to do. ``exit_code`` is
+    that of the command.
+    """
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILURE) -> None:
         super().__init__(message)
@@ -22,7 +25,7 @@ class UserError(Exception):
 
 
 def describe_os_error(error: OSError) -> str:
-    """One sentence for the operating-system errors that users meet."""
+    """Return one sentence for the operating-system errors that users meet."""
     where = f" {error.filename}" if error.filename else ""
     hints = {
         errno.ENOSPC: f"The disk is full while writing{where}; free some space or change --out.",
@@ -37,8 +40,10 @@ def describe_os_error(error: OSError) -> str:
 
 
 def describe_device_error(error: Exception) -> str | None:
-    """One sentence for lack of memory and for a GPU that has failed, which PyTorch raises as
-    RuntimeErrors of several kinds; None for any other error."""
+    """Return one sentence for exhausted memory or a failed GPU, or None for any other error.
+
+    PyTorch raises both as RuntimeErrors of several kinds.
+    """
     import torch  # after the command line has been read
 
     if isinstance(error, torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Write files atomically: under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``target``; on success it replaces ``target`` in one step
-    (``os.replace``), on any error it is removed and ``target`` stays as it was.
+    """Yield a temporary path beside ``target`` that replaces it on success (``os.replace``).
 
-    The data is flushed to disk before the rename, so a crash leaves the old file or the new one.
-    Missing parent folders are made. Raises OSError where the folder cannot be written.
+    On any error the temporary file is removed and ``target`` stays unchanged. The data is flushed
+    to disk before the rename, so a crash leaves the old file or the new one. Missing parent folders
+    are made. Raises OSError if the folder is not writable.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,13 +34,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_bytes(target: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Writes ``data`` to ``target`` atomically."""
+    """Write ``data`` to ``target`` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
-    """Writes ``text`` (UTF-8) to ``target`` atomically."""
+    """Write ``text`` (UTF-8) to ``target`` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

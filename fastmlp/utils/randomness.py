@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a seed and of what they are used for."""
+"""Derive random numbers from a seed and their purpose."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import torch
 
 
 def seeded_generator(*stream: int) -> torch.Generator:
-    """Independent random numbers for each seed and what it is used for."""
+    """Return a generator independent of those of other streams: a seed and a purpose."""
     state = np.random.SeedSequence(stream).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))

@@ -1,4 +1,4 @@
-"""Ctrl-C that finishes the step first."""
+"""Let Ctrl-C finish the current step first."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import FrameType
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that is true once SIGINT (Ctrl-C) or SIGTERM has come.
+    """Yield a function that returns True after SIGINT (Ctrl-C) or SIGTERM.
 
-    The second one acts as if nothing had been installed. A signal that the process ignores (SIGINT
-    of a background job) is still ignored. Outside the main thread, where Python allows no handlers,
-    the function stays false.
+    A second signal acts as if nothing had been installed. A signal that the process ignores (SIGINT
+    of a background job) remains ignored. Outside the main thread, where Python allows no handlers,
+    the function always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

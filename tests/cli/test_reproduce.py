@@ -19,6 +19,7 @@ from support.small_set import TINY, no_drawings, small_set
 from fastmlp.cli import reproduce
 from fastmlp.cli.reproduce import main
 from fastmlp.report import figures as report_pictures
+from fastmlp.report import runner
 from fastmlp.report.layer_checks import check_layers
 from fastmlp.training import api as fitting
 from fastmlp.utils.errors import UserError
@@ -34,7 +35,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reproduce, "load_dataset", lambda *args, **options: data)
     monkeypatch.setattr(reproduce, "QUICK", TINY)
     monkeypatch.setattr(report_pictures, "drawings", no_drawings)
-    monkeypatch.setattr(reproduce, "check_layers", LAYER_CHECKS)
+    monkeypatch.setattr(runner, "check_layers", LAYER_CHECKS)
     monkeypatch.chdir(tmp_path)
 
 
@@ -79,7 +80,7 @@ def test_a_report_and_the_same_command_again(
     )
     assert "The report is out/report.html" in out
     assert {path.name for path in Path("out").iterdir()} == {
-        *("report.html", "report.md", "results.json", "pictures", "parts", ".report"),
+        *("report.html", "results.json", "parts", ".report"),
     }
     first = results()
     assert first["studies"]["network"]["networks"]["default"]["test_acc"]["count"] == 2

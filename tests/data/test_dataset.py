@@ -25,7 +25,7 @@ from fastmlp.cli.options import add_data_arguments
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data import dataset as data
 from fastmlp.data import synthetic
-from fastmlp.data.cifar10 import BINARY, PYTHON
+from fastmlp.data.cifar10 import BINARY, PYTHON, cache_folder
 from fastmlp.data.dataset import load_dataset
 from fastmlp.data.splits import parse_split, split_dataset
 from fastmlp.data.transforms import channel_statistics, make_normalization
@@ -39,6 +39,7 @@ def tiny(monkeypatch, tmp_path):
     batches = make_batches()
     contents = make_tiny(monkeypatch, batches)
     monkeypatch.delenv("FASTMLP_DATA", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FASTMLP_CIFAR10_URL", f"http://127.0.0.1:{free_port()}/x")
     return (batches, *contents)
@@ -117,14 +118,24 @@ def test_folders_are_searched_in_order(tiny, tmp_path, monkeypatch):
     assert_is(load_dataset(data_dir=given), third, given)
 
 
+def test_the_cache_is_where_the_system_keeps_caches(tiny, tmp_path, monkeypatch):
+    assert cache_folder() == tmp_path / "home/.cache/fastmlp"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "100%"))
+    folder = write_folder(tmp_path / "100%/fastmlp" / BINARY.folder, binary_files(tiny[0]))
+    assert_is(load_dataset(), tiny[0], folder)
+    parser = ArgumentParser()
+    add_data_arguments(parser)
+    assert str(tmp_path / "100%/fastmlp") in parser.format_help().replace("\n" + " " * 24, "")
+
+
 def test_a_named_folder_must_exist(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    for name, found in (("nowhere", "not there"), ("file", "a file")):
+    for name, found in (("nowhere", "missing"), ("file", "a file")):
         for dataset in ("auto", "cifar10"):
-            with pytest.raises(UserError, match=f"--data-dir wants .*{name} is {found}"):
+            with pytest.raises(UserError, match=f"data_dir must be .*{name} is {found}"):
                 load_dataset(dataset, tmp_path / name)
     monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"\$FASTMLP_DATA wants an existing folder"):
+    with pytest.raises(UserError, match=r"\$FASTMLP_DATA must be an existing folder"):
         load_dataset()
 
 
@@ -188,7 +199,7 @@ def test_synthetic_looks_nowhere_and_says_nothing(small_synthetic, capsys):
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(UserError, match="--dataset wants one of auto, cifar10, synthetic") as error:
+    with pytest.raises(UserError, match="dataset must be one of auto, cifar10, synthetic") as error:
         load_dataset("mnist")
     assert error.value.exit_code == 2
 
@@ -254,7 +265,7 @@ def test_parse_split_reads_what_sums_to_100(train, draw):
     ],
 )
 def test_parse_split_refuses_the_rest(text):
-    with pytest.raises(UserError, match="--split wants three whole percentages") as error:
+    with pytest.raises(UserError, match="split must be three whole percentages") as error:
         parse_split(text)
     assert error.value.exit_code == 2
 
@@ -262,7 +273,7 @@ def test_parse_split_refuses_the_rest(text):
 def test_split_dataset_refuses_what_leaves_no_test(dataset):
     with pytest.raises(UserError, match="leaves nothing to test on"):
         split_dataset(dataset, "90/10/0")
-    with pytest.raises(UserError, match="--test-set wants split or official, got 'all'"):
+    with pytest.raises(UserError, match="test_set must be split or official, got 'all'"):
         split_dataset(dataset, test_set="all")
 
 
@@ -300,7 +311,7 @@ def test_statistics_are_exact_and_a_constant_channel_has_one():
 
 def test_normalization_refuses_another_name_and_dtype(dataset):
     images = dataset.images.flatten(1)
-    with pytest.raises(UserError, match="--normalize wants unit or standard, got 'max'"):
+    with pytest.raises(UserError, match="normalize must be unit or standard, got 'max'"):
         make_normalization("max", images)
     with pytest.raises(TypeError, match=r"images must be uint8, got torch.float32"):
         make_normalization("unit", images).apply(images.float())
@@ -384,7 +395,7 @@ def test_download_says_where_it_is(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["info", "--data-dir", "/no/such/folder"], 1, "--data-dir wants an existing folder"),
+        (["info", "--data-dir", "/no/such/folder"], 1, "data_dir must be an existing folder"),
         (["paint"], 2, "invalid choice: 'paint'"),
     ],
 )

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -184,7 +186,7 @@ def test_another_file_is_refused_before_it_costs_anything(server, tmp_path, tell
     server.content, server.knows_ranges = b"<html>Please log in</html>", False
     server.tells_length = tells_length
     found = "26" if tells_length else "an unknown number of"
-    with pytest.raises(DownloadError, match=f"answers with {found} bytes where .* --data-url"):
+    with pytest.raises(DownloadError, match=f"answers with {found} bytes where .* data_url"):
         fetch(tmp_path, server.url)
     assert part_of(tmp_path).read_bytes() == before
 
@@ -211,7 +213,7 @@ def test_a_host_that_never_answered_is_not_asked_again(tiny, tmp_path, monkeypat
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "/some/file", "http://", "http://[1/x", "  "])
 def test_an_address_must_be_one_of_the_web(tmp_path, url):
-    with pytest.raises(UserError, match="--data-url wants an http"):
+    with pytest.raises(UserError, match="data_url must be an http"):
         fetch(tmp_path, url)
 
 
@@ -246,6 +248,27 @@ def test_two_at_once_download_once(tiny, server, tmp_path):
     assert len(results) == 2
     assert server.ranges == [None]
     assert_holds(*results[1], tiny[0])
+
+
+def test_a_second_process_waits_and_says_so(tiny, server, tmp_path, capsys):
+    code = (
+        "import filelock, sys\n"
+        "with filelock.FileLock(sys.argv[1]): print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / ".fastmlp.lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        thread = threading.Thread(target=download.fetch, args=(tmp_path, server.url))
+        thread.start()
+        said = ""
+        while "Waiting" not in said and thread.is_alive():
+            said += capsys.readouterr().err
+        assert f"Waiting for another process that fills {tmp_path}" in said
+        assert server.ranges == []
+        other.communicate("\n")
+        thread.join()
+    assert server.ranges == [None]
 
 
 def test_a_folder_that_cannot_be_made_is_told(server, tmp_path):

@@ -1,124 +1,114 @@
-"""Documents as Markdown and as HTML: whole, escaped, from nowhere else."""
+"""The page of the report: whole, escaped, from nowhere else."""
 
 from __future__ import annotations
 
 import base64
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
+from support.pages import Page
 
-from fastmlp.report.html import (
-    BAD,
-    GOOD,
-    Box,
-    Document,
-    Heading,
-    Mark,
-    Paragraph,
-    Picture,
-    Points,
-    Table,
-    to_html,
-    to_markdown,
-)
+from fastmlp.report.html import BAD, GOOD, Mark, Table, render
 
 NASTY = '<script>alert("x")</script> & | *a* `b<c>` [d](e)'
 
 
-class Reader(HTMLParser):
-    """Collects what is on a page, and that every tag is closed in order."""
+class Named:
+    """Stands in for anything with attributes."""
 
-    VOID = ("meta", "img")
+    def __init__(self, **values: object) -> None:
+        vars(self).update(values)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
+def content(picture: Path) -> dict[str, object]:
+    """Content in which whatever can come from outside is nasty."""
+    study = Named(epochs=3, seeds=1)
+    part = Named(labels=range(1234))
+    empty = Table(("a",), [])
+    table = Table(("a|b", "number"), [("x|y", "1"), (Mark("no", BAD), NASTY)], ("number",))
+    config = Named(hidden=(4,), init="i", batch_size=1, momentum=0.9, weight_decay=0.0, lr=0.5)
+    data = Named(name=NASTY, source=NASTY, synthetic=True, class_names=["a"])
+    for name in ("train", "val", "test"):
+        setattr(data, name, part)
+    return {
+        "title": f"Title {NASTY}",
+        "data": data,
+        "quick": True,
+        "pictures": {"classes": picture},
+        "recipes": {},
+        "short": [(None, NASTY), (Mark("holds", GOOD), "because 5 ± 1 %")],
+        "checks": {"passed": 1, "total": 2, "batch": 8, "others": 0, "table": empty},
+        "sweeps": {"study": study, "course_epochs": 80, "base": "b", "all": []},
+        "final": {"study": study, "course_epochs": 9, "table": empty, "points": []},
+        "ablation": {
+            **{"study": study, "batch": 8, "seen": "1 of 2", "seen_val": "1 of 2"},
+            **{"course": "c", "effects": [], "table": empty},
+        },
+        "network": {"study": study, "config": config, "table": empty},
+        "studies": empty,
+        "machine": table,
+    }
 
 
 @pytest.fixture
-def document(tmp_path: Path) -> Document:
-    picture = tmp_path / "pictures" / "a b.png"
-    picture.parent.mkdir()
-    picture.write_bytes(b"PNG bytes")
-    return Document(
-        f"Title {NASTY}",
-        [
-            Box("Beware", NASTY),
-            Heading("Section"),
-            Heading("Part", 3),
-            Paragraph(NASTY),
-            Points([NASTY, (Mark("holds", GOOD), "because")]),
-            Table(("a|b", "number"), [("x|y", "1"), (Mark("no", BAD), NASTY)], ("number",)),
-            Picture(picture, 'an "alt" text'),
-        ],
-    )
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a b.png"
+    path.write_bytes(b"PNG bytes")
+    return path
 
 
-def test_html_is_well_formed_escaped_and_all_there(document: Document) -> None:
-    page = to_html(document)
-    reader = Reader()
-    reader.feed(page)
-    assert reader.open == []
-    assert page.startswith("<!DOCTYPE html>")
-    tags = [tag for tag, _ in reader.tags]
+def test_html_is_well_formed_escaped_and_all_there(picture: Path) -> None:
+    source = render(**content(picture))
+    page = Page(source)
+    assert source.startswith("<!DOCTYPE html>")
+    tags = [tag for tag, _ in page.tags]
     assert "script" not in tags
     assert "link" not in tags
-    text = "".join(reader.words)
-    shown = NASTY.replace("`", "")
-    assert text.count(shown) == 5  # heading, box, paragraph, list, table
+    assert page.text.count(NASTY) == 6  # both titles, name, source, list, table
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in (
-        reader.tags
+        page.tags
     )
-    assert "prefers-color-scheme: dark" in page
-    (image,) = (attributes for tag, attributes in reader.tags if tag == "img")
-    assert image["alt"] == 'an "alt" text'
+    assert "prefers-color-scheme: dark" in source
+    (image,) = (attributes for tag, attributes in page.tags if tag == "img")
+    assert image["alt"] == "Ten training images of each class"
     head, data = str(image["src"]).split(",")
     assert head == "data:image/png;base64"
     assert base64.b64decode(data) == b"PNG bytes"
-    assert "http" not in page  # nothing comes from elsewhere
-    assert ("span", {"class": "mark good"}) in reader.tags
-    assert [a for tag, a in reader.tags if tag == "td"] == [
+    assert "http" not in source  # nothing comes from elsewhere
+    assert ("span", {"class": "mark good"}) in page.tags
+    assert [a for tag, a in page.tags if tag == "td"] == [
         *({}, {"class": "right"}, {}, {"class": "right"})
     ]
+    assert "1,234 images to" in page.text
 
 
-def test_markdown(document: Document, tmp_path: Path) -> None:
-    lines = to_markdown(document, tmp_path).splitlines()
-    nasty = r'\<script\>alert("x")\</script\> & \| \*a\* `b<c>` \[d\](e)'
-    assert lines[0] == f"# Title {nasty}"
-    assert lines[2:5] == ["> **Beware**", ">", f"> {nasty}"]
-    assert "## Section" in lines
-    assert "### Part" in lines
-    assert f"- {nasty}" in lines
-    assert "- **holds**: because" in lines
-    start = lines.index(r"| a\|b | number |")
-    assert lines[start + 1 : start + 4] == [
-        "| --- | ---: |",
-        r"| x\|y | 1 |",
-        f"| **no** | {nasty} |",
-    ]
-    assert lines[-1] == '![an "alt" text](pictures/a%20b.png)'
+def test_a_figure_is_not_broken_over_two_lines(picture: Path) -> None:
+    assert "because 5&nbsp;±&nbsp;1&nbsp;%" in render(**content(picture))
+
+
+def test_a_mark_is_escaped() -> None:
+    assert "<b>" not in Mark("<b>", GOOD).__html__()
 
 
 def test_a_row_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError):
-        to_html(Document("t", [Table(("a", "b"), [("1",)])]))
+    with pytest.raises(ValueError, match="2 cells, got 1"):
+        Table(("a", "b"), [("1",)])
+
+
+def test_a_column_of_numbers_must_be_in_the_header() -> None:
+    with pytest.raises(ValueError, match="right must be"):
+        replace(Table(("a", "b"), []), right=("c",))
+
+
+def test_missing_content_is_an_error(picture: Path) -> None:
+    given = content(picture)
+    del given["short"]
+    with pytest.raises(UndefinedError, match="short"):
+        render(**given)
 
 
 def test_a_missing_picture_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"gone\.png"):
-        to_html(Document("t", [Picture(tmp_path / "gone.png", "x")]))
+        render(**content(tmp_path / "gone.png"))

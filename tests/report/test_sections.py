@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
-from support.small_set import TINY, small_set
+from support.pages import Page
+from support.small_set import PICTURES, TINY, small_set
 
 from fastmlp.data.splits import split_dataset
 from fastmlp.engines.metrics import EpochRecord
@@ -26,10 +28,10 @@ from fastmlp.report.experiments import (
     studies,
 )
 from fastmlp.report.figures import drawings
-from fastmlp.report.html import Box, Mark, Picture, Points, Table, to_markdown
+from fastmlp.report.html import Mark
 from fastmlp.report.layer_checks import LayerCheck
 from fastmlp.report.results import Material, make_results
-from fastmlp.report.sections import make_report
+from fastmlp.report.sections import in_short, make_report
 
 RIGHT = LayerCheck("relu", "8 x 256", "dx", 1.0, 0.0, 0.0, 0.0)
 WRONG = replace(RIGHT, layer="linear", error=0.1)
@@ -74,79 +76,89 @@ def material(budget: Budget = TINY, name: str = "cifar10", quick: bool = False) 
     return Material(data, plan, found, [RIGHT, WRONG], quick, seconds, {"device": "a <device>"})
 
 
-def document_of(given: Material, folder: Path):
-    return make_report(
-        given, {name: folder / f"{name}.png" for name in drawings(given, small_set(), None)}
-    )
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, Path]:
+    """Files that hold their own name in place of a picture."""
+    found = {name: tmp_path / f"{name}.png" for name in PICTURES}
+    for name, path in found.items():
+        path.write_text(name)
+    return found
 
 
-def text_of(given: Material) -> str:
-    return to_markdown(document_of(given, Path("out/pictures")), Path("out"))
-
-
-def test_it_says_what_holds_and_what_does_not() -> None:
-    text = text_of(material(replace(FULL, final_epochs=200)))
+def test_it_says_what_holds_and_what_does_not(pictures: dict[str, Path]) -> None:
+    page = Page(make_report(material(replace(FULL, final_epochs=200)), pictures))
+    text, rows = page.text, [" | ".join(row) for row in page.rows]
     assert (
         "Whether the course's 4 conclusions about hyper-parameters hold with the course's recipe: "
         "holds for 3, does not hold for 1."
     ) in text
     assert "hold with the recipe corrected: does not hold for 4." in text
-    assert "- **holds**: With the course's recipe, 0.01 gives 50.10 ± 0.10 %, the next best" in text
-    assert "- **does not hold**: With the course's recipe, 8 gives 30.10" in text
+    assert "holds With the course's recipe, 0.01 gives 50.10 ± 0.10 %, the next best" in text
+    assert "does not hold With the course's recipe, 8 gives 30.10" in text
     assert "the best, 100, 50.10 ± 0.10 %: 20.00 points less" in text
     # the final training: 34.49 and a scatter of a tenth of a point
-    assert f"| {BEST} | test | 34.59 ± 0.10 % | 34.49 % | **agrees** |" in text
-    assert f"| {SMALL_RATE} | test | 19.10 ± 0.10 % | 26.68 % | **differs** |" in text
-    assert f"| {BEST}, last epoch | training | 45.59 ± 0.10 % | about 56 % |" in text
-    assert (
-        f"- **holds**: The course: learning rate 0.01 is better than 0.0001. Here, {BEST}" in text
+    assert any(
+        row.startswith(f"{BEST} | test | 34.59 ± 0.10 % | 34.49 % | agrees | ") for row in rows
     )
-    assert "- **within noise**: The course: batch 4 is better than batch 8." in text
+    assert any(
+        row.startswith(f"{SMALL_RATE} | test | 19.10 ± 0.10 % | 26.68 % | differs | ")
+        for row in rows
+    )
+    assert f"{BEST}, last epoch | training | 45.59 ± 0.10 % | about 56 % |  | " in rows
+    assert f"holds The course: learning rate 0.01 is better than 0.0001. Here, {BEST}" in text
+    assert "within noise The course: batch 4 is better than batch 8." in text
     assert "1 of 2 results are right" in text
     assert "The usual initial weights: 35.05 ± 0.07 %, +6.00 points (initial weights alone)" in text
     assert "A loader that shows every image: 41.05 ± 0.07 %, +12.00 points (loader alone)" in text
-    assert "| validation, best epoch | 57.20 ± 0.16 % |" in text
-    assert "| validation, last epoch | 55.20 ± 0.16 % |" in text
+    assert "validation, best epoch | 57.20 ± 0.16 %" in rows
+    assert "validation, last epoch | 55.20 ± 0.16 %" in rows
 
 
-def test_how_many_images_the_sliding_loader_shows() -> None:
-    assert "sees 14 of 60 images" in text_of(material())  # 7 windows of 8
-    assert "first 9 of 20" in text_of(material())
+def test_how_many_images_the_sliding_loader_shows(pictures: dict[str, Path]) -> None:
+    text = Page(make_report(material(), pictures)).text
+    assert "sees 14 of 60 images" in text  # 7 windows of 8
+    assert "first 9 of 20" in text
 
 
-def test_boxes_at_the_top_and_no_comparison_with_other_data_or_epochs() -> None:
-    whole = document_of(material(FULL), Path())
-    assert not any(isinstance(block, Box) for block in whole.blocks)
-    quick = document_of(material(quick=True), Path())
-    assert [b.title for b in quick.blocks if isinstance(b, Box)] == ["A quick run"]
-    other = document_of(material(FULL, "synthetic", quick=True), Path())
-    assert isinstance(other.blocks[0], Box)
-    assert other.blocks[0].title == "This is not CIFAR-10"
-    for document in (quick, other):
-        short = next(block for block in document.blocks if isinstance(block, Points))
-        assert short.items[0][0] == Mark("not comparable", "unsure")
-    text = text_of(material())
-    assert text.count("**not comparable**") == 4
+def test_boxes_at_the_top_and_no_comparison_with_other_data_or_epochs(
+    pictures: dict[str, Path],
+) -> None:
+    whole = Page(make_report(material(FULL), pictures))
+    assert "aside" not in [tag for tag, _ in whole.tags]
+    quick, other = material(quick=True), material(FULL, "synthetic", quick=True)
+    page = Page(make_report(quick, pictures))
+    assert [tag for tag, _ in page.tags].count("aside") == 1
+    assert "A quick run" in page.text
+    page = Page(make_report(other, pictures))
+    main = [tag for tag, _ in page.tags].index("main")
+    assert [tag for tag, _ in page.tags][main + 1 : main + 3] == ["h1", "aside"]
+    assert "This is not CIFAR-10" in page.text
+    for given in (quick, other):
+        assert in_short(given)[0][0] == Mark("not comparable", "unsure")
+    text = Page(make_report(material(), pictures)).text
+    assert text.count("not comparable") == 4
     assert "2 epochs, not the course's 200" in text
 
 
-def test_runs_that_diverged_are_told() -> None:
+def test_runs_that_diverged_are_told(pictures: dict[str, Path]) -> None:
     given = material(FULL)
     lost = Outcome(0, [], None, None, "The loss became nan")
     for study, network in (("sweep-course", "lr 0.01"), ("final", BEST), ("network", "default")):
         given.outcomes[study][network] = [lost, lost]
-    text = text_of(given)
+    todo = drawings(given, small_set(), None)
+    page = make_report(given, {name: pictures[name] for name in todo})
+    text = Page(page).text
     assert "0.01 diverged; the best is 0.001 with 30.10" in text
     assert f"{BEST} diverged." in text
     assert "reaches diverged" not in text
     assert make_results(given)["studies"]["final"]["networks"][BEST]["test_acc"] is None
-    assert "network" not in drawings(given, small_set(), None)
+    assert "network" not in todo
 
 
-def test_words_from_outside_do_not_become_markup(tmp_path: Path) -> None:
-    text = text_of(material())
-    assert r"a \<device\>" in text
-    assert "`a <b> c`" in text
+def test_words_from_outside_do_not_become_markup(pictures: dict[str, Path]) -> None:
+    page = make_report(material(), pictures)
+    assert "a &lt;device&gt;" in page
+    assert "<code>a &lt;b&gt; `c`</code>" in page
 
 
 def test_every_picture_is_shown_once_and_drawn(
@@ -160,13 +172,15 @@ def test_every_picture_is_shown_once_and_drawn(
     parameters = initial_parameters([3072, 256, 10], "kaiming", 0)
     todo = drawings(given, small_set(), parameters)
     pictures = {name: tmp_path / f"{name}.png" for name in todo}
-    document = make_report(given, pictures)
-    shown = [block.path for block in document.blocks if isinstance(block, Picture)]
-    assert sorted(shown) == sorted(pictures.values())
-    assert len(shown) == 14
     for name in ("classes", "sweep-course-lr", "confusion", "weights", "mistakes", "final"):
         todo[name](pictures[name])
         assert pictures[name].stat().st_size > 1000
+    for name, path in pictures.items():
+        path.write_text(name)
+    images = [a for tag, a in Page(make_report(given, pictures)).tags if tag == "img"]
+    shown = [b64decode(str(image["src"]).partition(",")[2]).decode() for image in images]
+    assert sorted(shown) == sorted(todo)
+    assert len(shown) == 14
 
 
 def test_the_matrix_is_of_the_best_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +210,8 @@ def test_results_hold_every_number() -> None:
     assert [check["passed"] for check in results["layer_checks"]] == [True, False]
 
 
-def test_tables_are_as_wide_as_their_headers() -> None:
-    for block in document_of(material(), Path()).blocks:
-        if isinstance(block, Table):
-            assert {len(row) for row in block.rows} == {len(block.header)}
-            assert set(block.right) <= set(block.header)
+def test_tables_are_as_wide_as_their_headers(pictures: dict[str, Path]) -> None:
+    tables = Page(make_report(material(), pictures)).tables
+    assert len(tables) == 10
+    for header, *rows in tables:
+        assert {len(row) for row in rows} == {len(header)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from scipy.stats import ttest_ind
 
 from fastmlp.report.statistics import (
     FAILS,
@@ -32,9 +33,10 @@ def test_a_figure_is_mean_and_deviation_of_a_sample() -> None:
 
 
 def test_chance_is_welchs() -> None:
-    # sd 1 and 2 of 3 seeds: error sqrt(1/3 + 4/3), degrees (5/3)^2 / ((1/9 + 16/9) / 2) = 2.9
-    found = chance(stat(29, 30, 31), stat(38, 40, 42))
-    assert found == pytest.approx(4.30 * (5 / 3) ** 0.5 / 100)
+    first, second = (29, 30, 31), (38, 40, 42)
+    interval = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    found = chance(stat(*first), stat(*second))
+    assert found == pytest.approx((interval.high - interval.low) / 200)
     assert chance(stat(1), stat(2, 3)) is None
     assert chance(stat(2, 2), stat(3, 3)) == 0
 

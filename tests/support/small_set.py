@@ -30,16 +30,11 @@ def small_set(images: int = 100, name: str = "cifar10") -> Dataset:
 
 
 def no_drawings(*args: Any) -> dict[str, Callable[..., None]]:
-    """In the place of ``drawings``: only one picture, of a few bytes."""
-    return {name: lambda path: _write(path) for name in _NAMES}
+    """Stand in for ``drawings``: pictures of a few bytes."""
+    return {name: lambda path: path.write_bytes(b"picture") for name in PICTURES}
 
 
-def _write(path: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"picture")
-
-
-_NAMES = [
+PICTURES = [
     *("classes", "final", "network", "confusion", "weights", "mistakes"),
     *(
         f"sweep-{preset}-{name}"
