@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import Timing, provenance, save, summarize
+from machine import provenance, save
+from timing import Timing, summarize
 from torch import Tensor
 
 from fastmlp import functional
