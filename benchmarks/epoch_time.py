@@ -18,7 +18,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 from contenders import (
     OURS,
     Contender,
+    ContenderError,
     Task,
     available,
     missing,
@@ -57,8 +58,8 @@ GROWTH_BASE = {
 }
 TURN_SECONDS = (0.2, 2.0)
 """At least and at most: a shorter turn measures noise, a longer one tells nothing more."""
-PREPARE_SECONDS = 1.0
-"""Expected for making a contender and checking it."""
+START_SECONDS, PREPARE_SECONDS = 8.0, 1.0
+"""Expected for starting all contenders, and for making one and checking it."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,19 @@ class Benchmark:
 
     def run(self) -> list[dict[str, Any]]:
         """Return a row of results for each task."""
-        rows, watch, count = list[dict[str, Any]](), Watch(), len(self._plan.tasks)
+        rows, count = list[dict[str, Any]](), len(self._plan.tasks)
         with contextlib.ExitStack() as stack:
             contenders = [stack.enter_context(Contender(name)) for name in self._plan.names]
+            for contender in contenders:
+                with contextlib.suppress(ContenderError):  # told when its turn comes
+                    contender.make(Task(images=8))
+                self._display.advance(START_SECONDS / len(contenders))
+            watch = Watch()
             for done, (axis, task) in enumerate(self._plan.tasks):
                 measure = partial(self._measure, contenders, task, count - done)
                 row = watch.row(measure, again=self._time_left, tell=self._display.line)
                 rows.append({"axis": axis, **row})
-                self._display.left(count - done - 1, count)
+                self._display.left()
         return rows
 
     def _time_left(self) -> bool:
@@ -117,11 +123,11 @@ class Benchmark:
 
         def on_ready(name: str) -> None:
             display.advance(PREPARE_SECONDS)
-            display.doing(f"{what}: checking {name}")
+            display.doing(f"{what}: checked {name}")
 
         def on_turn(name: str) -> None:
             display.advance(seconds)
-            display.doing(f"{what}: {name}")
+            display.doing(f"{what}: timed {name}")
 
         def on_done(name: str, timing: Timing) -> None:
             fastest.append(timing.median_us)
@@ -189,11 +195,10 @@ def run_cpu(args: argparse.Namespace, begin: float) -> None:
     out = args.out
     if out is None and (args.full or args.grow):
         out = results_file("growth" if args.grow else "epoch_time")
-    if plan.seconds is not None:  # what it took to start counts, and so does stopping
-        spent = time.monotonic() - begin
-        plan = Plan(plan.tasks, plan.names, plan.rounds, plan.seconds - spent - 3)
-    turn = plan.turn_seconds(plan.seconds or 0.0, len(plan.tasks))
-    with Display(len(plan.tasks) * plan.task_seconds(turn)) as display:
+    if plan.seconds is not None:  # what the imports took counts
+        plan = replace(plan, seconds=plan.seconds - (time.monotonic() - begin))
+    turn = plan.turn_seconds((plan.seconds or 0.0) - START_SECONDS, len(plan.tasks))
+    with Display(START_SECONDS + len(plan.tasks) * plan.task_seconds(turn)) as display:
         display.line(
             f"{about['model']}, {about['isa']} kernels, {torch.get_num_threads()} threads, "
             f"sgemm at {sgemm:.0f} GFLOP/s"

@@ -187,7 +187,7 @@ def run(
     course: dict[str, Any] | None = None
     where, watch = torch.device(device), Watch()
     try:
-        with Display(len(tasks) + 1) as display, contextlib.ExitStack() as stack:
+        with Display(60 * minutes) as display, contextlib.ExitStack() as stack:
             everyone = [stack.enter_context(Contender(name, device)) for name in available(device)]
             for task in (task_of(*each, images) for each in tasks):
                 if time.monotonic() > end:
@@ -202,7 +202,7 @@ def run(
                 ]
                 rows.append(watch.row(partial(time_task, asked, task, rounds), again=lambda: False))
                 failed += [n for n in rows[-1]["dropped"] if n.startswith(OURS)]
-                display.advance(1)
+                display.advance(60 * minutes / (len(tasks) + 1))
             display.doing("the course's run")
             course = course_run(device, epochs, images)
     finally:  # what was measured is kept, whatever happened

@@ -151,7 +151,8 @@ def run(seconds: float) -> list[dict[str, Any]]:
     ]
     rows: list[dict[str, Any]] = []
     watch = Watch()
-    with Display(3 * len(cases)) as display:
+    expected = 2 * seconds + 0.5  # and the watch
+    with Display(3 * len(cases) * expected) as display:
         display.line(
             f"{'operator':15}{'shape':18}{'pass':10}"
             f"{'fastmlp us':>12}{'PyTorch us':>12}{'ratio':>8}"
@@ -163,7 +164,7 @@ def run(seconds: float) -> list[dict[str, Any]]:
                 measure = partial(_measure, name, shape, kind, pair, seconds)
                 rows.append(watch.row(measure, tell=display.line))
                 display.line(_line(rows[-1]))
-                display.advance(1)
+                display.advance(expected)
     return rows
 
 

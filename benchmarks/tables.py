@@ -31,12 +31,16 @@ NOT_MEASURED = "not measured yet"
 README_BATCHES = (4, 8, 32, 128)
 README_NAMES = (
     "fastmlp blocked",
-    "fastmlp eager",
     "nn.Module + torch.optim.SGD",
     "hand-written loop in torch",
     "JAX jit(scan)",
     "scikit-learn",
 )
+CLAIM_PEERS = {
+    "JAX jit(scan)": "JAX",
+    "nn.Module + torch.optim.SGD": "`nn.Module` and `torch.optim`",
+    "scikit-learn": "scikit-learn",
+}
 DISTURBED = "†"
 """Marks what was measured while the machine was busy with something else."""
 
@@ -58,6 +62,24 @@ def blocks(render: Callable[[Results], str], results: Mapping[str, Results]) -> 
         else:
             parts.append(f"**{name}**: {NOT_MEASURED}.")
     return "\n\n".join(parts)
+
+
+def claim(results: Mapping[str, Results]) -> str:
+    """Return what an epoch takes at the smallest batch size of the README's table, and how many
+    times longer the peers of the picture take, on the first make that was measured."""
+    each = next(iter(results.values()))
+    row = next(row for row in each["rows"] if row["batch"] == README_BATCHES[0])
+    seconds = {name: t["median_us"] / 1e6 for name, t in row["epoch"].items()}
+    ours = seconds["fastmlp blocked"]
+    times = [
+        f"{seconds[name] / ours:.0f} times as long with {words}"
+        for name, words in CLAIM_PEERS.items()
+        if name in seconds
+    ]
+    return (
+        f"At batch {row['batch']} an epoch of {row['steps']:,} steps takes **{ours:.2f} s**; it "
+        f"takes {', '.join(times)} ({_processor(each)})."
+    )
 
 
 def epoch_summary(results: Mapping[str, Results]) -> str:
@@ -307,6 +329,7 @@ def make_tables() -> dict[str, str]:
     gpu = machine.RESULTS / "epoch_time.cuda.json"
     return {
         **tables,
+        "claim": claim(measured("epoch_time")),
         "epoch": epoch_summary(measured("epoch_time")),
         "fit": fit_output(measured("train")),
         "gpu": gpu_table(json.loads(gpu.read_text(encoding="utf-8"))) if gpu.exists() else "",
