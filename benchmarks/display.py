@@ -54,6 +54,11 @@ class Display:
         self._done += seconds
         self._progress.advance(self._task, seconds)
 
+    def extend(self, seconds: float) -> None:
+        """Expect more work, of ``seconds``."""
+        self._seconds += seconds
+        self._progress.update(self._task, total=self._seconds)
+
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(Text(text), soft_wrap=True)

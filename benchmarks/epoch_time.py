@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ class Benchmark:
         self.failed: set[str] = set()
 
     def run(self) -> list[dict[str, Any]]:
-        """Return a row of results for each task."""
+        """Return a row of results for each task that there was time for."""
         rows, count = list[dict[str, Any]](), len(self._plan.tasks)
         with contextlib.ExitStack() as stack:
             contenders = [stack.enter_context(Contender(name)) for name in self._plan.names]
@@ -104,20 +105,36 @@ class Benchmark:
                 self._display.advance(START_SECONDS / len(contenders))
             watch = Watch()
             for done, (axis, task) in enumerate(self._plan.tasks):
+                if rows and self._left() < 0:
+                    self._display.line(
+                        f"\nbatch {task.batch} is left out: the time is up, --minutes gives more"
+                    )
+                    continue
                 measure = partial(self._measure, contenders, task, count - done)
-                row = watch.row(measure, again=self._time_left, tell=self._display.line)
+                again = partial(self._again, count - done)
+                row = watch.row(measure, again=again, tell=self._display.line)
                 rows.append({"axis": axis, **row})
                 self._display.left()
         return rows
 
-    def _time_left(self) -> bool:
-        return self._plan.seconds is None or time.monotonic() < self._end
+    def _left(self) -> float:
+        """Seconds left of those that the plan may take."""
+        return math.inf if self._plan.seconds is None else self._end - time.monotonic()
+
+    def _again(self, tasks: int) -> bool:
+        """Whether there is time to repeat the first of the last ``tasks`` tasks."""
+        least, most = (self._plan.task_seconds(turn) for turn in TURN_SECONDS)
+        if self._left() < tasks * least:
+            return False
+        if self._plan.seconds is None:
+            self._display.extend(most)
+        return True
 
     def _measure(
         self, contenders: Sequence[Contender], task: Task, tasks_left: int
     ) -> dict[str, Any]:
         plan, display = self._plan, self._display
-        seconds = plan.turn_seconds(self._end - time.monotonic(), tasks_left)
+        seconds = plan.turn_seconds(self._left(), tasks_left)
         what = f"batch {task.batch}, hidden {task.hidden}, models {task.models}"
         display.line(f"\n{what}:")
 

@@ -18,6 +18,7 @@ from fastmlp.engines.reference import train_epoch_ref
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import contenders
+import display
 import epoch_time
 import epoch_time_cuda
 import machine
@@ -258,6 +259,51 @@ def test_a_plan_keeps_to_its_time():
     assert 4 * plan.task_seconds(turn) == pytest.approx(110.0)
     assert plan.turn_seconds(1e6, 4) == epoch_time.TURN_SECONDS[1]
     assert plan.turn_seconds(-5.0, 4) == epoch_time.TURN_SECONDS[0]
+
+
+def test_the_time_left_follows_the_pace(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with display.Display(100.0) as shown:
+        assert shown.seconds_left() == 100.0
+        now[0] = 30.0
+        shown.advance(30.0)
+        assert shown.seconds_left() == 70.0
+        now[0] = 150.0  # as expected work of 30 s has taken 120 s
+        shown.advance(30.0)
+        assert shown.seconds_left() == 40.0 * (60 + 150) / (60 + 60)
+        shown.line("a row [of] results")
+        shown.extend(10.0)
+        shown.left()
+    out = capsys.readouterr().out
+    assert out == "a row [of] results\n  about 88 s left\n"
+
+
+def test_a_benchmark_shows_its_rows_and_stops_when_its_time_is_up(monkeypatch, capsys):
+    class InProcess(Worker):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(epoch_time, "Contender", InProcess)
+    monkeypatch.setattr(epoch_time, "TURN_SECONDS", (0.001, 0.01))
+    monkeypatch.setattr(Watch, "read", lambda self: reading())
+    tasks = [("batch", Task(batch, 7, 1, 512)) for batch in (4, 8)]
+    names = [f"{OURS}eager", epoch_time.MODULE]
+    with display.Display(1.0) as shown:
+        rows = epoch_time.Benchmark(epoch_time.Plan(tasks, names, 2), shown, 1.0).run()
+        hurried = epoch_time.Plan(tasks, names, 1, seconds=1e-9)
+        assert len(epoch_time.Benchmark(hurried, shown, 1.0).run()) == 1
+    assert [(row["axis"], row["batch"], row["steps"]) for row in rows] == [
+        ("batch", 4, 128),
+        ("batch", 8, 64),
+    ]
+    assert all(list(row["epoch"]) == names and row["dropped"] == {} for row in rows)
+    out = capsys.readouterr().out
+    assert [out.count(f"  {name} ") for name in names] == [3, 3]
+    assert "batch 8 is left out: the time is up" in out
 
 
 def test_missing_peers_are_named_with_what_to_install(monkeypatch):
