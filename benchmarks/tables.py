@@ -88,17 +88,17 @@ def epoch_summary(results: Mapping[str, Results]) -> str:
         "| seconds per epoch | " + " | ".join(f"batch {b}" for b in README_BATCHES) + " |",
         "|---|" + "---:|" * len(README_BATCHES),
     ]
-    empty = " |" * len(README_BATCHES)
+    empty, shown = " |" * len(README_BATCHES), list[dict[str, Any]]()
     for make in dict.fromkeys([*MAKES, *results]):
         if make not in results:
             lines.append(f"| *{MAKES[make]}: {NOT_MEASURED}* |{empty}")
             continue
         each = results[make]
+        rows = [row for row in each["rows"] if row["batch"] in README_BATCHES]
+        shown += rows
         lines.append(f"| *{_processor(each)}* |{empty}")
-        lines += _epoch_lines(
-            [row for row in each["rows"] if row["batch"] in README_BATCHES], README_NAMES
-        )
-    return "\n".join(lines)
+        lines += _epoch_lines(rows, README_NAMES)
+    return "\n".join([*lines, *_disturbed_note(shown)])
 
 
 def epoch_table(results: Results) -> str:

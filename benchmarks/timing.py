@@ -92,7 +92,7 @@ class Watch:
         """Return a reading; takes about half a second."""
         time.sleep(SETTLE_SECONDS)
         switched, begin = _involuntary_switches(), time.perf_counter()
-        calibration = statistics.median(self._calibrate() for _ in range(15))
+        calibration = statistics.median(self._calibrate() for _ in range(40))
         seconds = time.perf_counter() - begin
         switches = (_involuntary_switches() - switched) / seconds
         stolen, busy = _machine_seconds()
