@@ -92,6 +92,7 @@ class Benchmark:
     def __init__(self, plan: Plan, display: Display, sgemm: float) -> None:
         self._plan, self._display, self._sgemm = plan, display, sgemm
         self._end = time.monotonic() + (plan.seconds or 0.0)
+        self._task_begin = 0.0
         self.failed: set[str] = set()
 
     def run(self) -> list[dict[str, Any]]:
@@ -123,18 +124,17 @@ class Benchmark:
 
     def _again(self, tasks: int) -> bool:
         """Whether there is time to repeat the first of the last ``tasks`` tasks."""
-        least, most = (self._plan.task_seconds(turn) for turn in TURN_SECONDS)
-        if self._left() < tasks * least:
-            return False
         if self._plan.seconds is None:
-            self._display.extend(most)
-        return True
+            self._display.extend(self._plan.task_seconds(TURN_SECONDS[1]))
+        took = time.monotonic() - self._task_begin
+        return self._left() > tasks * took / 2  # shorter turns save about half
 
     def _measure(
         self, contenders: Sequence[Contender], task: Task, tasks_left: int
     ) -> dict[str, Any]:
         plan, display = self._plan, self._display
         seconds = plan.turn_seconds(self._left(), tasks_left)
+        self._task_begin = time.monotonic()
         what = f"batch {task.batch}, hidden {task.hidden}, models {task.models}"
         display.line(f"\n{what}:")
 
