@@ -1,11 +1,10 @@
-"""What the presets reach on CIFAR-10, over several seeds.
+"""Measure the accuracy that presets reach on CIFAR-10, over several seeds.
 
-python benchmarks/accuracy.py --data-dir DIR PRESET...    puts them into results/accuracy.cpu.json
+python benchmarks/accuracy.py --data-dir DIR PRESET...    updates results/accuracy.MAKE.json
 
-Wants the real CIFAR-10. The seeds of a preset train side by side (``fastmlp.fit_many``); each comes
-to what ``python -m fastmlp.train --preset PRESET --seed N`` comes to. Hyper-parameters were chosen
-on the validation part; the test part is used once a run, with the parameters that were best in
-validation.
+Needs the real CIFAR-10. The seeds of a preset train side by side (``fastmlp.fit_many``), with the
+results of ``python -m fastmlp.train --preset PRESET --seed N``. Hyper-parameters were chosen on the
+validation part; the test part is used once a run, with the parameters that were best in validation.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import RESULTS, provenance, save
+from machine import provenance, results_file, save
+from timing import Watch
 
 from fastmlp.training.api import fit_many
 from fastmlp.training.data import load_splits
@@ -25,7 +26,7 @@ from fastmlp.training.presets import PRESETS, resolve_config
 
 
 def measure(preset: str, seeds: int, flags: dict[str, Any]) -> dict[str, Any]:
-    """A row of results."""
+    """Train a preset with so many seeds; return a row of results."""
     configs = [resolve_config({**flags, "seed": seed}, preset=preset) for seed in range(seeds)]
 
     def tell(done: int, epochs: int) -> None:
@@ -60,16 +61,17 @@ def measure(preset: str, seeds: int, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the benchmark from the command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("presets", nargs="+", choices=PRESETS, metavar="PRESET")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy.cpu.json")
+    parser.add_argument("--out", type=Path, default=results_file("accuracy"), metavar="FILE")
     args = parser.parse_args()
+    watch = Watch()
     flags = {"dataset": "cifar10", "data_dir": args.data_dir, "device": "cpu"}
     for preset in args.presets:
-        row = measure(preset, args.seeds, flags)
+        row = watch.row(partial(measure, preset, args.seeds, flags), again=lambda: False)
         old = json.loads(args.out.read_text(encoding="utf-8"))["rows"] if args.out.exists() else []
         rows = [each for each in old if each["preset"] != preset] + [row]
         rows.sort(key=lambda each: list(PRESETS).index(each["preset"]))

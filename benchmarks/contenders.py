@@ -1,12 +1,15 @@
-"""Everything that is timed on whole epochs, each in a process of its own, so that no library's
-threads get in the way of another's."""
+"""Run everything that is timed on epochs, each contender in a process of its own.
+
+So no library's threads get in the way of another's.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -29,16 +32,17 @@ from fastmlp.nn.init import initial_parameters
 IMAGES, INPUTS, CLASSES = 30_000, 3072, 10
 LR = 1e-3  # with more, what rounding decides in one step grows over the next ones
 OURS = "fastmlp "
-TURN_SECONDS = 2.0
 STEPS_CHECKED = 64
 PATIENCE_SECONDS = 180
-"""For one answer of a contender; an epoch of the slowest one takes a tenth of it."""
+"""Time given to a contender for one answer; an epoch of the slowest one takes a tenth of it."""
+INSTALL = {"sklearn": "scikit-learn"}
+"""Names of packages on PyPI where they differ from the module's."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained: ``models`` networks INPUTS-hidden-CLASSES, each with its own initial
-    parameters and order of the images, for one epoch of ``images`` images in batches."""
+    """An epoch of ``models`` networks INPUTS-hidden-CLASSES on ``images`` images, each network with
+    its own initial parameters and order of the images."""
 
     batch: int = 8
     hidden: int = 256
@@ -46,15 +50,20 @@ class Task:
     images: int = IMAGES
 
     @property
+    def steps(self) -> int:
+        """Steps of SGD in the epoch, of all models together."""
+        return -(-self.images // self.batch) * self.models
+
+    @property
     def flop(self) -> float:
-        """Floating-point operations that plain SGD needs for it: two products in the first layer,
-        three in the last."""
+        """Floating-point operations of plain SGD: two products in the first layer, three in the
+        last."""
         weights = 4 * INPUTS * self.hidden + 6 * self.hidden * CLASSES
         return float(self.models * self.images * weights)
 
 
 class OurEngine:
-    """fastmlp's engine on several models at once."""
+    """One of fastmlp's engines, training several models at once."""
 
     def __init__(self, kind: type[Engine], task: Task, part: Subset, device: torch.device) -> None:
         self.engine = kind(part, make_normalization("unit", part.images), device)
@@ -64,43 +73,42 @@ class OurEngine:
         ]
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
-        """All models."""
+        """Train all models on their orders."""
         self.engine.train_epoch(self.states, [Epoch(EpochOrder(o), LR) for o in orders])
 
     def parameters(self) -> list[Parameters]:
-        """Of each model."""
+        """Return the parameters of each model."""
         return [state.parameters_state() for state in self.states]
 
 
 class OneAfterTheOther:
-    """A peer for each model."""
+    """One peer for each model, trained one after the other."""
 
     def __init__(self, peer: Any, task: Task, part: Subset, device: torch.device) -> None:
-        images = make_normalization("unit", part.images).apply(part.images)
         there = torch.device("cpu") if getattr(peer, "HOST", False) else device
-        images, labels = images.to(there), part.labels.to(there)
+        images, labels = normalized_images(task.images).to(there), part.labels.to(there)
         self.peers: list[Peer] = []
         for model in range(task.models):
             parameters = {name: t.to(device) for name, t in start(task, model).items()}
             self.peers.append(peer(parameters, images, labels, LR))
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
-        """All models."""
+        """Train all models on their orders."""
         for peer, order in zip(self.peers, orders, strict=True):
             peer.epoch(order, batch)
 
     def parameters(self) -> list[Parameters]:
-        """Of each model."""
+        """Return the parameters of each model."""
         return [peer.parameters() for peer in self.peers]
 
 
 def start(task: Task, model: int) -> Parameters:
-    """A model's initial parameters."""
+    """Return a model's initial parameters."""
     return initial_parameters([INPUTS, task.hidden, CLASSES], "kaiming", model)
 
 
 def orders_of(task: Task, turn: int) -> list[Tensor]:
-    """The models' orders in an epoch."""
+    """Return the models' orders of the images in an epoch."""
     return [
         torch.randperm(task.images, generator=torch.Generator().manual_seed(1000 * turn + model))
         for model in range(task.models)
@@ -108,31 +116,62 @@ def orders_of(task: Task, turn: int) -> list[Tensor]:
 
 
 def random_part(images: int) -> Subset:
-    """Random images: the time does not depend on what they show."""
+    """Return random images and labels: the time does not depend on what the images show."""
+    return _random_part(images, INPUTS)
+
+
+def normalized_images(images: int) -> Tensor:
+    """Return the images of :func:`random_part` as float32, normalised; not to be written to."""
+    return _normalized_images(images, INPUTS)
+
+
+@functools.lru_cache(maxsize=1)
+def _random_part(images: int, inputs: int) -> Subset:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, INPUTS), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (images, inputs), dtype=torch.uint8, generator=generator)
     return Subset(pixels, torch.randint(0, CLASSES, (images,), generator=generator))
 
 
+@functools.lru_cache(maxsize=1)
+def _normalized_images(images: int, inputs: int) -> Tensor:
+    pixels = _random_part(images, inputs).images
+    return make_normalization("unit", pixels).apply(pixels)
+
+
+def peer_packages(device: str = "cpu") -> dict[str, str]:
+    """Return the peers that exist for a device, by name, with the package that each needs."""
+    if torch.device(device).type == "cpu":
+        return {name: package for name, (package, _) in PEERS.items()}
+    return {name: peer.package for name, peer in CUDA_PEERS.items()}
+
+
 def available(device: str = "cpu") -> list[str]:
-    """The names of all that can run here."""
+    """Return the names of all contenders that can run here, fastmlp's engines first."""
     where = torch.device(device)
     engines = [
         n
         for n in ENGINES
         if n != "reference" and not engine_for(n, where).unsupported_reason(where)
     ]
-    packages = (
-        {name: package for name, (package, _) in PEERS.items()}
-        if where.type == "cpu"
-        else {name: peer.package for name, peer in CUDA_PEERS.items()}
-    )
-    peers = [name for name, package in packages.items() if importlib.util.find_spec(package)]
+    peers = [n for n, package in peer_packages(device).items() if _installed(package)]
     return [*(OURS + name for name in engines), *peers]
 
 
+def missing(device: str = "cpu") -> dict[str, str]:
+    """Return the peers that are not installed, by name, with the package to install for each."""
+    return {
+        name: INSTALL.get(package, package)
+        for name, package in peer_packages(device).items()
+        if not _installed(package)
+    }
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 class Worker:
-    """A contender where it runs."""
+    """A contender in the process that it runs in."""
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.name = name
@@ -141,7 +180,7 @@ class Worker:
         self._made: OurEngine | OneAfterTheOther | JaxModels | None = None
 
     def make(self, task: Task) -> None:
-        """Gets ready for a task."""
+        """Get ready for a task."""
         part, name, device = random_part(task.images), self.name, self._device
         self._task, self._made = task, None
         if name.startswith(OURS):
@@ -150,14 +189,14 @@ class Worker:
             return
         peer = PEERS[name][1] if name in PEERS else CUDA_PEERS[name].kind
         if peer is JaxModels:
-            images = make_normalization("unit", part.images).apply(part.images).to(device)
+            images = normalized_images(task.images).to(device)
             models = [start(task, model) for model in range(task.models)]
             self._made = JaxModels(models, images, part.labels, LR)
             return
         self._made = OneAfterTheOther(peer, task, part, device)
 
     def epoch(self, turn: int, images: int | None = None) -> float:
-        """Runs an epoch, or its first ``images`` images; returns its seconds."""
+        """Run an epoch, or its first ``images`` images; return its seconds."""
         assert self._made is not None
         orders = [order[:images] for order in orders_of(self._task, turn)]
         self._wait()
@@ -167,7 +206,7 @@ class Worker:
         return time.perf_counter() - begin
 
     def parameters(self) -> list[Parameters]:
-        """Of each model."""
+        """Return the parameters of each model."""
         assert self._made is not None
         return self._made.parameters()
 
@@ -177,11 +216,11 @@ class Worker:
 
 
 class ContenderError(Exception):
-    """What a contender could not do, in its own words."""
+    """A contender failed; the message is its own."""
 
 
 def _serve(name: str, device: str, threads: int, pipe: Connection) -> None:
-    """A contender's process, which does what it is told to until that is None."""
+    """Serve calls from a pipe in a contender's process until one is None."""
     torch.set_num_threads(threads)
     worker = Worker(name, device)
     while (call := pipe.recv()) is not None:
@@ -191,12 +230,12 @@ def _serve(name: str, device: str, threads: int, pipe: Connection) -> None:
             if method == "parameters":
                 result = [{k: v.cpu().numpy() for k, v in p.items()} for p in result]
             pipe.send((result, None))
-        except Exception as error:  # whatever it is, the others go on
+        except Exception as error:  # the other contenders are still worth timing
             pipe.send((None, f"{type(error).__name__}: {error}"))
 
 
 class Contender:
-    """One of :func:`available` in a process of its own. Raises :class:`ContenderError`."""
+    """One of :func:`available` in a process of its own. Methods raise :class:`ContenderError`."""
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         context = multiprocessing.get_context("spawn")
@@ -223,15 +262,15 @@ class Contender:
             self._process.kill()
 
     def make(self, task: Task) -> None:
-        """Gets ready for a task."""
+        """Get ready for a task."""
         self._ask("make", task)
 
     def epoch(self, turn: int, images: int | None = None) -> float:
-        """Runs an epoch, or its first ``images`` images; returns its seconds."""
+        """Run an epoch, or its first ``images`` images; return its seconds."""
         return float(self._ask("epoch", turn, images))
 
     def parameters(self) -> list[Parameters]:
-        """Of each model."""
+        """Return the parameters of each model."""
         return [
             {k: torch.from_numpy(v.copy()) for k, v in p.items()} for p in self._ask("parameters")
         ]
@@ -250,42 +289,92 @@ class Contender:
         return result
 
 
-def prepare(contender: Contender | Worker, task: Task) -> list[Parameters]:
-    """Makes it, and returns what its parameters are after STEPS_CHECKED steps."""
+AnyContender = Contender | Worker
+
+
+def prepare(contender: AnyContender, task: Task) -> list[Parameters]:
+    """Make a contender for a task; return its parameters after STEPS_CHECKED steps."""
     contender.make(task)
     contender.epoch(0, STEPS_CHECKED * task.batch)
     return [{k: t.cpu() for k, t in p.items()} for p in contender.parameters()]
 
 
 def check_same(name: str, mine: list[Parameters], theirs: list[Parameters], task: Task) -> None:
-    """Raises AssertionError unless after STEPS_CHECKED steps a contender and another differ by less
-    than three hundredths of the way that the parameters have gone. Rounding makes up to one of
-    them, where it decides whether a hidden unit is just above zero."""
+    """Raise AssertionError unless two contenders have done the same STEPS_CHECKED steps.
+
+    They may differ by three hundredths of the way that the parameters have gone: rounding makes up
+    to one of them, where it decides whether a hidden unit is just above zero.
+    """
     for model, (ours, truth) in enumerate(zip(mine, theirs, strict=True)):
         for key, begin in start(task, model).items():
             way, apart = (truth[key] - begin).norm(), (ours[key] - truth[key]).norm()
             assert apart < 0.03 * way, f"{name}: {key} is {apart} off on a way of {way}"
 
 
-def check_all(contenders: Sequence[Contender], task: Task) -> None:
-    """Makes all contenders and raises AssertionError unless they do the same steps."""
-    found = {contender.name: prepare(contender, task) for contender in contenders}
-    truth = found[next(name for name in found if not name.startswith(OURS))]
-    for name, models in found.items():
-        check_same(name, models, truth, task)
+def prepare_all(
+    contenders: Sequence[AnyContender], task: Task, on_ready: Callable[[str], None] | None = None
+) -> tuple[list[AnyContender], dict[str, str]]:
+    """Make contenders for a task and check that they do the same steps.
+
+    Returns those that compute the same as the first peer that can be made, and, by name, why the
+    others are left out. ``on_ready`` is called with each name when it has been checked.
+    """
+    truth, good, dropped = None, [], {}
+    for contender in sorted(contenders, key=lambda c: c.name.startswith(OURS)):  # peers first
+        try:
+            found = prepare(contender, task)
+            truth = truth or found
+            check_same(contender.name, found, truth, task)
+            good.append(contender)
+        except (ContenderError, AssertionError) as error:
+            dropped[contender.name] = str(error).splitlines()[0]
+        if on_ready is not None:
+            on_ready(contender.name)
+    return good, dropped
 
 
-def time_epochs(contenders: Sequence[Contender], task: Task, rounds: int) -> dict[str, Timing]:
-    """Times whole epochs, the contenders, which are made, in turn, after one that warms up. A turn
-    is as many epochs as take TURN_SECONDS, which count by their mean: a shared machine takes a
-    while to speed up."""
+def images_of_turn(contender: AnyContender, task: Task, seconds: float) -> int:
+    """Return how many images take about ``seconds``, in whole batches; at most an epoch's."""
+    few = min(STEPS_CHECKED * task.batch, task.images)
+    spent = min(contender.epoch(turn, few) for turn in (1, 2))
+    steps = int(seconds / spent * few / task.batch)
+    return min(max(steps, 8) * task.batch, task.images)
+
+
+def time_epochs(
+    contenders: Sequence[AnyContender],
+    task: Task,
+    rounds: int,
+    turn_seconds: float,
+    *,
+    on_turn: Callable[[str], None],
+    on_done: Callable[[str, Timing], None],
+) -> dict[str, Timing]:
+    """Time an epoch of each of the contenders, which are made, in turn; return its microseconds.
+
+    A turn takes about ``turn_seconds`` and counts by its mean, since a shared machine takes a while
+    to speed up: several whole epochs of a contender that is quick, and of one that is not, part of
+    an epoch, from which the time of a whole one is computed. An equal turn that does not count
+    comes first. ``on_turn`` is called after each turn, and ``on_done`` as soon as a contender's
+    timing is complete.
+    """
+    images: dict[str, int] = {}
     for contender in contenders:
-        contender.epoch(0)
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for turn in range(rounds):
+        name = contender.name
+        images[name] = images_of_turn(contender, task, turn_seconds)
+        contender.epoch(3, images[name])
+        on_turn(name)
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    timings: dict[str, Timing] = {}
+    for turn in range(1, rounds + 1):
         for contender in contenders:
-            epochs: list[float] = []
-            while sum(epochs) < TURN_SECONDS:
-                epochs.append(contender.epoch(100 * turn + len(epochs)))
-            seconds[contender.name].append(sum(epochs) / len(epochs))
-    return {name: summarize([s * 1e6 for s in values]) for name, values in seconds.items()}
+            name, epochs = contender.name, list[float]()
+            while sum(epochs) < turn_seconds / 2:
+                epochs.append(contender.epoch(100 * turn + len(epochs), images[name]))
+            whole = task.images / images[name]
+            times[name].append(sum(epochs) / len(epochs) * whole * 1e6)
+            on_turn(name)
+            if turn == rounds:
+                timings[name] = summarize(times[name])
+                on_done(name, timings[name])
+    return timings

@@ -1,10 +1,9 @@
-"""How long a training step takes on a GPU; run by ``epoch_time.py --device cuda``.
+"""Time a training step on a GPU; run by ``epoch_time.py --device cuda``.
 
 Every contender has a process of its own and the same steps to do, which is checked first; then they
 take turns. What is timed is an epoch of 30,000 random images, or as many steps of it as take
-TURN_SECONDS, between two moments at which the GPU has nothing left to do; what is made once, graphs
-and compilations, was made before. Last comes what a user sees: the course's run, 200 epochs with a
-validation after each.
+TURN_SECONDS, between two moments at which the GPU is idle; graphs and compilations were made
+before. Last comes what a user sees: the course's run, 200 epochs with a validation after each.
 """
 
 from __future__ import annotations
@@ -14,25 +13,27 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from contenders import (
     OURS,
-    STEPS_CHECKED,
+    AnyContender,
     Contender,
     ContenderError,
     Task,
-    Worker,
     available,
-    check_same,
-    prepare,
+    images_of_turn,
+    prepare_all,
     random_part,
 )
+from display import Display
+from machine import provenance, save
 from op_time_cuda import driver_version
 from peers_cuda import CUDA_PEERS
-from timing import provenance, save, summarize
+from timing import Watch, summarize
 
 from fastmlp.data.splits import DataSplits
 from fastmlp.training.api import fit
@@ -43,45 +44,16 @@ TASKS = [(8, 256, 1), (4, 256, 1), (16, 64, 1), (128, 256, 1), (8, 256, 12), (16
 TURN_SECONDS = 0.5
 IMAGES = 30_000
 
-AnyContender = Contender | Worker
-
 
 def task_of(batch: int, hidden: int, models: int, images: int = IMAGES) -> Task:
-    """Of whole batches alone: what a smaller one costs is not the question, and some peers would
-    compile their step anew for it."""
+    """Return a task of whole batches: some peers would compile anew for a smaller last one."""
     return Task(batch, hidden, models, images - images % batch)
-
-
-def prepared(
-    contenders: Sequence[AnyContender], task: Task
-) -> tuple[list[AnyContender], dict[str, str]]:
-    """Those that are made for the task and compute the same as the first peer that can; and why the
-    others are left out."""
-    truth, good, dropped = None, [], {}
-    for contender in sorted(contenders, key=lambda c: c.name.startswith(OURS)):  # peers first
-        try:
-            found = prepare(contender, task)
-            truth = truth or found
-            check_same(contender.name, found, truth, task)
-            good.append(contender)
-        except (ContenderError, AssertionError) as error:
-            dropped[contender.name] = str(error).splitlines()[0]
-    return good, dropped
-
-
-def images_of_a_turn(contender: AnyContender, task: Task) -> int:
-    """As many as take about TURN_SECONDS, in whole batches; at most an epoch's."""
-    few = min(STEPS_CHECKED * task.batch, task.images)
-    seconds = min(contender.epoch(turn, few) for turn in (1, 2))
-    steps = int(TURN_SECONDS / seconds * few / task.batch)
-    return min(max(steps, 8) * task.batch, task.images)
 
 
 @dataclass
 class Turns:
     """A contender's turns at a task: the images of an epoch, the microseconds that a step of a
-    model took in each epoch, and the clock of the GPU's processors in MHz as the last one has left
-    it."""
+    model took in each epoch, and the GPU's clock in MHz after the last one."""
 
     images: int
     microseconds: list[float] = field(default_factory=list)
@@ -91,7 +63,7 @@ class Turns:
 def time_steps(
     contenders: Sequence[AnyContender], task: Task, rounds: int, dropped: dict[str, str]
 ) -> dict[str, Turns]:
-    """The turns of all contenders; those that fail are put into ``dropped`` instead."""
+    """Return the turns of all contenders; put those that fail into ``dropped`` instead."""
     turns: dict[str, Turns] = {}
     for number in range(rounds + 1):
         for contender in contenders:
@@ -100,7 +72,7 @@ def time_steps(
                 continue
             try:
                 if number == 0:  # not counted: longer than any before, perhaps another graph
-                    turns[name] = Turns(images_of_a_turn(contender, task))
+                    turns[name] = Turns(images_of_turn(contender, task, TURN_SECONDS))
                     contender.epoch(3, turns[name].images)
                     continue
                 take_turn(contender, turns[name], number, task)
@@ -113,7 +85,7 @@ def time_steps(
 
 
 def take_turn(contender: AnyContender, turns: Turns, number: int, task: Task) -> None:
-    """Epochs for half of TURN_SECONDS, at least one."""
+    """Time epochs for half of TURN_SECONDS, at least one."""
     steps, spent = turns.images // task.batch * task.models, 0.0
     while spent < TURN_SECONDS / 2:
         seconds = contender.epoch(3 + number, turns.images)
@@ -122,7 +94,7 @@ def take_turn(contender: AnyContender, turns: Turns, number: int, task: Task) ->
 
 
 def processor_clock(which: str = "clocks.sm") -> float | None:
-    """MHz of the first GPU's processors, or None where nobody says."""
+    """Return the first GPU's clock in MHz, or None where nvidia-smi does not tell."""
     command = ["nvidia-smi", f"--query-gpu={which}", "--format=csv,noheader,nounits"]
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
@@ -132,7 +104,7 @@ def processor_clock(which: str = "clocks.sm") -> float | None:
 
 
 def row_of(task: Task, turns: dict[str, Turns], dropped: dict[str, str]) -> dict[str, Any]:
-    """A row of results; prints it."""
+    """Print a row of results and return it."""
     times = {name: summarize(mine.microseconds) for name, mine in turns.items()}
     print(f"\nbatch {task.batch}, hidden {task.hidden}, models {task.models}:")
     fastest = min((t.median_us for t in times.values()), default=0.0)
@@ -155,9 +127,15 @@ def row_of(task: Task, turns: dict[str, Turns], dropped: dict[str, str]) -> dict
     }
 
 
+def time_task(asked: Sequence[AnyContender], task: Task, rounds: int) -> dict[str, Any]:
+    """Check that the contenders do the same steps, time them, and return a row of results."""
+    contenders, dropped = prepare_all(asked, task)
+    return row_of(task, time_steps(contenders, task, rounds, dropped), dropped)
+
+
 def course_run(device: str, epochs: int, images: int = IMAGES) -> dict[str, Any]:
-    """The course's run from its first step to its test, everything set up before: on random images,
-    with a third as many to validate and to test."""
+    """Time the course's run from its first step to its test, on random images, with a third as many
+    to validate and to test. Setting up does not count."""
     train, val, test = (random_part(count) for count in (images, images // 3, images // 3))
     begin = 0.0
 
@@ -177,7 +155,7 @@ def course_run(device: str, epochs: int, images: int = IMAGES) -> dict[str, Any]
 
 
 def device_provenance(device: torch.device) -> dict[str, Any]:
-    """What a number needs to be believed."""
+    """Return what a number needs to be believed."""
     if device.type != "cuda":
         return provenance()
     return provenance() | {
@@ -198,33 +176,36 @@ def run(
     tasks: Sequence[tuple[int, int, int]] = TASKS,
     images: int = IMAGES,
 ) -> None:
-    """Times the tasks, as many as fit into the minutes, and writes the results. Raises SystemExit
-    where one of fastmlp's engines failed or computed something else."""
+    """Time as many of the tasks as fit into the minutes and write the results.
+
+    Raises SystemExit where one of fastmlp's engines failed or computed something else.
+    """
     end = time.monotonic() + 60 * minutes
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     failed: list[str] = []
     course: dict[str, Any] | None = None
-    where = torch.device(device)
+    where, watch = torch.device(device), Watch()
     try:
-        with contextlib.ExitStack() as stack:
+        with Display(60 * minutes) as display, contextlib.ExitStack() as stack:
             everyone = [stack.enter_context(Contender(name, device)) for name in available(device)]
             for task in (task_of(*each, images) for each in tasks):
                 if time.monotonic() > end:
                     left_out.append(str(task))
                     continue
+                display.doing(str(task))
                 asked = [
                     contender
                     for contender in everyone
                     if contender.name.startswith(OURS)
                     or task.models <= CUDA_PEERS[contender.name].most_models
                 ]
-                contenders, dropped = prepared(asked, task)
-                turns = time_steps(contenders, task, rounds, dropped)
-                failed += [name for name in dropped if name.startswith(OURS)]
-                rows.append(row_of(task, turns, dropped))
-        course = course_run(device, epochs, images)
-    finally:  # what was measured is kept, whatever happened next
+                rows.append(watch.row(partial(time_task, asked, task, rounds), again=lambda: False))
+                failed += [n for n in rows[-1]["dropped"] if n.startswith(OURS)]
+                display.advance(60 * minutes / (len(tasks) + 1))
+            display.doing("the course's run")
+            course = course_run(device, epochs, images)
+    finally:  # what was measured is kept, whatever happened
         head = {"provenance": device_provenance(where), "failed": failed, "left_out": left_out}
         save(out, {**head, "rows": rows, "course_run": course})
     if failed:

@@ -1,7 +1,8 @@
-"""Every operator, forward and backward, against PyTorch eager on the same data.
+"""Time every operator, forward and backward, against PyTorch eager on the same data.
 
-python benchmarks/op_time.py                 prints the table and writes results/op_time.cpu.json
-python benchmarks/op_time.py --device cuda   on a GPU, as op_time_cuda.py says; op_time.cuda.json
+python benchmarks/op_time.py                 about a minute; writes results/op_time.MAKE.json
+python benchmarks/op_time.py --device cuda   on a GPU, the default where fastmlp has kernels for
+                                             one; see op_time_cuda.py; writes op_time.cuda.json
 
 Each pair is first checked to compute the same. "forward" is the function as a user calls it without
 gradients, "backward" the operator (PyTorch: those that its autograd would call), "both" a forward
@@ -13,16 +14,19 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import op_time_cuda
 import torch
 import torch.nn.functional as F
-from timing import RESULTS, Timing, provenance, save, take_turns
+from display import Display
+from machine import RESULTS, provenance, results_file, save
+from timing import Watch, take_turns
 from torch import Tensor
 
-from fastmlp import functional
+from fastmlp import functional, native_available
 from fastmlp.ops import linear as ops
 from fastmlp.ops.activations import relu_backward
 from fastmlp.ops.cross_entropy import _cross_entropy_backward
@@ -46,7 +50,7 @@ Pair = tuple[Callable[[], Any], Callable[[], Any]]
 
 
 def linear_pairs(batch: int, inputs: int, outputs: int) -> dict[str, Pair]:
-    """relu(x w^T + b) and the gradients of x, w and b."""
+    """Return the passes of relu(x w^T + b), with the gradients of x, w and b."""
     x, w = torch.randn(batch, inputs), torch.randn(outputs, inputs) / math.sqrt(inputs)
     b, dy = torch.randn(outputs), torch.randn(batch, outputs)
     y = F.relu(F.linear(x, w, b))
@@ -73,7 +77,7 @@ def linear_pairs(batch: int, inputs: int, outputs: int) -> dict[str, Pair]:
 
 
 def relu_pairs(rows: int, columns: int) -> dict[str, Pair]:
-    """relu alone."""
+    """Return the passes of relu alone."""
     x, dy = torch.randn(rows, columns), torch.randn(rows, columns)
     y, leaf = F.relu(x), x.clone().requires_grad_()
     return {
@@ -90,7 +94,7 @@ def relu_pairs(rows: int, columns: int) -> dict[str, Pair]:
 
 
 def cross_entropy_pairs(rows: int, classes: int) -> dict[str, Pair]:
-    """Mean cross entropy."""
+    """Return the passes of mean cross entropy."""
     logits, target = torch.randn(rows, classes), torch.randint(0, classes, (rows,))
     leaf = logits.clone().requires_grad_()
     aten, one = torch.ops.aten, torch.ones(())
@@ -121,7 +125,7 @@ def cross_entropy_pairs(rows: int, classes: int) -> dict[str, Pair]:
 
 
 def check_same(pair: Pair) -> None:
-    """Raises AssertionError unless both of a pair give the same to float32's accuracy."""
+    """Raise AssertionError unless both of a pair give the same to float32's accuracy."""
     with torch.no_grad() if not torch.is_grad_enabled() else torch.enable_grad():
         ours, theirs = pair[0](), pair[1]()
     for a, b in zip(_tensors(ours), _tensors(theirs), strict=True):
@@ -133,7 +137,7 @@ def _tensors(result: Any) -> list[Tensor]:
 
 
 def run(seconds: float) -> list[dict[str, Any]]:
-    """Times every case; returns a row for each operator, shape and pass."""
+    """Time every case; return a row for each operator, shape and pass."""
     make: dict[str, Callable[..., dict[str, Pair]]] = {
         "linear+relu": linear_pairs,
         "relu": relu_pairs,
@@ -145,24 +149,30 @@ def run(seconds: float) -> list[dict[str, Any]]:
         *(("cross entropy", shape) for shape in CROSS_ENTROPY_SHAPES),
         *TINY_SHAPES,
     ]
-    rows = []
-    print(f"{'operator':15}{'shape':18}{'pass':10}{'fastmlp us':>12}{'PyTorch us':>12}{'ratio':>8}")
-    for name, shape in cases:
-        for kind, pair in make[name](*shape).items():
-            check_same(pair)
-            with torch.set_grad_enabled(kind == "both"):
-                times = take_turns({"fastmlp": pair[0], "torch": pair[1]}, seconds=seconds)
-            rows.append(_row(name, shape, kind, times))
-            row = rows[-1]
-            print(
-                f"{name:15}{'x'.join(map(str, shape)):18}{kind:10}"
-                f"{times['fastmlp'].median_us:12.1f}{times['torch'].median_us:12.1f}"
-                f"{row['ratio']:8.2f}"
-            )
+    rows: list[dict[str, Any]] = []
+    watch = Watch()
+    expected = 2 * seconds + 0.5  # and the watch
+    with Display(3 * len(cases) * expected) as display:
+        display.line(
+            f"{'operator':15}{'shape':18}{'pass':10}"
+            f"{'fastmlp us':>12}{'PyTorch us':>12}{'ratio':>8}"
+        )
+        for name, shape in cases:
+            for kind, pair in make[name](*shape).items():
+                display.doing(f"{name} {'x'.join(map(str, shape))} {kind}")
+                check_same(pair)
+                measure = partial(_measure, name, shape, kind, pair, seconds)
+                rows.append(watch.row(measure, tell=display.line))
+                display.line(_line(rows[-1]))
+                display.advance(expected)
     return rows
 
 
-def _row(name: str, shape: tuple[int, ...], kind: str, times: dict[str, Timing]) -> dict[str, Any]:
+def _measure(
+    name: str, shape: tuple[int, ...], kind: str, pair: Pair, seconds: float
+) -> dict[str, Any]:
+    with torch.set_grad_enabled(kind == "both"):
+        times = take_turns({"fastmlp": pair[0], "torch": pair[1]}, seconds=seconds)
     ratio = times["torch"].median_us / times["fastmlp"].median_us
     size = (
         "tiny" if (name, shape) in TINY_SHAPES else "small" if math.prod(shape) < SMALL else "large"
@@ -171,18 +181,29 @@ def _row(name: str, shape: tuple[int, ...], kind: str, times: dict[str, Timing])
     return {**row, "ratio": round(ratio, 3), **times}
 
 
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['operator']:15}{'x'.join(map(str, row['shape'])):18}{row['pass']:10}"
+        f"{row['fastmlp'].median_us:12.1f}{row['torch'].median_us:12.1f}{row['ratio']:8.2f}"
+    )
+
+
 def main() -> None:
-    """Runs the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=0.5, help="time for each contender")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--samples", type=int, default=9, help="with --device cuda")
-    parser.add_argument("--minutes", type=float, default=60.0, help="with --device cuda: at most")
-    parser.add_argument("--out", type=Path, help="default: results/op_time.DEVICE.json")
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--seconds", type=float, default=0.5, help="time for each contender")
+    add("--device", choices=["cpu", "cuda"], help="default: cuda where fastmlp has kernels for it")
+    add("--samples", type=int, default=9, help="with --device cuda")
+    add("--minutes", type=float, default=60.0, help="with --device cuda: at most")
+    add("--out", type=Path, metavar="FILE", help="default: results/op_time.MAKE.json")
     args = parser.parse_args()
-    args.out = args.out or RESULTS / f"op_time.{args.device}.json"
-    if args.device == "cuda":
-        op_time_cuda.run(args.samples, args.minutes, args.out)
+    gpu = torch.cuda.is_available() and native_available("cuda")
+    if (args.device or ("cuda" if gpu else "cpu")) == "cuda":
+        out = args.out or RESULTS / "op_time.cuda.json"
+        op_time_cuda.run(args.samples, args.minutes, out)
         return
     torch.manual_seed(0)
     rows = run(args.seconds)
@@ -190,10 +211,10 @@ def main() -> None:
     mean = math.exp(sum(math.log(ratio) for ratio in small) / len(small))
     least = min(row["ratio"] for row in rows if row["size"] != "tiny")
     print(
-        f"\ngeometric mean over the small shapes {mean:.2f}; least ratio but the tiny {least:.2f}"
+        f"\ngeometric mean over the small shapes {mean:.2f}; lowest ratio {least:.2f}, tiny aside"
     )
     head = {"provenance": provenance(), "geometric_mean_small": round(mean, 3), "least": least}
-    save(args.out, {**head, "rows": rows})
+    save(args.out or results_file("op_time"), {**head, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The operators on a GPU against PyTorch; run by ``op_time.py --device cuda``.
+"""Time the operators on a GPU against PyTorch; run by ``op_time.py --device cuda``.
 
 Two times for each call. "gpu" is what the GPU spends on it: events around calls that wait, all
 launched, behind a kernel that only sleeps, so that no gap between launches counts. "host" is what a
@@ -23,7 +23,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import Timing, provenance, save, summarize
+from display import Display
+from machine import provenance, save
+from timing import Timing, summarize
 from torch import Tensor
 
 from fastmlp import functional
@@ -53,7 +55,7 @@ WAYS = {
     "fastmlp in TF32": float32.TF32,
 }
 MOST_ROWS = 256
-"""Above it fastmlp leaves a product to the library, in whichever way that was asked for."""
+"""Above it fastmlp leaves a product to the library, whichever way was asked for."""
 DEVICE = "cuda"
 CALLS = 40
 """Calls of one sample; fewer kernels than a launch queue holds."""
@@ -76,7 +78,7 @@ class Case:
 
 
 def compiled(f: Function) -> dict[str, Function]:
-    """PyTorch's own three ways to run a function."""
+    """Return PyTorch's own three ways to run a function, by name."""
     return {
         "eager": f,
         "compile": torch.compile(f, fullgraph=True),
@@ -85,7 +87,7 @@ def compiled(f: Function) -> dict[str, Function]:
 
 
 def ring(make: Callable[[], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """As many inputs as together are three times the level-2 cache; 2 to 32."""
+    """Return 2 to 32 inputs, together three times as large as the level-2 cache."""
     first = make()
     size = sum(t.numel() * t.element_size() for t in first)
     cache: int = torch.cuda.get_device_properties(0).L2_cache_size
@@ -93,6 +95,8 @@ def ring(make: Callable[[], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
 
 
 def linear_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
+    """Return the forward and backward pass of relu(x w^T + b); ``shape`` is (batch, inputs,
+    outputs)."""
     batch, inputs, outputs = shape
     options: dict[str, Any] = {"device": DEVICE, "dtype": DTYPES[dtype]}
 
@@ -141,6 +145,8 @@ def _backward(way: int, dy: Tensor, x: Tensor, w: Tensor, y: Tensor) -> Any:
 
 
 def relu_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
+    """Return the forward and backward pass of relu."""
+
     def make() -> tuple[Tensor, ...]:
         return tuple(torch.randn(shape, device="cuda", dtype=DTYPES[dtype]) for _ in range(2))
 
@@ -162,6 +168,8 @@ def relu_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
 
 
 def cross_entropy_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
+    """Return both passes of mean cross entropy; ``shape`` is (rows, classes)."""
+
     def make() -> tuple[Tensor, ...]:
         logits = torch.randn(shape, device="cuda", dtype=DTYPES[dtype]).requires_grad_()
         return logits, torch.randint(0, shape[1], shape[:1], device="cuda")
@@ -186,7 +194,7 @@ def cross_entropy_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
 
 
 def liger_and_apex() -> dict[str, Function]:
-    """Two other libraries' cross entropy, where they are installed."""
+    """Return two other libraries' cross entropy, where they are installed."""
     found: dict[str, Function] = {}
     try:
         liger = importlib.import_module("liger_kernel.transformers")
@@ -196,7 +204,7 @@ def liger_and_apex() -> dict[str, Function]:
     except ImportError:
         pass
     try:
-        apex = importlib.import_module("apex.contrib.cross_entropyropy").CrossEntropyLoss
+        apex = importlib.import_module("apex.contrib.xentropy").SoftmaxCrossEntropyLoss
         found["apex"] = lambda logits, target: apex.apply(logits, target).mean()
     except ImportError:
         pass
@@ -204,11 +212,12 @@ def liger_and_apex() -> dict[str, Function]:
 
 
 def tensors_of(result: Any) -> list[Tensor]:
+    """Return a result's tensors as a list."""
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def drop_who_differs(case: Case) -> dict[str, str]:
-    """Takes out the contenders that fail, or compute something else than eager; says why."""
+def drop_different(case: Case) -> dict[str, str]:
+    """Remove the contenders that fail or differ from eager; return why, by name."""
     tolerance = 1e-3 if case.dtype == "float32" else 0.05
     truth = [t.clone() for t in tensors_of(case.contenders["eager"](*case.inputs[0]))]
     dropped: dict[str, str] = {}
@@ -218,7 +227,7 @@ def drop_who_differs(case: Case) -> dict[str, str]:
             for got, want in zip(result, truth, strict=True):
                 size = want.abs().max().clamp(min=1)
                 torch.testing.assert_close(got / size, want / size, rtol=0, atol=tolerance)
-        except Exception as error:  # whoever it is, the others are still worth their time
+        except Exception as error:  # the other contenders are still worth timing
             dropped[name] = str(error).splitlines()[0]
     for name, why in dropped.items():
         print(f"{name} left out of {case.operator} {case.shape} {case.dtype} {case.kind}: {why}")
@@ -227,11 +236,13 @@ def drop_who_differs(case: Case) -> dict[str, str]:
 
 
 def calls(f: Function, inputs: list[tuple[Tensor, ...]]) -> None:
+    """Call ``f`` CALLS times, going round the inputs."""
     for i in range(CALLS):
         f(*inputs[i % len(inputs)])
 
 
 def host_sample(f: Function, inputs: list[tuple[Tensor, ...]]) -> float:
+    """Return microseconds a call on the host's clock, synchronised at both ends."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
     calls(f, inputs)
@@ -240,6 +251,8 @@ def host_sample(f: Function, inputs: list[tuple[Tensor, ...]]) -> float:
 
 
 def gpu_sample(f: Function, inputs: list[tuple[Tensor, ...]], host_us: float) -> float:
+    """Return microseconds a call between events of the GPU, behind a kernel that sleeps until all
+    calls, of ``host_us`` microseconds each on the host, are launched."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda._sleep(int(2000 * 1.5 * CALLS * min(host_us, 500)))  # type: ignore[no-untyped-call]
     begin.record()  # type: ignore[no-untyped-call]
@@ -251,7 +264,7 @@ def gpu_sample(f: Function, inputs: list[tuple[Tensor, ...]], host_us: float) ->
 
 
 def measure(case: Case, samples: int) -> dict[str, dict[str, Timing]]:
-    """Every contender's times, a sample each in turn."""
+    """Time every contender, a sample each in turn."""
     host: dict[str, list[float]] = {name: [] for name in case.contenders}
     gpu: dict[str, list[float]] = {name: [] for name in case.contenders}
     for f in case.contenders.values():
@@ -264,7 +277,7 @@ def measure(case: Case, samples: int) -> dict[str, dict[str, Timing]]:
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written in a second by a large copy on the device."""
+    """Return bytes read and written in a second by a large copy on the device."""
     source = torch.randn(1 << 28, device="cuda")
     target = torch.empty_like(source)
     times = [gpu_sample(target.copy_, [(source,)], 100) for _ in range(7)]
@@ -272,6 +285,8 @@ def copy_bandwidth() -> float:
 
 
 def row_of(case: Case, times: dict[str, dict[str, Timing]], bandwidth: float) -> dict[str, Any]:
+    """Return a row of results."""
+
     def best_peer(kind: str) -> float:
         return min(t[kind].median_us for name, t in times.items() if name.split()[0] != "fastmlp")
 
@@ -288,13 +303,14 @@ def row_of(case: Case, times: dict[str, dict[str, Timing]], bandwidth: float) ->
 
 
 def times_of_ours(row: dict[str, Any]) -> str:
-    """In words: what fastmlp takes and, for float32, what each of its ways to multiply takes."""
+    """Return fastmlp's time in words, for float32 with that of each of its ways to multiply."""
     times = {name: kinds["gpu"].median_us for name, kinds in row["times"].items()}
     ways = [f"{name.removeprefix('fastmlp ')} {times[name]:.1f}" for name in WAYS if name in times]
     return f"{times['fastmlp']:.1f} us" + (f" ({', '.join(ways)})" if ways else "")
 
 
 def driver_version() -> str:
+    """Return the version of NVIDIA's driver, or "unknown"."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -303,6 +319,7 @@ def driver_version() -> str:
 
 
 def gpu_provenance(bandwidth: float) -> dict[str, Any]:
+    """Return what a number of a GPU needs to be believed, beside :func:`machine.provenance`."""
     return {
         "device": torch.cuda.get_device_name(),
         "capability": list(torch.cuda.get_device_capability()),
@@ -313,8 +330,10 @@ def gpu_provenance(bandwidth: float) -> dict[str, Any]:
 
 
 def run(samples: int, minutes: float, out: Path) -> None:
-    """Times the cases, as many as fit into the minutes, and writes the results. Raises SystemExit
-    where fastmlp failed or computed something else than PyTorch."""
+    """Time as many of the cases as fit into the minutes and write the results.
+
+    Raises SystemExit where fastmlp failed or computed something else than PyTorch.
+    """
     torch.manual_seed(0)
     bandwidth, end = copy_bandwidth(), time.monotonic() + 60 * minutes
     print(f"{torch.cuda.get_device_name()}: copies at {bandwidth / 1e9:.0f} GB/s\n")
@@ -328,20 +347,25 @@ def run(samples: int, minutes: float, out: Path) -> None:
     left_out: list[str] = []
     failed: list[str] = []
     try:
-        for (make, shape), dtype in itertools.product(plan, DTYPES):
-            if time.monotonic() > end:
-                left_out.append(f"{make.__name__} {shape} {dtype}")
-                continue
-            torch.compiler.reset()
-            for case in make(shape, dtype):
-                dropped = drop_who_differs(case)
-                if "fastmlp" in dropped:
-                    failed.append(f"{case.operator} {shape} {dtype} {case.kind}")
+        with Display(60 * minutes) as display:
+            for (make, shape), dtype in itertools.product(plan, DTYPES):
+                name = f"{make.__name__} {shape} {dtype}"
+                display.doing(name)
+                if time.monotonic() > end:
+                    left_out.append(name)
                     continue
-                row = row_of(case, measure(case, samples), bandwidth)
-                rows.append({**row, "dropped": dropped})
-                print(*list(row.values())[:-1], times_of_ours(row), flush=True)
-    finally:  # what was measured is kept, whatever happened next
+                torch.compiler.reset()
+                for case in make(shape, dtype):
+                    dropped = drop_different(case)
+                    if "fastmlp" in dropped:
+                        failed.append(f"{case.operator} {shape} {dtype} {case.kind}")
+                        continue
+                    row = row_of(case, measure(case, samples), bandwidth)
+                    rows.append({**row, "dropped": dropped})
+                    words = [*map(str, list(row.values())[:-1]), times_of_ours(row)]
+                    display.line(" ".join(words))
+                display.advance(60 * minutes / len(plan) / len(DTYPES))
+    finally:  # what was measured is kept, whatever happened
         results = {"provenance": provenance() | gpu_provenance(bandwidth), "failed": failed}
         save(out, {**results, "left_out": left_out, "rows": rows})
     if failed:

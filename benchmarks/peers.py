@@ -1,4 +1,4 @@
-"""What fastmlp's training is timed against: the same SGD on the same data, written otherwise.
+"""Train with the same SGD on the same data, written otherwise: what fastmlp is timed against.
 
 Every peer is built with ``peer(parameters, images, labels, lr)`` from a plain ``state_dict`` of
 ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear)``, images (n, I) float32, already normalised, and
@@ -20,13 +20,13 @@ Parameters = dict[str, Tensor]
 
 
 class Peer(Protocol):
-    """One way to train."""
+    """A way to train."""
 
     def epoch(self, order: Tensor, batch: int) -> float:
-        """Runs the steps of ``order``; returns the mean loss of their batches."""
+        """Take the steps of ``order``; return the mean loss of their batches."""
 
     def parameters(self) -> Parameters:
-        """The parameters as a plain ``state_dict``."""
+        """Return the parameters as a plain ``state_dict``."""
 
 
 class HandWritten:
@@ -58,11 +58,11 @@ class HandWritten:
         return sum(losses) / len(losses)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of a step."""
+        """Return inputs and labels of a step."""
         return self.images[rows], self.labels[rows]
 
     def update(self, w: Tensor, dw: Tensor) -> None:
-        """One step of SGD."""
+        """Take one step of SGD on a parameter."""
         w -= self.lr * dw
 
     def parameters(self) -> Parameters:
@@ -75,15 +75,15 @@ class HandWritten:
 
 
 class HandWrittenInPlace(HandWritten):
-    """The same by one who knows torch: no array for the step itself."""
+    """The same without a temporary array for the step."""
 
     def update(self, w: Tensor, dw: Tensor) -> None:
         w.sub_(dw, alpha=self.lr)
 
 
 class ModuleAndOptimizer:
-    """What one writes in PyTorch: nn.Sequential, autograd, torch.optim.SGD; the loss is read once,
-    at the end."""
+    """The usual PyTorch: nn.Sequential, autograd, torch.optim.SGD; the loss is read once, at the
+    end."""
 
     def __init__(self, parameters: Parameters, images: Tensor, labels: Tensor, lr: float) -> None:
         (hidden, inputs), (classes, _) = (parameters[f"{i}.weight"].shape for i in (0, 2))
@@ -105,7 +105,7 @@ class ModuleAndOptimizer:
         return total.item() / len(batches)
 
     def loss_of(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean loss of a batch."""
+        """Return the mean loss of a batch."""
         return F.cross_entropy(self.model(x), y)
 
     def parameters(self) -> Parameters:
@@ -185,4 +185,4 @@ PEERS: dict[str, tuple[str, Callable[[Parameters, Tensor, Tensor, float], Peer]]
     "JAX jit(scan)": ("jax", JaxScan),
     "scikit-learn": ("sklearn", ScikitLearn),
 }
-"""By name, with the package that each wants."""
+"""By name, with the package that each needs."""

@@ -1,8 +1,8 @@
-"""What fastmlp's training is timed against on a GPU: the same SGD, written otherwise.
+"""Train on a GPU with the same SGD, written otherwise: what fastmlp is timed against there.
 
 As in peers.py, images are float32, normalised beforehand; here they, the labels and the parameters
-come on the device, but for those who keep their images on the host (``HOST``). The peers run on
-CPU tensors too, which is how the tests reach them.
+are on the device, except for peers that keep their images on the host (``HOST``). The peers run on
+CPU tensors too, which the tests use.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class CompiledModule(ModuleAndOptimizer):
 
 
 class GraphByHand:
-    """What one who knows torch and CUDA writes: whole steps in library calls, forward, backward
-    and updates, which the matrix products do themselves; STEPS of them in one CUDA graph."""
+    """Whole steps in library calls, as an expert in torch and CUDA would write them: the matrix
+    products do the updates themselves, and STEPS steps are one CUDA graph."""
 
     STEPS = 50
 
@@ -73,7 +73,7 @@ class GraphByHand:
         return self.loss.item() / -(-len(order) // batch)
 
     def run(self, rows: Tensor, steps: int) -> None:
-        """So many steps on the images ``rows``, recorded when they are first asked for."""
+        """Take ``steps`` steps on the images ``rows``, recorded on first use."""
         key = len(rows), steps
         if key not in self.chunks:
             changing = [*self.tensors, self.loss]
@@ -88,8 +88,8 @@ class GraphByHand:
         recording.replay()
 
     def steps(self, rows: Tensor, steps: int) -> None:
-        """What is recorded. d and dh are the gradients times -lr, so that adding them is the
-        update."""
+        """Take the steps that are recorded. d and dh are the gradients times -lr, so that adding
+        them is the update."""
         w1, b1, w2, b2 = self.tensors
         batch = len(rows) // steps
         rate = self.lr / batch
@@ -121,7 +121,7 @@ class JaxModels:
     def __init__(
         self, models: Sequence[Parameters], images: Tensor, labels: Tensor, lr: float
     ) -> None:
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others are here too
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # others use the GPU too
         import jax
         import jax.numpy as jnp
 
@@ -149,14 +149,14 @@ class JaxModels:
         self.images, self.labels = (jnp.asarray(t.cpu().numpy()) for t in (images, labels))
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
-        """All models; in whole batches."""
+        """Train all models on their orders, which are of whole batches."""
         rows = torch.stack(list(orders)).reshape(len(orders), -1, batch).to(torch.int32).numpy()
         order = self.asarray(rows if self.several else rows[0])
         self.p, losses = self.run(self.p, order, self.images, self.labels)
         np.asarray(losses)  # waits, and reads them
 
     def parameters(self) -> list[Parameters]:
-        """Of each model."""
+        """Return the parameters of each model."""
         arrays = [np.array(p) if self.several else np.array(p)[None] for p in self.p]
         return [
             {name: torch.from_numpy(a[i]) for name, a in zip(NAMES, arrays, strict=True)}
@@ -166,7 +166,7 @@ class JaxModels:
 
 @dataclass(frozen=True)
 class CudaPeer:
-    """A peer's class, the package that it wants, and of how many models it is worth timing."""
+    """A peer's class, the package that it needs, and the most models that it is timed with."""
 
     kind: Any
     package: str = "torch"
@@ -180,4 +180,4 @@ CUDA_PEERS = {
     "whole step by hand, 50 in a CUDA graph": CudaPeer(GraphByHand),
     "JAX jit(scan), vmap over models": CudaPeer(JaxModels, "jax"),
 }
-"""By name. Those that are left out of many models take as long for each as for one."""
+"""By name. Those that are timed with one model only take as long for each of many."""

@@ -1,7 +1,11 @@
-"""Writes the README's tables from benchmarks/results/*.json; no number is typed by hand.
+"""Fill the tables of README.md and docs/*.md from benchmarks/results/*.json.
 
-python benchmarks/tables.py            rewrites the parts between the markers in README.md
-python benchmarks/tables.py --check    fails where they are not what the results say
+python benchmarks/tables.py            rewrites the parts between the markers
+python benchmarks/tables.py --check    fails where they or the pictures are out of date
+
+No number is typed by hand. Every table has a place for each make of processor in machine.MAKES,
+measured or not. Where a page has ``<!-- NAME table -->``, a table of that name is written up to the
+next ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -10,39 +14,127 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from timing import RESULTS
+import machine
+from machine import MAKES, measured
+from pictures import out_of_date
 
 from fastmlp.report.experiments import COURSE_TEST
 from fastmlp.utils.files import write_text
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+NOT_MEASURED = "not measured yet"
+README_BATCHES = (4, 8, 32, 128)
+README_NAMES = (
+    "fastmlp blocked",
+    "nn.Module + torch.optim.SGD",
+    "hand-written loop in torch",
+    "JAX jit(scan)",
+    "scikit-learn",
+)
+CLAIM_PEERS = {
+    "JAX jit(scan)": "JAX",
+    "nn.Module + torch.optim.SGD": "`nn.Module` and `torch.optim`",
+    "scikit-learn": "scikit-learn",
+}
+DISTURBED = "†"
+"""Marks what was measured while the machine was busy with something else."""
+
+Results = dict[str, Any]
 
 
-def epoch_table(results: dict[str, Any]) -> str:
-    """Seconds an epoch takes, a row for each contender, a column for each batch size."""
-    rows = results["rows"]
-    names = list(rows[0]["epoch"])
-    lines = [
-        "| seconds per epoch | " + " | ".join(f"batch {row['batch']}" for row in rows) + " |",
-        "|---|" + "---:|" * len(rows),
+def pages() -> list[Path]:
+    """Return the pages that may hold tables."""
+    return [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(render: Callable[[Results], str], results: Mapping[str, Results]) -> str:
+    """Return a table for each make, under its name, and a line for a make without results."""
+    parts = []
+    for make in dict.fromkeys([*MAKES, *results]):
+        name = MAKES.get(make, make)
+        if make in results:
+            parts.append(f"**{name}**: {_caption(results[make])}\n\n{render(results[make])}")
+        else:
+            parts.append(f"**{name}**: {NOT_MEASURED}.")
+    return "\n\n".join(parts)
+
+
+def claim(results: Mapping[str, Results]) -> str:
+    """Return what an epoch takes at the smallest batch size of the README's table, and how many
+    times longer the peers of the picture take, on the first make that was measured."""
+    each = next(iter(results.values()))
+    row = next(row for row in each["rows"] if row["batch"] == README_BATCHES[0])
+    seconds = {name: t["median_us"] / 1e6 for name, t in row["epoch"].items()}
+    ours = seconds["fastmlp blocked"]
+    times = [
+        f"{seconds[name] / ours:.0f} times as long with {words}"
+        for name, words in CLAIM_PEERS.items()
+        if name in seconds
     ]
+    return (
+        f"At batch {row['batch']} an epoch of {row['steps']:,} steps takes **{ours:.2f} s**; it "
+        f"takes {', '.join(times)} ({_processor(each)})."
+    )
+
+
+def epoch_summary(results: Mapping[str, Results]) -> str:
+    """Return seconds per epoch in one table: a part for each make, a column for each batch size."""
+    lines = [
+        "| seconds per epoch | " + " | ".join(f"batch {b}" for b in README_BATCHES) + " |",
+        "|---|" + "---:|" * len(README_BATCHES),
+    ]
+    empty, shown = " |" * len(README_BATCHES), list[dict[str, Any]]()
+    for make in dict.fromkeys([*MAKES, *results]):
+        if make not in results:
+            lines.append(f"| *{MAKES[make]}: {NOT_MEASURED}* |{empty}")
+            continue
+        each = results[make]
+        rows = [row for row in each["rows"] if row["batch"] in README_BATCHES]
+        shown += rows
+        lines.append(f"| *{_processor(each)}* |{empty}")
+        lines += _epoch_lines(rows, README_NAMES)
+    return "\n".join([*lines, *_disturbed_note(shown)])
+
+
+def epoch_table(results: Results) -> str:
+    """Return seconds per epoch, a row for each contender, a column for each batch size."""
+    rows = results["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["epoch"]))
+    return "\n".join(
+        [
+            "| seconds per epoch | " + " | ".join(f"batch {row['batch']}" for row in rows) + " |",
+            "|---|" + "---:|" * len(rows),
+            *_epoch_lines(rows, names),
+            *_disturbed_note(rows),
+        ]
+    )
+
+
+def _epoch_lines(rows: list[dict[str, Any]], names: Iterable[str]) -> list[str]:
+    """Rows of a table, each ratio being to the fastest of fastmlp's engines."""
+    lines = []
     for name in names:
         cells = []
         for row in rows:
+            if name not in row["epoch"]:
+                cells.append("")
+                continue
             ours = min(t["median_us"] for n, t in row["epoch"].items() if n.startswith("fastmlp"))
             mine = row["epoch"][name]["median_us"]
             ratio = "" if mine == ours else f" ({mine / ours:.1f}x)"
-            cells.append(f"{mine / 1e6:.2f}{ratio}")
-        lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _caption(results)])
+            cells.append(f"{mine / 1e6:.2f}{ratio}{_mark(row)}")
+        if any(cells):
+            lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
+    return lines
 
 
-def gpu_table(results: dict[str, Any]) -> str:
-    """Microseconds that a step of a model takes on a GPU, a row for each contender."""
+def gpu_table(results: Results) -> str:
+    """Return microseconds per step and model on a GPU, a row for each contender."""
     rows = results["rows"]
     names = sorted({name for row in rows for name in row["step"]}, key=_ours_first)
     heads = [
@@ -80,35 +172,42 @@ def gpu_table(results: dict[str, Any]) -> str:
     )
 
 
-def op_table(results: dict[str, Any]) -> str:
-    """How many times faster than PyTorch eager each operator is."""
+def op_table(results: Results) -> str:
+    """Return how many times faster than PyTorch eager each operator is."""
     passes = ["forward", "backward", "both"]
     lines = ["| operator | shape | " + " | ".join(passes) + " |", "|---|---|" + "---:|" * 3]
-    cases: dict[tuple[str, str], dict[str, float]] = {}
+    cases: dict[tuple[str, str], dict[str, str]] = {}
     for row in results["rows"]:
         shape = " x ".join(map(str, row["shape"]))
-        cases.setdefault((row["operator"], shape), {})[row["pass"]] = row["ratio"]
-    for (name, shape), ratios in cases.items():
-        lines.append(
-            f"| {name} | {shape} | " + " | ".join(f"{ratios[p]:.2f}" for p in passes) + " |"
-        )
-    return "\n".join([*lines, "", _caption(results)])
+        cells = cases.setdefault((row["operator"], shape), {})
+        cells[row["pass"]] = f"{row['ratio']:.2f}{_mark(row)}"
+    for (name, shape), cells in cases.items():
+        lines.append(f"| {name} | {shape} | " + " | ".join(cells[p] for p in passes) + " |")
+    return "\n".join([*lines, *_disturbed_note(results["rows"])])
 
 
-def train_table(results: dict[str, Any]) -> str:
-    """The default run's accuracy and time."""
+def train_table(results: Results) -> str:
+    """Return the default run's accuracy and time in a sentence."""
     rows = results["rows"]
     tests = [100 * row["test_accuracy"] for row in rows]
     seconds = statistics.median(row["seconds"] for row in rows)
     return (
         f"The default run reaches **{statistics.mean(tests):.1f} +- {statistics.stdev(tests):.1f}**"
         f" % test accuracy (mean and standard deviation over {len(rows)} seeds) in {seconds:.0f} s "
-        f"for {rows[0]['epochs']} epochs.\n\n{_caption(results)}"
+        f"for {rows[0]['epochs']} epochs."
     )
 
 
-def accuracy_table(results: dict[str, Any]) -> str:
-    """What the presets reach."""
+def fit_output(results: Mapping[str, Results]) -> str:
+    """Return what the README's example prints, from the first seed of the default run."""
+    row = next(iter(results.values()))["rows"][0]
+    return (
+        f"```text\n{row['test_accuracy']:.1%} of the test images after {row['epochs']} epochs\n```"
+    )
+
+
+def accuracy_table(results: Results) -> str:
+    """Return the accuracies that the presets reach."""
     lines = ["| preset | network | epochs | validation, % | test, % |", "|---|---|---:|---:|---:|"]
     for row in results["rows"]:
         cells = []
@@ -121,12 +220,13 @@ def accuracy_table(results: dict[str, Any]) -> str:
         )
     seeds = len(results["rows"][0]["seeds"])
     commits = dict.fromkeys(row["provenance"]["commit"] for row in results["rows"])
-    note = f"Mean and standard deviation over {seeds} seeds. {_caption(results, commits)}"
+    names = ", ".join(commit[:9] for commit in commits)
+    note = f"Mean and standard deviation over {seeds} seeds. Commits: {names}."
     return "\n".join([*lines, "", note])
 
 
-def many_table(results: dict[str, Any]) -> str:
-    """What a model costs when many are trained together."""
+def many_table(results: Results) -> str:
+    """Return what a model costs when several are trained together."""
     rows = [row for row in results["rows"] if row["axis"] == "models"]
     names = list(rows[-1]["epoch"])
     lines = [
@@ -136,13 +236,16 @@ def many_table(results: dict[str, Any]) -> str:
         "|---|" + "---:|" * len(rows),
     ]
     for name in names:
-        seconds = [row["epoch"][name]["median_us"] / 1e6 / row["models"] for row in rows]
-        lines.append(f"| {_bold(name)} | " + " | ".join(f"{s:.3f}" for s in seconds) + " |")
-    return "\n".join([*lines, "", _caption(results)])
+        cells = [
+            f"{row['epoch'][name]['median_us'] / 1e6 / row['models']:.3f}{_mark(row)}"
+            for row in rows
+        ]
+        lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *_disturbed_note(rows)])
 
 
-def report_table(results: dict[str, Any]) -> str:
-    """The course report's test accuracies beside ours."""
+def report_table(results: Results) -> str:
+    """Return the course report's test accuracies beside ours."""
 
     def percent(stat: dict[str, float | None]) -> str:
         assert stat["mean"] is not None
@@ -167,8 +270,7 @@ def report_table(results: dict[str, Any]) -> str:
             *lines,
             "",
             f"Mean and standard deviation over {final['seeds']} seeds (corrected: "
-            f"{ablation['seeds']}; default: {results['studies']['network']['seeds']}). "
-            f"{_caption(results)}",
+            f"{ablation['seeds']}; default: {results['studies']['network']['seeds']}).",
         ]
     )
 
@@ -181,56 +283,94 @@ def _bold(name: str) -> str:
     return f"**{name}**" if name.startswith("fastmlp") else name
 
 
-def _caption(results: dict[str, Any], commits: Iterable[str] = ()) -> str:
-    """Where, when and on what the results were made; rows may have ``commits`` of their own."""
+def _mark(row: dict[str, Any]) -> str:
+    return f" {DISTURBED}" if row.get("disturbed") else ""
+
+
+def _disturbed_note(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Lines that explain the mark, where a row has it."""
+    if not any(row.get("disturbed") for row in rows):
+        return []
+    return ["", f"{DISTURBED} measured while the machine was busy with something else."]
+
+
+def _processor(results: Results) -> str:
     p = results["provenance"]
-    names = [commit[:9] for commit in commits] or [p["commit"][:9]]
-    return (
-        f"{p['device']}, {p['threads']} threads, {p['cpu_kernels']} kernels, torch {p['torch']}, "
-        f"{p['time'][:10]}, commit{'s' * (len(names) > 1)} {', '.join(names)}."
-    )
+    return f"{p['device']}, {p['threads']} threads, {p['cpu_kernels']}"
 
 
-TABLES = {
-    "epoch": (epoch_table, "epoch_time.cpu.json"),
-    "many": (many_table, "growth.cpu.json"),
-    "gpu": (gpu_table, "epoch_time.cuda.json"),
-    "report": (report_table, "report.cpu.json"),
-    "op": (op_table, "op_time.cpu.json"),
-    "train": (train_table, "train.cpu.json"),
-    "accuracy": (accuracy_table, "accuracy.cpu.json"),
+def _caption(results: Results) -> str:
+    """Where, when and on what the results were made."""
+    p = results["provenance"]
+    caches = p.get("processor", {})
+    sizes = [
+        f"{name} {caches[key]} KiB"
+        for name, key in (("L1", "l1d_kib"), ("L2", "l2_kib"))
+        if caches.get(key)
+    ]
+    facts = [_processor(results) + " kernels", *sizes, f"torch {p['torch']}", p["time"][:10]]
+    return f"{', '.join(facts)}, commit {p['commit'][:9]}."
+
+
+BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
+    "epochs": (epoch_table, "epoch_time"),
+    "many": (many_table, "growth"),
+    "report": (report_table, "report"),
+    "op": (op_table, "op_time"),
+    "train": (train_table, "train"),
+    "accuracy": (accuracy_table, "accuracy"),
 }
+"""Tables with a block for each make, and the benchmark whose results they show."""
 
 
-OPTIONAL = ("gpu",)
-"""Tables of results that not everyone can make; where there are none, nothing stands there."""
+def make_tables() -> dict[str, str]:
+    """Return the text of every table, by name; that of the GPU is empty until it was measured."""
+    tables = {name: blocks(render, measured(stem)) for name, (render, stem) in BLOCKS.items()}
+    gpu = machine.RESULTS / "epoch_time.cuda.json"
+    return {
+        **tables,
+        "claim": claim(measured("epoch_time")),
+        "epoch": epoch_summary(measured("epoch_time")),
+        "fit": fit_output(measured("train")),
+        "gpu": gpu_table(json.loads(gpu.read_text(encoding="utf-8"))) if gpu.exists() else "",
+    }
 
 
-def filled(readme: str) -> str:
-    """The README's text with each table made anew between its markers."""
-    for name, (render, file) in TABLES.items():
-        pattern = rf"(<!-- {name} table -->\n).*?(<!-- end -->)"
-        if name in OPTIONAL and not (RESULTS / file).exists():
-            replacement = "\\1\\2"
-        else:
-            table = render(json.loads((RESULTS / file).read_text(encoding="utf-8")))
-            replacement = f"\\1{table}\n\\2"  # tables hold no backslash of their own
-        readme, count = re.subn(pattern, replacement, readme, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"README.md must hold the markers of the {name} table once")
-    return readme
+def filled(page: str, tables: Mapping[str, str]) -> str:
+    """Return a page's text with each table written anew between its markers.
+
+    Raises KeyError for a marker of a table that does not exist.
+    """
+
+    def fill(marker: re.Match[str]) -> str:
+        table = tables[marker[2]]
+        return f"{marker[1]}{table}\n{marker[3]}" if table else f"{marker[1]}{marker[3]}"
+
+    pattern = r"(<!-- ([\w-]+) table -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, fill, page, flags=re.DOTALL)
 
 
 def main() -> None:
-    """Runs the script from the command line."""
+    """Run the script from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    old = README.read_text(encoding="utf-8")
-    new = filled(old)
-    if args.check and new != old:
-        raise SystemExit("README.md is not what the results say; run python benchmarks/tables.py")
-    write_text(README, new)
+    tables, stale = make_tables(), []
+    found: set[str] = set()
+    for page in pages():
+        old = page.read_text(encoding="utf-8")
+        found |= set(re.findall(r"<!-- ([\w-]+) table -->", old))
+        new = filled(old, tables)
+        if new != old and args.check:
+            stale.append(page.name)
+        elif new != old:
+            write_text(page, new)
+    if missing := set(tables) - found:
+        raise SystemExit(f"no page has the markers of these tables: {', '.join(sorted(missing))}")
+    if stale:
+        raise SystemExit(f"{', '.join(stale)} out of date; run python benchmarks/tables.py")
+    if args.check and (stale := out_of_date()):
+        raise SystemExit(f"{', '.join(stale)} out of date; run python benchmarks/pictures.py")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ from fastmlp.engines.reference import train_epoch_ref
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import contenders
+import display
+import epoch_time
 import epoch_time_cuda
+import machine
 import op_time_cuda
 import peers_cuda
 import tables
 from contenders import OURS, Task, Worker, check_same, prepare
-from timing import Timing
+from timing import Reading, Timing, Watch
 
 pytestmark = needs_native
 
@@ -143,12 +147,16 @@ def test_engines_of_a_gpu_are_timed_there(monkeypatch):
     assert GraphEngine.unsupported_reason(torch.device("cuda")) is None
 
 
-def test_the_table_of_a_gpu_is_there_once_it_was_measured(monkeypatch, tmp_path):
-    for path in tables.RESULTS.glob("*.cpu.json"):
+def copy_results(monkeypatch, tmp_path) -> None:
+    for path in machine.RESULTS.glob("*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    readme = tables.README.read_text(encoding="utf-8")
-    without = tables.filled(readme)
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+
+
+def test_the_table_of_a_gpu_is_there_once_it_was_measured(monkeypatch, tmp_path):
+    copy_results(monkeypatch, tmp_path)
+    page = (tables.ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    without = tables.filled(page, tables.make_tables())
     assert "<!-- gpu table -->\n<!-- end -->" in without
     step = {"fastmlp graph": {"median_us": 30.04}, "a peer": {"median_us": 300.0}}
     rows = [
@@ -159,13 +167,151 @@ def test_the_table_of_a_gpu_is_there_once_it_was_measured(monkeypatch, tmp_path)
     course = {"seconds": 9.99, "epochs": 200, "engine": "graph"}
     results = {"provenance": head, "rows": rows, "course_run": course}
     (tmp_path / "epoch_time.cuda.json").write_text(json.dumps(results))
-    filled = tables.filled(without)
+    filled = tables.filled(without, tables.make_tables())
     assert "| **fastmlp graph** | 30.0 |  |\n| a peer | 300.0 | 50.0 |" in filled
     assert "| batch 8, hidden 256 | batch 16, hidden 64, 32 models |" in filled
     assert "takes 10.0 s with the engine `graph`" in filled
-    assert tables.filled(filled) == filled
+    assert tables.filled(filled, tables.make_tables()) == filled
     (tmp_path / "epoch_time.cuda.json").unlink()
-    assert tables.filled(filled) == without
+    assert tables.filled(filled, tables.make_tables()) == without
+
+
+def test_every_make_has_its_place_in_a_table(monkeypatch, tmp_path):
+    copy_results(monkeypatch, tmp_path)
+    for path in tmp_path.glob("*.json"):
+        if ".amd." not in path.name:
+            path.unlink()
+    alone = tables.make_tables()
+    assert "**Intel**: not measured yet." in alone["epochs"]
+    assert "| *Intel: not measured yet* | | | | |" in alone["epoch"]
+    results = json.loads((tmp_path / "epoch_time.amd.json").read_text())
+    processor = {"l1d_kib": 48, "l2_kib": 2048}
+    results["provenance"] |= {"device": "Xeon", "cpu_kernels": "avx2", "processor": processor}
+    results["rows"][0]["disturbed"] = ["something"]
+    (tmp_path / "epoch_time.intel.json").write_text(json.dumps(results))
+    both = tables.make_tables()
+    assert both["epochs"].startswith(alone["epochs"].split("**Intel**")[0])
+    assert "**Intel**: Xeon, 2 threads, avx2 kernels, L1 48 KiB, L2 2048 KiB, " in both["epochs"]
+    assert "† measured while the machine was busy" in both["epochs"]
+    intel = both["epoch"].split("| *Xeon, 2 threads, avx2* |")[1]
+    assert intel.count(" †") == len(tables.README_NAMES)
+    assert intel.endswith("\n† measured while the machine was busy with something else.")
+    assert list(machine.measured("epoch_time")) == ["amd", "intel"]
+
+
+def reading(**changes: float) -> Reading:
+    return replace(Reading(1e-3, 2.0, 0.0, 0.0, 0.0), **changes)
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        ({}, None),
+        ({"taken": 0.05, "stolen": 0.01, "calibration": 1.1e-3}, None),
+        ({"calibration": 1.5e-3}, "calibration 1.5 times slower"),
+        ({"switches_per_second": 200.0}, "200 involuntary context switches"),
+        ({"stolen": 0.5}, "the hypervisor took 0.05 of a core"),
+        ({"taken": 10.0}, "other processes took 1.00 of a core"),
+    ],
+)
+def test_a_disturbed_machine_is_noticed(monkeypatch, after, reason):
+    monkeypatch.setattr("os.cpu_count", lambda: torch.get_num_threads())
+    monkeypatch.setattr(Watch, "read", lambda self: reading())
+    reasons = Watch().compare(reading(), reading(clock=10.0, **after), 1e-3)
+    assert [reason] == [each[: len(reason)] for each in reasons] if reason else reasons == []
+
+
+def test_a_disturbed_row_is_measured_again_and_marked_if_it_still_was(monkeypatch):
+    quiet, slow = reading(), reading(calibration=2e-3)
+    for readings, calls, marked in (
+        ([quiet, quiet, quiet], 1, False),
+        ([quiet, quiet, slow, quiet, quiet], 2, True),  # the second begins where the first ended
+        ([quiet, quiet, slow, slow], 2, True),
+    ):
+        left, made, told = list(readings), [], []
+        monkeypatch.setattr(Watch, "read", lambda self, left=left: left.pop(0))
+        row = Watch().row(lambda made=made: {"n": made.append(1)}, tell=told.append)
+        assert (len(made), "disturbed" in row) == (calls, marked)
+        assert bool(told) == marked
+    left = [quiet, quiet, slow]
+    monkeypatch.setattr(Watch, "read", lambda self: left.pop(0))
+    row = Watch().row(lambda: {"n": 1}, again=lambda: False, tell=told.append)
+    assert row == {"n": 1, "disturbed": ["calibration 2.0 times slower than the quickest"]}
+
+
+def test_contenders_on_a_cpu_are_timed_in_turn_and_told_as_they_end():
+    names = [f"{OURS}eager", "hand-written loop in torch"]
+    workers = [Worker(name) for name in names]
+    ready, dropped = contenders.prepare_all(workers, TASK)
+    assert (len(ready), dropped) == (2, {})
+    turns, done = [], []
+    times = contenders.time_epochs(
+        workers, TASK, 2, 0.01, on_turn=turns.append, on_done=lambda n, t: done.append((n, t))
+    )
+    assert turns == 3 * names
+    assert done == list(times.items())
+    assert all(timing.median_us > 0 and timing.samples == 2 for timing in times.values())
+
+
+def test_a_plan_keeps_to_its_time():
+    tasks = [("batch", Task(batch)) for batch in (4, 8, 32, 128)]
+    plan = epoch_time.Plan(tasks, epoch_time.QUICK, rounds=2, seconds=110.0)
+    turn = plan.turn_seconds(110.0, 4)
+    assert 4 * plan.task_seconds(turn) == pytest.approx(110.0)
+    assert plan.turn_seconds(1e6, 4) == epoch_time.TURN_SECONDS[1]
+    assert plan.turn_seconds(-5.0, 4) == epoch_time.TURN_SECONDS[0]
+
+
+def test_the_time_left_follows_the_pace(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with display.Display(100.0) as shown:
+        assert shown.seconds_left() == 100.0
+        now[0] = 30.0
+        shown.advance(30.0)
+        assert shown.seconds_left() == 70.0
+        now[0] = 150.0  # as expected work of 30 s has taken 120 s
+        shown.advance(30.0)
+        assert shown.seconds_left() == 40.0 * (60 + 150) / (60 + 60)
+        shown.line("a row [of] results")
+        shown.extend(10.0)
+        shown.left()
+    out = capsys.readouterr().out
+    assert out == "a row [of] results\n  about 88 s left\n"
+
+
+def test_a_benchmark_shows_its_rows_and_stops_when_its_time_is_up(monkeypatch, capsys):
+    class InProcess(Worker):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(epoch_time, "Contender", InProcess)
+    monkeypatch.setattr(epoch_time, "TURN_SECONDS", (0.001, 0.01))
+    monkeypatch.setattr(Watch, "read", lambda self: reading())
+    tasks = [("batch", Task(batch, 7, 1, 512)) for batch in (4, 8)]
+    names = [f"{OURS}eager", epoch_time.MODULE]
+    with display.Display(1.0) as shown:
+        rows = epoch_time.Benchmark(epoch_time.Plan(tasks, names, 2), shown, 1.0).run()
+        hurried = epoch_time.Plan(tasks, names, 1, seconds=1e-9)
+        assert len(epoch_time.Benchmark(hurried, shown, 1.0).run()) == 1
+    assert [(row["axis"], row["batch"], row["steps"]) for row in rows] == [
+        ("batch", 4, 128),
+        ("batch", 8, 64),
+    ]
+    assert all(list(row["epoch"]) == names and row["dropped"] == {} for row in rows)
+    out = capsys.readouterr().out
+    assert [out.count(f"  {name} ") for name in names] == [3, 3]
+    assert "batch 8 is left out: the time is up" in out
+
+
+def test_missing_peers_are_named_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(contenders, "_installed", lambda package: package == "torch")
+    assert contenders.missing() == {"JAX jit(scan)": "jax", "scikit-learn": "scikit-learn"}
+    assert not {"JAX jit(scan)", "scikit-learn"} & set(contenders.available())
+    assert epoch_time.MODULE in contenders.available()
 
 
 def test_a_process_that_fails_or_dies_or_hangs_says_so(monkeypatch):

@@ -1,0 +1,77 @@
+"""The README and the pages in docs/: links, files that they name, figures, code."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastmlp
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import pictures
+import tables
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+def test_the_readme_is_short() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 950
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:fastmlp|csrc|tests|benchmarks|docs|examples)/[\w./-]*)`",
+        page.read_text(encoding="utf-8"),
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_architecture_page_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `([\w./]+\.\w+)` \| `(\w+)` \|", page, re.M)
+    assert len(found) > 15
+    for file, name in found:
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text(encoding="utf-8")), (file, name)
+
+
+def test_tables_and_pictures_show_the_results() -> None:
+    filled = tables.make_tables()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert tables.filled(text, filled) == text, page.name
+    assert pictures.out_of_date() == []
+
+
+def test_the_readmes_example_prints_what_stands_below_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = fastmlp.TrainConfig(dataset="synthetic", hidden=(8,), epochs=2, split="2/1/97")
+    monkeypatch.setattr(fastmlp, "TrainConfig", lambda: config)
+    exec(blocks(README, "python")[0], {})
+    printed, shown = capsys.readouterr().out, blocks(README, "text")[0]
+    assert re.sub(r"[\d.]+", "N", printed) == re.sub(r"[\d.]+", "N", shown)
+
+
+def test_the_pages_on_layers_run() -> None:
+    for code in blocks(ROOT / "docs" / "layers.md", "python"):
+        exec(code, {})
