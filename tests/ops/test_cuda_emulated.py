@@ -12,15 +12,12 @@ import pytest
 import torch
 from support import emulation
 from support.cases import randn, small_integers
-from support.compare import assert_within_2x
-from support.graph_suite import OPTIONS, flat, make, order_of
+from support.graph_suite import OPTIONS, assert_as_close_as_pytorch, order_of
 from support.marks import needs_native
 from support.matmul_precision_suite import Float32Tests, all_products, all_products_ref
 from support.operator_suite import CrossEntropyTests, LinearTests, ReluTests
 from torch import Tensor
 
-from fastmlp.engines.graph import GraphEngine
-from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.ops.matmul_precision import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
 
 pytestmark = [
@@ -233,13 +230,4 @@ def test_the_graph_engine_on_these_operators(machine, monkeypatch, options, hidd
     ):
         monkeypatch.setattr(f"fastmlp.ops.{module}._{name}", partial(emulation.call, name))
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
-    cpu, ends = torch.device("cpu"), []
-    for kind, dtype in (
-        (GraphEngine, torch.float32),
-        (ReferenceEngine, torch.float32),
-        (ReferenceEngine, torch.float64),
-    ):
-        engine = make(kind, cpu, options, hidden, dtype)
-        engine.train_epoch(order_of(59), 0.05)
-        ends.append(torch.cat([tensor.flatten() for tensor in flat(engine).values()]))
-    assert_within_2x(*ends)
+    assert_as_close_as_pytorch(torch.device("cpu"), options, hidden, order_of(59))
