@@ -64,18 +64,11 @@ def test_the_recurrence_is_torchs_sgd(options):
         optimizer.step()
 
 
-def test_block_lengths():
-    batches = (1, 8, 31, 32, 64, 65, 100, 1024)
-    assert [block_steps(b, 1025) for b in batches] == [288, 36, 9, 9, 4, 4, 2, 1]
-    assert [block_steps(b, 513) for b in batches] == [144, 18, 4, 4, 2, 2, 1, 1]
-    assert [block_steps(b, 512) for b in batches] == [96, 12, 3, 3, 1, 1, 1, 1]
-    assert [block_steps(8, h) for h in (1, 32, 33, 513, 1024)] == [6, 6, 12, 18, 18]
-    for hidden in (33, 4096):
-        assert [block_steps(b, hidden, momentum=True) for b in batches] == [96, 12, 3, *5 * [1]]
-    assert [block_steps(b, 512, fresh=1) for b in batches[1:]] == [89, 66, 65, 65, 66, 101, 1025]
+def test_block_lengths_are_the_plans():
+    """Which they are, tests/native/test_plan.py says."""
+    assert [block_steps(b, 512) for b in (1, 8, 32, 64)] == [96, 12, 3, 1]
     assert [block_steps(8, 512, momentum, 2) for momentum in (False, True)] == [45, 45]
     assert block_steps(8, 512, fresh=0) == 89
-    assert [block_steps(b, 512, fresh=1) for b in (2048, 2049, 15000)] == [2049, 1, 1]
     for sizes in ((0, 256), (8, 0), (8, 256, False, -1)):
         with pytest.raises(RuntimeError, match="batch and hidden must be above 0, fresh not below"):
             block_steps(*sizes)
