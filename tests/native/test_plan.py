@@ -7,7 +7,7 @@ import math
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.native_module import internals
 
@@ -18,6 +18,8 @@ SHARED_BYTES = 99 << 10
 
 H100 = 132
 """Its multiprocessors."""
+
+EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True)
 
 sizes = st.integers(0, 5000)
 
@@ -85,6 +87,7 @@ def test_the_parts_of_a_product_on_an_h100(plans, shape, tile, splits):
     assert plans.plan_product(*shape, H100)[:2] == (tile, splits)
 
 
+@EXAMPLES
 @given(m=sizes, n=sizes, k=st.integers(0, 1 << 20), processors=st.integers(1, 200))
 def test_the_parts_of_a_product_cover_its_sum_once(m, n, k, processors):
     tile, splits, chunk = internals().plan_product(m, n, k, processors)
@@ -122,6 +125,7 @@ def test_how_float32_is_multiplied(plans, shape, capability, wanted, chosen, rea
     assert plans.plan_matmul_precision(*shape, capability, wanted) == (chosen, reason)
 
 
+@EXAMPLES
 @given(m=sizes, n=sizes, k=sizes, capability=st.sampled_from([75, 80, 86, 89, 90, 100, 103, 120]))
 def test_tf32_is_never_chosen_unasked(m, n, k, capability):
     plan = internals().plan_matmul_precision
@@ -151,6 +155,7 @@ def test_block_lengths_on_the_cpu(plans):
     assert [block_steps(b, 512, fresh=1) for b in (2048, 2049, 15000)] == [2049, 1, 1]
 
 
+@EXAMPLES
 @given(
     batch=st.integers(1, 3000),
     hidden=st.integers(1, 5000),
@@ -191,6 +196,7 @@ def test_which_blocks_the_chain_takes(plans):
         assert reason(*empty)
 
 
+@EXAMPLES
 @given(
     batch=st.integers(1, 128),
     hidden=st.integers(1, 1024),
@@ -230,6 +236,7 @@ def test_a_chain_fits_into_the_memory_and_the_threads_of_a_block(
         assert begin + count <= end < begin + count + 4  # apart, and nothing between
 
 
+@EXAMPLES
 @given(
     batch=st.integers(1, 128),
     hidden=st.integers(1, 1024),
