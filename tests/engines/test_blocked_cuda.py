@@ -154,20 +154,15 @@ def test_the_chain_on_fake_tensors():
 
 
 @pytest.mark.parametrize("doubles", [False, True])
-def test_plans(doubles):
+def test_the_operator_hands_out_the_plan(doubles):
+    """Which blocks the plan takes, and how long they are, tests/native/test_plan.py says."""
+
     def plan(*args):
         return torch.ops.fastmlp.blocked_plan_cuda(*args, doubles)
 
-    lengths = [plan(batch, 256, 10, 0)[0] for batch in (1, 3, 8, 64, 65, 128, 129)]
-    assert lengths == [128, 42, 16, 2, 1, 1, 1]
-    for batch, hidden, classes in ((1, 1, 1), (8, 256, 10), (16, 1024, 10), (100, 256, 10)):
-        assert plan(batch, hidden, classes, 0)[1] == ""
+    assert plan(8, 256, 10, 0) == (16, "")
     assert plan(8, 256, 10, 3) == (3, "")
     assert "1 to 128 images" in plan(129, 256, 10, 0)[1]
-    assert "up to 1024 hidden" in plan(8, 1025, 10, 0)[1]
-    assert "up to 128 classes" in plan(8, 256, 129, 0)[1]
-    assert "1 to 1024 images" in plan(8, 256, 10, 129)[1]
-    assert "shared memory" in plan(64, 256, 10, 16)[1]
     with pytest.raises(RuntimeError, match="must be above 0"):
         plan(0, 256, 10, 0)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from support.compare import assert_within_2x
+from support.draws import Renumbering, renumberings
 from support.single import SingleNetwork, single
 from support.tiny import CLASSES, FEATURES, stop_after, tiny_data
 from torch import Tensor, nn
@@ -71,26 +73,42 @@ def normalization(kind: str = "standard") -> Normalization:
 
 
 def reference(
-    options: OptimizerConfig, hidden: tuple[int, ...], steps: int | None, dtype: torch.dtype
+    options: OptimizerConfig,
+    hidden: tuple[int, ...],
+    steps: int | None,
+    dtype: torch.dtype,
+    renumbering: Renumbering | None = None,
 ) -> tuple[Tensor, Tensor, int]:
-    """All parameters in one vector, the losses and the hits of plain PyTorch."""
-    parameters = [tensor.to(dtype, copy=True) for tensor in start(hidden).values()]
-    train = tiny_data(IMAGES).train
+    """Return all parameters in one vector, the losses and the hits of plain PyTorch."""
+    renumbering = renumbering or renumberings([FEATURES, *hidden])[0]
+    named = renumbering.parameters(start(hidden))
+    parameters = [tensor.to(dtype, copy=True) for tensor in named.values()]
+    train, norm = renumbering.data((tiny_data(IMAGES).train, normalization()))
     losses, correct = train_epoch_ref(
         parameters,
         train.images,
         train.labels,
-        epoch_order(0, 0, IMAGES),
+        renumbering.order(epoch_order(0, 0, IMAGES), options.batch_size),
         options.batch_size,
         0.05,
         momentum=options.momentum,
         nesterov=options.nesterov,
         weight_decay=options.weight_decay,
         grad_average=options.grad_average,
-        normalize=normalization().apply,
+        normalize=norm.apply,
         max_steps=steps,
     )
-    return torch.cat([p.detach().flatten() for p in parameters]), losses, correct
+    state = {"parameters": dict(zip(named, (p.detach() for p in parameters), strict=True))}
+    return flat(renumbering.undo(state)["parameters"]), losses, correct
+
+
+@cache
+def parameters_draws(
+    options: OptimizerConfig, hidden: tuple[int, ...], steps: int | None
+) -> list[Tensor]:
+    """Return draws of plain PyTorch's parameters in float32, the same for every engine."""
+    numbers = renumberings([FEATURES, *hidden])
+    return [reference(options, hidden, steps, torch.float32, each)[0] for each in numbers]
 
 
 def flat(state: dict[str, Tensor]) -> Tensor:
@@ -114,13 +132,13 @@ def test_an_epoch_agrees_with_plain_pytorch(
     elif steps is not None:
         monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 1)
     stats = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, should_stop=stop_after(steps))
-    theirs, losses, _ = reference(options, hidden, steps, torch.float32)
+    theirs = parameters_draws(options, hidden, steps)
     truth, true_losses, correct = reference(options, hidden, steps, torch.float64)
     assert_within_2x(flat(engine.parameters_state()), theirs, truth)
-    sizes = torch.full((len(losses),), float(options.batch_size))
-    sizes[-1] = stats.samples - options.batch_size * (len(losses) - 1)
-    assert stats.steps == len(losses)
-    assert stats.samples == min(IMAGES, options.batch_size * len(losses))
+    sizes = torch.full((len(true_losses),), float(options.batch_size))
+    sizes[-1] = stats.samples - options.batch_size * (len(true_losses) - 1)
+    assert stats.steps == len(true_losses)
+    assert stats.samples == min(IMAGES, options.batch_size * len(true_losses))
     assert stats.finished == (stats.samples == IMAGES)
     assert stats.correct == correct
     assert stats.loss_sum == pytest.approx(float((true_losses * sizes).sum()), rel=1e-5)

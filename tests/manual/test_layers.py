@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.compare import assert_within_2x
+from support.draws import linear_backward_draws, linear_draws
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -63,7 +64,9 @@ def test_fully_connected_is_the_chain_rule_and_averages_dw_and_db(shape, backend
     )
     y, same = layer.forward(x, w, b), averaging.forward(x, w, b)
     dw, db = layer.backward(g)
-    peers, truths = by_autograd(x, w, b, g), by_autograd(*(t.double() for t in (x, w, b, g)))
+    truths = by_autograd(*(t.double() for t in (x, w, b, g)))
+    dxs, dws, dbs = linear_backward_draws(g, x, w.t())
+    peers = [linear_draws(x, w.t(), b), dxs, [each.t() for each in dws], dbs]
     for triple in zip((y, layer.dx, dw, db), peers, truths, strict=True):
         assert_within_2x(*triple)
     for averaged, summed in zip(averaging.backward(g), (dw, db), strict=True):

@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from support.blocked import (
 )
 from support.chain_suite import DTYPE
 from support.compare import assert_within_2x
+from support.draws import by_name, training_draws
 from support.single import SingleNetwork
 from support.tiny import stop_after
 
@@ -140,12 +142,13 @@ class EngineTests:
         data, order = problem(), torch.randperm(211)
         options = {"batch_size": batch, **options}
         ours = make(BlockedCudaEngine, data, options, device, hidden=hidden)
-        theirs = make(ReferenceEngine, data, options, hidden=hidden)
         truth = make(ReferenceEngine, data, options, hidden=hidden, dtype=torch.float64)
-        for engine in (ours, theirs, truth):
+        for engine in (ours, truth):
             engine.train_epoch(order, 0.05)
+        plain = partial(make, ReferenceEngine, options=options, hidden=hidden)
+        theirs, mine = by_name(training_draws(plain, data, [(order, 0.05)])), flat(ours)
         for name, true in flat(truth).items():
-            assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
+            assert_within_2x(mine[name], theirs[name], true)
 
     @DTYPE
     @pytest.mark.parametrize("chunk_bytes", [1 << 28, 1], ids=["together", "one by one"])

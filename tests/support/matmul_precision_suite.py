@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.cases import LAYOUTS, LinearCase, randn, small_integers
 from support.compare import assert_within_2x
+from support.draws import linear_backward_draws, linear_draws
 from support.operator_suite import CASES, LAYOUT, doubles
 from torch import Tensor
 
@@ -50,9 +51,10 @@ def operands(case: LinearCase) -> list[Tensor]:
 def assert_accurate(machine: Any, by: int, tensors: list[Tensor]) -> None:
     """The tolerance rule, for y, dx and dw."""
     ours, truths = all_products(machine, by, *tensors), all_products_ref(*doubles(*tensors))
-    peers = all_products_ref(*(tensor.to(machine.device) for tensor in tensors))
-    for got, peer, truth in zip(ours[:3], peers[:3], truths[:3], strict=True):
-        assert_within_2x(got, peer.cpu(), truth)
+    dy, x, w = (tensor.to(machine.device) for tensor in tensors)
+    peers = [linear_draws(x, w, None), *linear_backward_draws(dy, x, w)]
+    for got, draws, truth in zip(ours[:3], peers[:3], truths[:3], strict=True):
+        assert_within_2x(got, [draw.cpu() for draw in draws], truth)
 
 
 def assert_same_but_rounding(got: Tensor, want: Tensor, by: int) -> None:
@@ -85,8 +87,9 @@ class Float32Tests:
         rows, columns = powers(40, 1, most=45), powers(1, 36, most=45)
         big_x, big_w = machine.place(x * rows), machine.place(w * columns.t())
         y = machine.run("linear", big_x, big_w, None, False, by) / rows / columns
-        peer = linear_ref(x.to(machine.device), w.to(machine.device)).cpu()
-        assert_within_2x(y, peer, linear_ref(x.double(), w.double()))
+        peers = linear_draws(x.to(machine.device), w.to(machine.device), None)
+        truth = linear_ref(x.double(), w.double())
+        assert_within_2x(y, [draw.cpu() for draw in peers], truth)
 
     @CASES
     def test_tf32_is_as_close_as_its_rounding(self, machine, case):

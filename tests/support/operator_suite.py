@@ -16,6 +16,7 @@ import pytest
 import torch
 from support.cases import DTYPES, LAYOUTS, LINEAR_CASES, LinearCase, randn, small_integers
 from support.compare import assert_within_2x
+from support.draws import cross_entropy_draws, linear_backward_draws, linear_draws
 from torch import Tensor
 
 from fastmlp.ops.activations import relu_backward_ref, relu_ref
@@ -82,17 +83,12 @@ def compare_cross_entropy(machine: Any, logits: Tensor, target: Tensor, **option
     dloss, weight = randn(*rows, dtype=logits.dtype), options.get("weight")
     wide = {**options, "weight": None if weight is None else weight.double()}
     near = {**options, "weight": None if weight is None else weight.to(machine.device)}
+    placed = [t.to(machine.device) for t in (logits, target, dloss)]
     truth = loss_and_gradient_ref(logits.double(), target, dloss, **wide)
-    peer = [
-        t.cpu()
-        for t in loss_and_gradient_ref(
-            *(t.to(machine.device) for t in (logits, target, dloss)), **near
-        )
-    ]
-    for ours, theirs, true in zip(
-        loss_and_gradient(machine, logits, target, dloss, **options), peer, truth, strict=True
-    ):
-        assert_within_2x(ours, theirs, true)
+    peers = cross_entropy_draws(loss_and_gradient_ref, *placed, **near)
+    ours = loss_and_gradient(machine, logits, target, dloss, **options)
+    for got, draws, true in zip(ours, peers, truth, strict=True):
+        assert_within_2x(got, [draw.cpu() for draw in draws], true)
 
 
 def assert_same_bits(ours: Tensor, theirs: Tensor) -> None:
@@ -117,8 +113,8 @@ class LinearTests:
         y = machine.run("linear", *arguments, activation == "relu")
         truth = linear_ref(*doubles(x, w, b), activation)
         scale = linear_ref(*[t if t is None else t.abs() for t in doubles(x, w, b)])
-        peer = linear_ref(*arguments, activation).cpu()
-        assert_within_2x(y, peer, truth, scale)
+        peers = [draw.cpu() for draw in linear_draws(*arguments, activation)]
+        assert_within_2x(y, peers, truth, scale)
 
     @CASES
     @DTYPE
@@ -129,11 +125,11 @@ class LinearTests:
         y = randn(case.batch, case.outputs).relu().to(dtype) if activation == "relu" else None
         arguments = [t if t is None else machine.place(t) for t in (dy, x, w, y)]
         ours = machine.run("linear_backward", *arguments, True, True, True)
-        peers = linear_backward_ref(*arguments)
+        peers = linear_backward_draws(*arguments)
         truths = linear_backward_ref(*doubles(dy, x, w, y))
         scales = linear_backward_ref(*[t.abs() for t in doubles(dy, x, w)])
-        for got, peer, truth, scale in zip(ours, peers, truths, scales, strict=True):
-            assert_within_2x(got, peer.cpu(), truth, scale)
+        for got, draws, truth, scale in zip(ours, peers, truths, scales, strict=True):
+            assert_within_2x(got, [draw.cpu() for draw in draws], truth, scale)
 
     @CASES
     @LAYOUT

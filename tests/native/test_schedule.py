@@ -1,0 +1,26 @@
+"""How the CPU engine cuts up its work: panels of inputs, and items among threads."""
+
+from __future__ import annotations
+
+import pytest
+from support.native_module import internals, missing
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+def test_panels_hold_every_row_once_and_little_else():
+    native = internals()
+    for rows in range(1, 400):
+        widths = [native.panel_width(rows, first) for first in range(0, rows, native.PANEL_ROWS)]
+        assert all(width % native.PANEL_UNIT == 0 for width in widths)
+        assert set(widths[:-1]) <= {native.PANEL_ROWS}
+        assert rows <= sum(widths) < rows + native.PANEL_UNIT
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_shared_work_does_every_item_of_every_stage_once(threads):
+    """Many stages close upon each other: a thread that comes late must not take from the next."""
+    stages = [*range(20), *[1, 2, 3, 5] * 1000, 10_000, 0, 7]
+    counts = internals().shared_work(threads, stages)
+    assert [len(stage) for stage in counts] == stages
+    assert all(count == 1 for stage in counts for count in stage)
