@@ -28,8 +28,8 @@ from torch import Tensor
 
 from fastmlp import functional, native_available
 from fastmlp.ops import linear as ops
-from fastmlp.ops.activations import relu_backward
-from fastmlp.ops.cross_entropy import _cross_entropy_backward
+from fastmlp.ops.activations import activation_backward
+from fastmlp.ops.cross_entropy import _cross_entropy_backward_op
 
 LINEAR_SHAPES = [
     *[(batch, 3072, 256) for batch in (1, 8, 32, 128)],
@@ -83,7 +83,7 @@ def relu_pairs(rows: int, columns: int) -> dict[str, Pair]:
     return {
         "forward": (lambda: functional.relu(x), lambda: F.relu(x)),
         "backward": (
-            lambda: relu_backward(dy, y),
+            lambda: activation_backward(dy, y, "relu"),
             lambda: torch.ops.aten.threshold_backward(dy, y, 0),
         ),
         "both": (
@@ -108,7 +108,7 @@ def cross_entropy_pairs(rows: int, classes: int) -> dict[str, Pair]:
         return result
 
     def ours_backward() -> Tensor:
-        result: Tensor = _cross_entropy_backward(one, logits, target, stats, total)
+        result: Tensor = _cross_entropy_backward_op(one, logits, target, stats, total)
         return result
 
     return {

@@ -31,7 +31,7 @@ from torch import Tensor
 from fastmlp import functional
 from fastmlp.ops import linear as ops
 from fastmlp.ops import matmul_precision as float32
-from fastmlp.ops.activations import relu_backward
+from fastmlp.ops.activations import ACTIVATIONS, activation_backward
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LINEAR_SHAPES = [
@@ -136,12 +136,15 @@ def linear_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
     ]
 
 
+RELU = ACTIVATIONS["relu"].kernel
+
+
 def _forward(way: int, x: Tensor, w: Tensor, b: Tensor) -> Any:
-    return torch.ops.fastmlp.linear(x, w, b, True, way)
+    return torch.ops.fastmlp.linear(x, w, b, RELU, way)
 
 
 def _backward(way: int, dy: Tensor, x: Tensor, w: Tensor, y: Tensor) -> Any:
-    return torch.ops.fastmlp.linear_backward(dy, x, w, y, True, True, True, way)
+    return torch.ops.fastmlp.linear_backward(dy, x, w, y, RELU, True, True, True, way)
 
 
 def relu_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
@@ -156,7 +159,7 @@ def relu_cases(shape: tuple[int, ...], dtype: str) -> list[Case]:
 
     inputs, count = ring(make), math.prod(shape)
     ours: dict[str, Function] = {"fastmlp": lambda x, _: functional.relu(x, backend="native")}
-    ours_backward: dict[str, Function] = {"fastmlp": relu_backward}
+    ours_backward: dict[str, Function] = {"fastmlp": partial(activation_backward, name="relu")}
     size, head = DTYPES[dtype].itemsize, ("relu", shape, dtype)
     theirs = compiled(lambda x, _: F.relu(x))
     return [

@@ -12,29 +12,23 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "linear_plan_cuda(int batch, int inputs, int outputs, ScalarType dtype, int processors, "
       "int capability, int matmul_precision=0) -> str");
 
-  // y (..., O) = act(x (..., I) weight (O, I)^T + bias (O,)). float32 is how a GPU multiplies
-  // float32, plan.h's MatmulPrecision: 0 as accurately as that, 1 in TF32 where it pays.
+  // y (..., O) = act(x (..., I) weight (O, I)^T + bias (O,)). activation is common/activation.h's
+  // number of one; matmul_precision, plan.h's MatmulPrecision, is how a GPU multiplies float32: 0
+  // as accurately as that, 1 in TF32 where it pays.
   m.def(
-      "linear(Tensor x, Tensor weight, Tensor? bias=None, bool relu=False, int matmul_precision=0) "
-      "-> "
-      "Tensor");
-  // The same with a ReLU, and y's mask (..., ceil(O / 8)), bytes in which bit o % 8 of byte o / 8
-  // says whether the gradient passes output o: not where y <= 0.
+      "linear(Tensor x, Tensor weight, Tensor? bias=None, int activation=0, "
+      "int matmul_precision=0) -> Tensor");
+  // (dx, dw, db) of linear; saved (..., O) is what its activation saved, None where there was none.
+  // One that is not needed comes back with shape (0,).
   m.def(
-      "linear_relu_with_mask(Tensor x, Tensor weight, Tensor? bias=None, int matmul_precision=0) "
-      "-> "
-      "(Tensor, Tensor)");
-  // (dx, dw, db) of linear; y, its output or that one's mask, is given where there was a ReLU. One
-  // that is not needed comes back with shape (0,).
-  m.def(
-      "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? y, bool need_dx, bool need_dw, "
-      "bool need_db, int matmul_precision=0) -> (Tensor, Tensor, Tensor)");
+      "linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? saved, int activation, "
+      "bool need_dx, bool need_dw, bool need_db, int matmul_precision=0) -> "
+      "(Tensor, Tensor, Tensor)");
 
-  // max(x, 0), nan stays nan; the same, contiguous, with the mask of its last dimension (a scalar's
-  // is one byte); and the gradient, where y is relu's output, its input or the mask.
-  m.def("relu(Tensor x) -> Tensor");
-  m.def("relu_with_mask(Tensor x) -> (Tensor, Tensor)");
-  m.def("relu_backward(Tensor dy, Tensor y) -> Tensor");
+  // An activation of each element, and its gradient; saved is the activation's output or its input,
+  // whichever common/activation.h computes the derivative from.
+  m.def("activation(Tensor x, int activation) -> Tensor");
+  m.def("activation_backward(Tensor dy, Tensor saved, int activation) -> Tensor");
 
   // Cross entropy of softmax(logits (N, C)) against target (N,). reduction: 0 none, 1 mean, 2 sum.
   // Returns loss, stats (N, 2) = each row's maximum and log sum exp(logit - maximum), and the total

@@ -8,7 +8,7 @@ namespace fastmlp {
 // Who computes a layer's matrix products.
 struct LinearPlan {
   bool ours;  // our own kernels; otherwise ATen's BLAS
-  const char* why;
+  const char* reason;
 };
 
 // The bounds come from operation counts, not from timings.
@@ -63,8 +63,8 @@ enum class MatmulPrecision {
 constexpr int kMatmulPrecisionCount = 5;
 
 struct MatmulPrecisionPlan {
-  MatmulPrecision by;  // one of the last three
-  const char* why;
+  MatmulPrecision precision;  // one of the last three
+  const char* reason;
 };
 
 // c (m, n) as a sum over k, in float32 or, where torch allows it, TF32. In the time in which an
@@ -157,8 +157,8 @@ inline ChainPlan plan_chain_cuda(int64_t batch, int64_t hidden, int64_t classes,
                                  bool doubles) {
   constexpr int64_t kSharedBytes = 99 << 10;  // that every GPU from sm_80 on gives a block
   ChainPlan plan{};
-  const auto refused = [&](const char* why) {
-    plan.unsupported_reason = why;
+  const auto refused = [&](const char* reason) {
+    plan.unsupported_reason = reason;
     return plan;
   };
   if (batch < 1 || batch > 128) return refused("its kernel takes batches of 1 to 128 images");

@@ -1,6 +1,5 @@
 // The argument checks of every operator, the same for all devices.
 #pragma once
-#include <algorithm>
 #include <optional>
 
 #include "common/check.h"
@@ -11,23 +10,19 @@ namespace fastmlp {
 
 enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
-// y is an output of dy's shape, or the mask of one.
-inline void check_output(const Tensor& y, const Tensor& dy) {
-  if (y.scalar_type() != ScalarType::Byte) {
-    check_same_dtype("y", y, "dy", dy);
-    check_same_shape("y", y, "dy", dy);
-    return;
-  }
-  const int64_t last = dy.dim() - 1;
-  const bool fits = y.dim() == std::max<int64_t>(dy.dim(), 1);
-  FASTMLP_CHECK(fits, "the mask of y must have the dimensions of dy, got shape " + shape_of(y));
-  for (int64_t dim = 0; dim < last; ++dim) check_size("the mask of y", y, dim, dy.size(dim));
-  check_size("the mask of y", y, y.dim() - 1, mask_bytes(last < 0 ? 1 : dy.size(last)));
+inline void check_activation(int64_t activation) {
+  constexpr auto count = static_cast<int64_t>(Activation::kCount);
+  FASTMLP_CHECK(activation >= 0 && activation < count, "activation must be between 0 and " +
+                                                           std::to_string(count - 1) + ", got " +
+                                                           std::to_string(activation));
 }
 
-inline void check_relu_backward(const Tensor& dy, const Tensor& y) {
+// `saved` is what an activation saved, of dy's shape.
+inline void check_activation_backward(const Tensor& dy, const Tensor& saved, int64_t activation) {
+  check_activation(activation);
   check_floating("dy", dy);
-  check_output(y, dy);
+  check_same_dtype("saved", saved, "dy", dy);
+  check_same_shape("saved", saved, "dy", dy);
 }
 
 inline void check_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -44,7 +39,7 @@ inline void check_linear(const Tensor& x, const Tensor& weight, const std::optio
 }
 
 inline void check_linear_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                  const std::optional<Tensor>& y) {
+                                  const std::optional<Tensor>& saved, int64_t activation) {
   check_floating("dy", dy);
   check_same_dtype("x", x, "dy", dy);
   check_same_dtype("weight", weight, "dy", dy);
@@ -53,12 +48,14 @@ inline void check_linear_backward(const Tensor& dy, const Tensor& x, const Tenso
   check_size("dy", dy, dy.dim() - 1, weight.size(0));
   check_size("x", x, x.dim() - 1, weight.size(1));
   for (int64_t dim = 0; dim + 1 < x.dim(); ++dim) check_size("dy", dy, dim, x.size(dim));
-  if (y) check_output(*y, dy);
+  FASTMLP_CHECK(saved.has_value() == (activation != static_cast<int64_t>(Activation::kNone)),
+                "saved must be given where there is an activation, and only there");
+  if (saved) check_activation_backward(dy, *saved, activation);
 }
 
-inline void check_float32(int64_t float32) {
-  FASTMLP_CHECK(float32 >= 0 && float32 < kMatmulPrecisionCount,
-                "matmul_precision must be between 0 and 4, got " + std::to_string(float32));
+inline void check_matmul_precision(int64_t precision) {
+  FASTMLP_CHECK(precision >= 0 && precision < kMatmulPrecisionCount,
+                "matmul_precision must be between 0 and 4, got " + std::to_string(precision));
 }
 
 // The dtype of sums over logits.

@@ -7,22 +7,30 @@
 
 namespace fastmlp {
 
-// ATen's linear; what is ours is that the ReLU writes over it. (The BLAS's fused ReLU is not
-// asked for: whether it keeps nan is not documented.)
+// ATen's linear, then our activation. (The BLAS's fused ReLU is not asked for: whether it keeps nan
+// is not documented.)
 inline Tensor linear_aten(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                          bool use_relu) {
+                          int64_t activation) {
   const Tensor y = call_aten("aten::linear", "", x, weight, bias);
-  return use_relu ? call_aten("aten::relu_", "", y) : y;
+  switch (static_cast<Activation>(activation)) {
+    case Activation::kNone:
+      return y;
+    case Activation::kRelu:
+      return call_aten("aten::relu_", "", y);
+    default:
+      return call_aten("fastmlp::activation", "", y, activation);
+  }
 }
 
 // (dx, dw, db), those that are not needed with shape (0,).
 inline std::tuple<Tensor, Tensor, Tensor> linear_backward_aten(const Tensor& dy, const Tensor& x,
                                                                const Tensor& weight,
-                                                               const std::optional<Tensor>& y,
-                                                               bool need_dx, bool need_dw,
-                                                               bool need_db) {
-  const Tensor masked = y ? call_aten("fastmlp::relu_backward", "", dy, *y) : dy;
-  const Rows dy_rows = rows_of(masked), x_rows = rows_of(x);
+                                                               const std::optional<Tensor>& saved,
+                                                               int64_t activation, bool need_dx,
+                                                               bool need_dw, bool need_db) {
+  const Tensor through =
+      saved ? call_aten("fastmlp::activation_backward", "", dy, *saved, activation) : dy;
+  const Rows dy_rows = rows_of(through), x_rows = rows_of(x);
   const std::vector<int64_t> flat_dy{dy_rows.rows, dy_rows.columns};
   const std::vector<int64_t> flat_x{x_rows.rows, x_rows.columns};
   const Tensor g = torch::stable::reshape(dy_rows.tensor, flat_dy);

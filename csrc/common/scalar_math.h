@@ -1,8 +1,10 @@
-// Scalar math that the kernels of every device share: storage formats, ReLU, the online softmax.
+// Scalar math that the kernels of every device share: storage formats, the activations, the online
+// softmax.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define FASTMLP_HD __host__ __device__ __forceinline__
@@ -108,32 +110,24 @@ FASTMLP_HD f16 narrow<f16>(float x) {
 #endif
 }
 
-// max(x, 0) that keeps nan and -0.
-template <typename T>
-FASTMLP_HD T relu(T x) {
-  return widen(x) < 0 ? T{} : x;
-}
-
-// The gradient where y is relu's output or its input; nan lets it pass.
-template <typename T>
-FASTMLP_HD T relu_backward(T dy, T y) {
-  return widen(y) <= 0 ? T{} : dy;
-}
-
-// Whether that gradient passes: a mask's bit.
-template <typename T>
-FASTMLP_HD bool relu_passes(T y) {
-  return !(widen(y) <= 0);
-}
-
-// Bytes of a row of a mask: bit i % 8 of byte i / 8 belongs to element i, those past the last are
-// 0.
-FASTMLP_HD int64_t mask_bytes(int64_t columns) { return (columns + 7) / 8; }
-
 FASTMLP_HD float exp_of(float x) { return expf(x); }
 FASTMLP_HD double exp_of(double x) { return exp(x); }
 FASTMLP_HD float log_of(float x) { return logf(x); }
 FASTMLP_HD double log_of(double x) { return log(x); }
+FASTMLP_HD float tanh_of(float x) { return tanhf(x); }
+FASTMLP_HD double tanh_of(double x) { return tanh(x); }
+FASTMLP_HD float erf_of(float x) { return erff(x); }
+FASTMLP_HD double erf_of(double x) { return erf(x); }
+FASTMLP_HD float magnitude(float x) { return fabsf(x); }
+FASTMLP_HD double magnitude(double x) { return fabs(x); }
+
+// `value` in the type of the first argument.
+FASTMLP_HD float constant(float, double value) { return static_cast<float>(value); }
+FASTMLP_HD double constant(double, double value) { return value; }
+
+#define FASTMLP_MATH FASTMLP_HD
+#include "common/activation.h"
+#undef FASTMLP_MATH
 
 template <typename Acc>
 constexpr Acc kInfinity = static_cast<Acc>(INFINITY);

@@ -1,5 +1,4 @@
-// What the CPU operators need of tensors: rows of matrices, new tensors, typed dispatch, ATen by
-// name.
+// What operators need of tensors: rows of matrices, new tensors, typed dispatch, ATen by name.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
@@ -9,7 +8,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "cpu/simd/isa.h"
+#include "common/scalar_math.h"
 
 namespace fastmlp {
 
@@ -61,22 +60,11 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   return sizes;
 }
 
-// The rows of a tensor's last dimension, and what is in one; a scalar is a row of 1.
+// The rows of a tensor's last dimension; a scalar is one.
 inline int64_t rows_in(const Tensor& tensor) {
   int64_t rows = 1;
   for (int64_t dim = 0; dim + 1 < tensor.dim(); ++dim) rows *= tensor.size(dim);
   return rows;
-}
-
-inline int64_t columns_in(const Tensor& tensor) {
-  return tensor.dim() > 0 ? tensor.size(tensor.dim() - 1) : 1;
-}
-
-// The shape of the mask of a tensor of that shape.
-inline std::vector<int64_t> mask_sizes(std::vector<int64_t> sizes) {
-  if (sizes.empty()) sizes = {1};
-  sizes.back() = mask_bytes(sizes.back());
-  return sizes;
 }
 
 inline bool same_strides(const Tensor& a, const Tensor& b) {

@@ -23,15 +23,15 @@ void run_network(const std::vector<Layer<T>>& layers, std::vector<T> (&activatio
   const T* x = nullptr;
   for (size_t l = 0; l < layers.size(); ++l) {
     const Layer<T>& layer = layers[l];
-    const bool use_relu = l + 1 < layers.size();
+    const Activation activation = l + 1 < layers.size() ? Activation::kRelu : Activation::kNone;
     std::vector<T>& y = activations[l % 2];
     y.resize(rows * layer.outputs);
     sums.resize(kPanelRows * layer.outputs);
     if (l == 0) {
       FASTMLP_BEST_ISA(panel_product<T>)(panel, rows, layer.inputs, layer.w, layer.outputs, layer.b,
-                                         use_relu, y.data(), layer.outputs, sums.data());
+                                         activation, y.data(), layer.outputs, sums.data());
     } else {
-      FASTMLP_BEST_ISA(chain_forward<T>)(layer, rows, x, use_relu, 0, layer.outputs, y.data(),
+      FASTMLP_BEST_ISA(chain_forward<T>)(layer, rows, x, activation, 0, layer.outputs, y.data(),
                                          sums.data());
     }
     x = y.data();

@@ -2,7 +2,6 @@
 #define FASTMLP_KERNELS "cpu/linear_kernels.h"
 #include "common/linear_aten.h"
 #include "common/tensor.h"
-#include "cpu/activations.h"
 #include "cpu/simd/foreach_isa.h"
 #include "plan.h"
 
@@ -20,7 +19,7 @@ LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) 
 
 std::string linear_plan(int64_t batch, int64_t in, int64_t out, ScalarType type) {
   const LinearPlan plan = plan_linear(batch, in, out, type);
-  return std::string(plan.ours ? "fastmlp's kernels" : "ATen's BLAS") + " (" + plan.why + ")";
+  return std::string(plan.ours ? "fastmlp's kernels" : "ATen's BLAS") + " (" + plan.reason + ")";
 }
 
 // Sums of at most this many products take less time than storing them.
@@ -44,31 +43,28 @@ struct Widened {
       stride = x.stride;
     } else {
       copy.resize(x.rows * x.columns);
-      FASTMLP_BEST_ISA(masked_gradient<T>)(x.data<T>(), x.stride, nullptr, nullptr, 0, x.rows,
-                                           x.columns, copy.data(), nullptr);
+      FASTMLP_BEST_ISA(activation_gradient<T>)(x.data<T>(), x.stride, nullptr, 0, Activation::kNone,
+                                               x.rows, x.columns, copy.data(), nullptr);
       data = copy.data();
       stride = x.columns;
     }
   }
 };
 
-// y = act(x w^T + bias), w (O, I) with contiguous rows; mask null or y's.
+// y = act(x w^T + bias), w (O, I) with contiguous rows.
 template <typename T>
-void linear_by_rows(const Rows& x, const Rows& w, const T* bias, bool use_relu, T* y,
-                    uint8_t* mask) {
+void linear_by_rows(const Rows& x, const Rows& w, const T* bias, Activation activation, T* y) {
   using Acc = acc_t<T>;
   const Widened<T> a(x);
-  // A tile's columns in every instruction set; those of whole bytes where threads write a mask.
-  const int64_t kColumns = mask ? 24 : 3;
-  constexpr int64_t kPanel = 96;  // columns whose weights stay in a level-2 cache for all rows
+  constexpr int64_t kColumns = 3;  // a tile's columns in every instruction set
+  constexpr int64_t kPanel = 96;   // columns whose weights stay in a level-2 cache for all rows
   const auto run = [&](int64_t m_begin, int64_t m_end, int64_t n_begin, int64_t n_end) {
     std::vector<Acc> scratch((m_end - m_begin) * std::min(kPanel, n_end - n_begin));
     for (int64_t n = n_begin; n < n_end; n += kPanel) {
       FASTMLP_BEST_ISA(linear_columns<T>)(
           a.data + m_begin * a.stride, a.stride, m_end - m_begin, w.data<T>() + n * w.stride,
-          w.stride, std::min(kPanel, n_end - n), x.columns, bias ? bias + n : nullptr, use_relu,
-          y + m_begin * w.rows + n, w.rows, scratch.data(),
-          mask ? mask + m_begin * mask_bytes(w.rows) + n / 8 : nullptr);
+          w.stride, std::min(kPanel, n_end - n), x.columns, bias ? bias + n : nullptr, activation,
+          y + m_begin * w.rows + n, w.rows, scratch.data());
     }
   };
   const int64_t tiles = (w.rows + kColumns - 1) / kColumns;
@@ -90,9 +86,8 @@ void linear_by_rows(const Rows& x, const Rows& w, const T* bias, bool use_relu, 
 // c (rows, columns) = act(a b + bias) with b (k, columns) of contiguous rows, in column ranges.
 template <typename T>
 void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t rows, const T* b,
-                   int64_t b_stride, int64_t columns, int64_t k, const T* bias, bool use_relu, T* c,
-                   uint8_t* mask = nullptr) {
-  const int64_t bytes = mask_bytes(columns);
+                   int64_t b_stride, int64_t columns, int64_t k, const T* bias,
+                   Activation activation, T* c) {
   constexpr int64_t kColumns = 48 * 4 / sizeof(acc_t<T>);  // whole register tiles in every set
   const int64_t tiles = (columns + kColumns - 1) / kColumns;
   if (tiles > 1 || rows <= 8) {
@@ -103,8 +98,7 @@ void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t row
       for (int64_t m = 0; m < rows; m += chunk) {
         FASTMLP_BEST_ISA(axpy_linear<T>)(
             a + m * a_row, a_row, a_step, std::min(chunk, rows - m), b + first, b_stride, width, k,
-            bias ? bias + first : nullptr, use_relu, c + m * columns + first, columns,
-            mask ? mask + m * bytes + first / 8 : nullptr);
+            bias ? bias + first : nullptr, activation, c + m * columns + first, columns);
       }
     });
     return;
@@ -115,8 +109,7 @@ void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t row
     const int64_t first = begin * kBlockRows;
     FASTMLP_BEST_ISA(axpy_linear<T>)(a + first * a_row, a_row, a_step,
                                      std::min(end * kBlockRows, rows) - first, b, b_stride, columns,
-                                     k, bias, use_relu, c + first * columns, columns,
-                                     mask ? mask + first * bytes : nullptr);
+                                     k, bias, activation, c + first * columns, columns);
   });
 }
 
@@ -125,9 +118,9 @@ bool is_ours(const Tensor& x, const Tensor& weight) {
   return plan_linear(rows_in(x), in, out, x.scalar_type()).ours;
 }
 
-// By our kernels. With a mask there is a ReLU.
+// By our kernels.
 Tensor linear_ours(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                   bool use_relu, uint8_t* mask) {
+                   Activation activation) {
   std::vector<int64_t> sizes = sizes_of(x);
   sizes.back() = weight.size(0);
   const Rows rows = rows_of(x);
@@ -143,70 +136,54 @@ Tensor linear_ours(const Tensor& x, const Tensor& weight, const std::optional<Te
     if (by_columns) {
       const Widened<T> a(rows);
       axpy_parallel<T>(a.data, a.stride, 1, rows.rows, static_cast<const T*>(weight.data_ptr()),
-                       weight.stride(1), weight.size(0), rows.columns, b, use_relu, out, mask);
+                       weight.stride(1), weight.size(0), rows.columns, b, activation, out);
     } else {
-      linear_by_rows<T>(rows, rows_of(weight), b, use_relu, out, mask);
+      linear_by_rows<T>(rows, rows_of(weight), b, activation, out);
     }
   });
   return y;
 }
 
 Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                  bool use_relu, int64_t float32) {
+                  int64_t activation, int64_t matmul_precision) {
   check_linear(x, weight, bias);
-  check_float32(float32);
-  return is_ours(x, weight) ? linear_ours(x, weight, bias, use_relu, nullptr)
-                            : linear_aten(x, weight, bias, use_relu);
-}
-
-std::tuple<Tensor, Tensor> linear_relu_with_mask_cpu(const Tensor& x, const Tensor& weight,
-                                                     const std::optional<Tensor>& bias,
-                                                     int64_t float32) {
-  check_linear(x, weight, bias);
-  check_float32(float32);
-  if (!is_ours(x, weight)) {
-    return relu_with_mask_cpu_(torch::stable::contiguous(linear_aten(x, weight, bias, false)));
-  }
-  std::vector<int64_t> sizes = sizes_of(x);
-  sizes.back() = weight.size(0);
-  const Tensor mask = empty_cpu(mask_sizes(sizes), ScalarType::Byte);
-  return {linear_ours(x, weight, bias, true, static_cast<uint8_t*>(mask.data_ptr())), mask};
+  check_activation(activation);
+  check_matmul_precision(matmul_precision);
+  return is_ours(x, weight) ? linear_ours(x, weight, bias, static_cast<Activation>(activation))
+                            : linear_aten(x, weight, bias, activation);
 }
 
 template <typename T>
 void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
-                            const std::optional<Tensor>& y, Tensor* dx, Tensor* dw, Tensor* db) {
+                            const std::optional<Tensor>& saved, Activation activation, Tensor* dx,
+                            Tensor* dw, Tensor* db) {
   const int64_t batch = dy.rows, out = dy.columns, in = x.columns;
   std::vector<acc_t<T>> g(batch * out);
-  const bool is_mask = y && y->scalar_type() == ScalarType::Byte;
-  const std::optional<Rows> output = y ? std::optional<Rows>(rows_of(*y)) : std::nullopt;
-  FASTMLP_BEST_ISA(masked_gradient<T>)(
-      dy.data<T>(), dy.stride, y && !is_mask ? output->data<T>() : nullptr,
-      is_mask ? output->data<uint8_t>() : nullptr, output ? output->stride : 0, batch, out,
-      g.data(), db ? static_cast<T*>(db->data_ptr()) : nullptr);
+  const std::optional<Rows> kept = saved ? std::optional<Rows>(rows_of(*saved)) : std::nullopt;
+  FASTMLP_BEST_ISA(activation_gradient<T>)(
+      dy.data<T>(), dy.stride, kept ? kept->data<T>() : nullptr, kept ? kept->stride : 0,
+      activation, batch, out, g.data(), db ? static_cast<T*>(db->data_ptr()) : nullptr);
   if (dw) {
-    axpy_parallel<T>(g.data(), 1, out, out, x.data<T>(), x.stride, in, batch, nullptr, false,
-                     static_cast<T*>(dw->data_ptr()));
+    axpy_parallel<T>(g.data(), 1, out, out, x.data<T>(), x.stride, in, batch, nullptr,
+                     Activation::kNone, static_cast<T*>(dw->data_ptr()));
   }
   if (dx) {
     const Rows w = rows_of(weight);
-    axpy_parallel<T>(g.data(), out, 1, batch, w.data<T>(), w.stride, in, out, nullptr, false,
-                     static_cast<T*>(dx->data_ptr()));
+    axpy_parallel<T>(g.data(), out, 1, batch, w.data<T>(), w.stride, in, out, nullptr,
+                     Activation::kNone, static_cast<T*>(dx->data_ptr()));
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const Tensor& x,
-                                                       const Tensor& weight,
-                                                       const std::optional<Tensor>& y, bool need_dx,
-                                                       bool need_dw, bool need_db,
-                                                       int64_t float32) {
-  check_linear_backward(dy, x, weight, y);
-  check_float32(float32);
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(
+    const Tensor& dy, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& saved,
+    int64_t activation, bool need_dx, bool need_dw, bool need_db, int64_t matmul_precision) {
+  check_linear_backward(dy, x, weight, saved, activation);
+  check_matmul_precision(matmul_precision);
   const ScalarType type = dy.scalar_type();
   const int64_t in = weight.size(1), out = weight.size(0);
   const Rows rows = rows_of(x);
   if (!plan_linear(rows.rows, in, out, type).ours)
-    return linear_backward_aten(dy, x, weight, y, need_dx, need_dw, need_db);
+    return linear_backward_aten(dy, x, weight, saved, activation, need_dx, need_dw, need_db);
   const auto output = [&](bool need, const std::vector<int64_t>& sizes) {
     return empty_cpu(need ? sizes : std::vector<int64_t>{0}, type);
   };
@@ -215,8 +192,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const T
   Tensor db = output(need_db, {out});
   dispatch_floating(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    linear_backward_skinny<T>(rows_of(dy), rows, weight, y, need_dx ? &dx : nullptr,
-                              need_dw ? &dw : nullptr, need_db ? &db : nullptr);
+    linear_backward_skinny<T>(rows_of(dy), rows, weight, saved, static_cast<Activation>(activation),
+                              need_dx ? &dx : nullptr, need_dw ? &dw : nullptr,
+                              need_db ? &db : nullptr);
   });
   return {dx, dw, db};
 }
@@ -226,7 +204,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const T
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
   m.impl("linear", TORCH_BOX(&fastmlp::linear_cpu));
-  m.impl("linear_relu_with_mask", TORCH_BOX(&fastmlp::linear_relu_with_mask_cpu));
   m.impl("linear_backward", TORCH_BOX(&fastmlp::linear_backward_cpu));
 }
 

@@ -10,7 +10,7 @@
 namespace fastmlp {
 namespace {
 
-// ---- relu ----
+// ---- activations ----
 
 // A new dense tensor with x's strides where x is dense, as torch.empty_like has it.
 Tensor new_like(const Tensor& x) {
@@ -18,54 +18,28 @@ Tensor new_like(const Tensor& x) {
                            : torch::stable::empty_like(x);
 }
 
-Tensor relu_cuda(const Tensor& x) {
+Tensor activation_cuda(const Tensor& x, int64_t activation) {
   check_floating("x", x);
+  check_activation(activation);
   const Launch launch(x);
-  Tensor y = new_like(x);
+  const Tensor y = new_like(x);
   const Tensor source = laid_out_as(y, x);
-  check_launch("relu", launch_relu(y.data_ptr(), source.data_ptr(), y.numel(),
-                                   type_of(x.scalar_type()), launch.stream));
+  check_launch("activation", launch_activation(y.data_ptr(), source.data_ptr(), y.numel(),
+                                               static_cast<Activation>(activation),
+                                               type_of(x.scalar_type()), launch.stream));
   return y;
 }
 
-// y = max(x, 0), both contiguous, y may be x; returns y's mask.
-Tensor relu_with_mask_into(const Tensor& y, const Tensor& x, const Launch& launch) {
-  const Tensor mask = empty_beside(x, mask_sizes(sizes_of(x)), ScalarType::Byte);
-  check_launch(
-      "relu_with_mask",
-      launch_relu_with_mask(y.data_ptr(), static_cast<uint8_t*>(mask.data_ptr()), x.data_ptr(),
-                            rows_in(x), columns_in(x), type_of(x.scalar_type()), launch.stream));
-  return mask;
-}
-
-std::tuple<Tensor, Tensor> relu_with_mask_cuda(const Tensor& x) {
-  check_floating("x", x);
-  const Launch launch(x);
-  const Tensor y = empty_beside(x, sizes_of(x), x.scalar_type());
-  return {y, relu_with_mask_into(y, torch::stable::contiguous(x), launch)};
-}
-
-Tensor relu_backward_by_mask(const Tensor& dy, const Tensor& mask) {
-  const Launch launch(dy);
-  const Tensor dx = empty_beside(dy, sizes_of(dy), dy.scalar_type());
-  const Tensor upstream = torch::stable::contiguous(dy), bits = torch::stable::contiguous(mask);
-  check_launch("relu_backward",
-               launch_relu_mask_backward(dx.data_ptr(), upstream.data_ptr(),
-                                         static_cast<const uint8_t*>(bits.data_ptr()), rows_in(dx),
-                                         columns_in(dx), type_of(dy.scalar_type()), launch.stream));
-  return dx;
-}
-
-Tensor relu_backward_cuda(const Tensor& dy, const Tensor& y) {
-  check_relu_backward(dy, y);
-  check_device("dy", dy, y);
-  if (y.scalar_type() == ScalarType::Byte) return relu_backward_by_mask(dy, y);
-  const Launch launch(y);
-  Tensor dx = new_like(y);
-  const Tensor upstream = laid_out_as(dx, dy), output = laid_out_as(dx, y);
-  check_launch("relu_backward",
-               launch_relu_backward(dx.data_ptr(), upstream.data_ptr(), output.data_ptr(),
-                                    dx.numel(), type_of(y.scalar_type()), launch.stream));
+Tensor activation_backward_cuda(const Tensor& dy, const Tensor& saved, int64_t activation) {
+  check_activation_backward(dy, saved, activation);
+  check_device("dy", dy, saved);
+  const Launch launch(saved);
+  const Tensor dx = new_like(saved);
+  const Tensor upstream = laid_out_as(dx, dy), kept = laid_out_as(dx, saved);
+  check_launch("activation_backward",
+               launch_activation_backward(dx.data_ptr(), upstream.data_ptr(), kept.data_ptr(),
+                                          dx.numel(), static_cast<Activation>(activation),
+                                          type_of(saved.scalar_type()), launch.stream));
   return dx;
 }
 
@@ -76,16 +50,16 @@ LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) 
 }
 
 std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType type,
-                             int64_t processors, int64_t capability, int64_t float32) {
-  check_float32(float32);
+                             int64_t processors, int64_t capability, int64_t matmul_precision) {
+  check_matmul_precision(matmul_precision);
   const LinearPlan plan = plan_linear(batch, in, out, type);
-  if (!plan.ours) return std::string("ATen's BLAS (") + plan.why + ")";
+  if (!plan.ours) return std::string("ATen's BLAS (") + plan.reason + ")";
   const ProductPlan product = plan_product(batch, out, in, processors);
-  const MatmulPrecisionPlan by = plan_matmul_precision(batch, out, in, static_cast<int>(capability),
-                                                       static_cast<MatmulPrecision>(float32));
-  return std::string("fastmlp's kernels (") + plan.why + "; tiles of " +
+  const MatmulPrecisionPlan by = plan_matmul_precision(
+      batch, out, in, static_cast<int>(capability), static_cast<MatmulPrecision>(matmul_precision));
+  return std::string("fastmlp's kernels (") + plan.reason + "; tiles of " +
          std::to_string(product.tile_m) + " rows, " + std::to_string(product.splits) + " parts" +
-         (type == ScalarType::Float ? std::string("; ") + by.why : "") + ")";
+         (type == ScalarType::Float ? std::string("; ") + by.reason : "") + ")";
 }
 
 // A weight (O, I) as it lies, by rows or by columns, or a copy by rows.
@@ -107,12 +81,12 @@ Weight weight_of(const Tensor& weight) {
 }
 
 // Plans c (m, n) or none (n = 0) from a (m, k) and b (n, k), allocates what is wanted on the way,
-// and launches it. product.float32 says what is asked for.
+// and launches it. product.precision says what is asked for.
 void multiply(const char* name, LinearProduct product, const Tensor& like, const Launch& launch) {
   Gpu gpu{};
   check_launch(name, describe_device(&gpu));
   const int64_t m = product.m, n = product.n, k = product.k;
-  product.float32 = plan_matmul_precision(m, n, k, gpu.capability, product.float32).by;
+  product.precision = plan_matmul_precision(m, n, k, gpu.capability, product.precision).precision;
   const ProductPlan plan = plan_product(m, n, k, gpu.processors);
   product.tile_m = plan.tile_m;
   product.splits = plan.splits;
@@ -126,68 +100,49 @@ void multiply(const char* name, LinearProduct product, const Tensor& like, const
   check_launch(name, launch_linear(product, type_of(like.scalar_type()), launch.stream));
 }
 
-// y and, where it is asked for, its mask in `mask`.
-Tensor linear_forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                      bool use_relu, int64_t float32, Tensor* mask) {
+Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                   int64_t activation, int64_t matmul_precision) {
   check_linear(x, weight, bias);
-  check_float32(float32);
+  check_activation(activation);
+  check_matmul_precision(matmul_precision);
   check_device("weight", weight, x);
   if (bias) check_device("bias", *bias, x);
   const Launch launch(x);
   const Rows rows = rows_of(x);
   const int64_t out = weight.size(0);
   if (!plan_linear(rows.rows, rows.columns, out, x.scalar_type()).ours) {
-    if (!mask) return linear_aten(x, weight, bias, use_relu);
-    const Tensor y = torch::stable::contiguous(linear_aten(x, weight, bias, false));
-    *mask = relu_with_mask_into(y, y, launch);
-    return y;
+    return linear_aten(x, weight, bias, activation);
   }
   std::vector<int64_t> sizes = sizes_of(x);
   sizes.back() = out;
   const Tensor y = empty_beside(x, sizes, x.scalar_type());
-  if (mask) *mask = empty_beside(x, mask_sizes(sizes), ScalarType::Byte);
   if (y.numel() == 0) return y;
   const Weight w = weight_of(weight);
   const std::optional<Tensor> flat_bias =
       bias ? std::optional<Tensor>(torch::stable::contiguous(*bias)) : std::nullopt;
   LinearProduct product{};
   product.c = y.data_ptr();
-  product.mask = mask ? static_cast<uint8_t*>(mask->data_ptr()) : nullptr;
   product.a = {rows.tensor.data_ptr(), rows.stride, true, nullptr, 0};
   product.b = w.operand(true);
   product.bias = flat_bias ? flat_bias->data_ptr() : nullptr;
   product.m = rows.rows;
   product.n = out;
   product.k = rows.columns;
-  product.relu = use_relu;
-  product.float32 = static_cast<MatmulPrecision>(float32);
+  product.activation = static_cast<Activation>(activation);
+  product.precision = static_cast<MatmulPrecision>(matmul_precision);
   multiply("linear", product, x, launch);
   return y;
 }
 
-Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                   bool use_relu, int64_t float32) {
-  return linear_forward(x, weight, bias, use_relu, float32, nullptr);
-}
-
-std::tuple<Tensor, Tensor> linear_relu_with_mask_cuda(const Tensor& x, const Tensor& weight,
-                                                      const std::optional<Tensor>& bias,
-                                                      int64_t float32) {
-  Tensor mask;
-  const Tensor y = linear_forward(x, weight, bias, true, float32, &mask);
-  return {y, mask};
-}
-
 // dx (batch, in) = g w, and dw (out, in) = g^T x with db (out) = the sums of g's columns, where g
-// is dy as the ReLU let it through. Those that are null are not computed.
+// is dy where a ReLU whose output is relu_y let through. Those that are null are not computed.
 void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
-                          const std::optional<Rows>& y, const Tensor* dx, const Tensor* dw,
-                          const Tensor* db, MatmulPrecision float32, const Launch& launch) {
+                          const std::optional<Rows>& relu_y, const Tensor* dx, const Tensor* dw,
+                          const Tensor* db, MatmulPrecision precision, const Launch& launch) {
   Operand g{dy.tensor.data_ptr(), dy.stride, true, nullptr, 0};
-  if (y) {
-    g.mask = y->tensor.data_ptr();
-    g.mask_stride = y->stride;
-    g.mask_is_bits = y->tensor.scalar_type() == ScalarType::Byte;
+  if (relu_y) {
+    g.relu_y = relu_y->tensor.data_ptr();
+    g.relu_stride = relu_y->stride;
   }
   if (dx && dx->numel() > 0) {
     const Weight w = weight_of(weight);
@@ -198,7 +153,7 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
     product.m = dy.rows;
     product.n = x.columns;
     product.k = dy.columns;
-    product.float32 = float32;
+    product.precision = precision;
     multiply("linear_backward", product, dy.tensor, launch);
   }
   if (dw || db) {
@@ -211,27 +166,25 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
     product.m = dy.columns;
     product.n = dw ? x.columns : 0;
     product.k = dy.rows;
-    product.float32 = float32;
+    product.precision = precision;
     multiply("linear_backward", product, dy.tensor, launch);
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& dy, const Tensor& x,
-                                                        const Tensor& weight,
-                                                        const std::optional<Tensor>& y,
-                                                        bool need_dx, bool need_dw, bool need_db,
-                                                        int64_t float32) {
-  check_linear_backward(dy, x, weight, y);
-  check_float32(float32);
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(
+    const Tensor& dy, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& saved,
+    int64_t activation, bool need_dx, bool need_dw, bool need_db, int64_t matmul_precision) {
+  check_linear_backward(dy, x, weight, saved, activation);
+  check_matmul_precision(matmul_precision);
   check_device("x", x, dy);
   check_device("weight", weight, dy);
-  if (y) check_device("y", *y, dy);
+  if (saved) check_device("saved", *saved, dy);
   const Launch launch(dy);
   const ScalarType type = dy.scalar_type();
   const int64_t in = weight.size(1), out = weight.size(0);
   const Rows rows = rows_of(x);
   if (!plan_linear(rows.rows, in, out, type).ours) {
-    return linear_backward_aten(dy, x, weight, y, need_dx, need_dw, need_db);
+    return linear_backward_aten(dy, x, weight, saved, activation, need_dx, need_dw, need_db);
   }
   const auto output = [&](bool need, const std::vector<int64_t>& sizes) {
     return empty_beside(dy, need ? sizes : std::vector<int64_t>{0}, type);
@@ -239,10 +192,13 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& dy, const 
   const Tensor dx = output(need_dx, sizes_of(x));
   const Tensor dw = output(need_dw, {out, in});
   const Tensor db = output(need_db, {out});
-  const std::optional<Rows> masks = y ? std::optional<Rows>(rows_of(*y)) : std::nullopt;
-  linear_backward_ours(rows_of(dy), rows, weight, masks, need_dx ? &dx : nullptr,
+  // The products read a ReLU's output beside dy; the others' derivatives are taken once, before.
+  const bool relu = activation == static_cast<int64_t>(Activation::kRelu);
+  const Tensor g = saved && !relu ? activation_backward_cuda(dy, *saved, activation) : dy;
+  const std::optional<Rows> relu_y = relu ? std::optional<Rows>(rows_of(*saved)) : std::nullopt;
+  linear_backward_ours(rows_of(g), rows, weight, relu_y, need_dx ? &dx : nullptr,
                        need_dw ? &dw : nullptr, need_db ? &db : nullptr,
-                       static_cast<MatmulPrecision>(float32), launch);
+                       static_cast<MatmulPrecision>(matmul_precision), launch);
   return {dx, dw, db};
 }
 
@@ -327,11 +283,9 @@ Tensor cross_entropy_backward_cuda(const Tensor& dloss, const Tensor& logits, co
 }  // namespace fastmlp
 
 STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, FASTMLP_KEY, m) {
-  m.impl("relu", TORCH_BOX(&fastmlp::relu_cuda));
-  m.impl("relu_with_mask", TORCH_BOX(&fastmlp::relu_with_mask_cuda));
-  m.impl("relu_backward", TORCH_BOX(&fastmlp::relu_backward_cuda));
+  m.impl("activation", TORCH_BOX(&fastmlp::activation_cuda));
+  m.impl("activation_backward", TORCH_BOX(&fastmlp::activation_backward_cuda));
   m.impl("linear", TORCH_BOX(&fastmlp::linear_cuda));
-  m.impl("linear_relu_with_mask", TORCH_BOX(&fastmlp::linear_relu_with_mask_cuda));
   m.impl("linear_backward", TORCH_BOX(&fastmlp::linear_backward_cuda));
   m.impl("cross_entropy", TORCH_BOX(&fastmlp::cross_entropy_cuda));
   m.impl("cross_entropy_backward", TORCH_BOX(&fastmlp::cross_entropy_backward_cuda));

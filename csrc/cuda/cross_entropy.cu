@@ -154,8 +154,9 @@ __device__ void reduce_rows(T* loss, acc_t<T>* total_weight, const acc_t<T>* row
 // Shapes    loss () or (rows), stats (rows, 2) = m, l; row_values (2, rows) = losses, weights.
 // Grid      a team for each row; a grid of one block goes on to reduce_rows.
 // Memory    logits read once (twice with smoothing); shared memory 0.8 KB.
-// Precision acc_t; one order for a given blockDim.x: deterministic.  Needs  nothing: a bad label is
-//           never an index.  Same as  cross_entropy_ref.
+// Precision acc_t; one order for a given blockDim.x: deterministic.
+// Needs     nothing: a bad label is never an index.
+// Same as   cross_entropy_ref.
 template <Team kTeam, typename T>
 __global__ void __launch_bounds__(kManyThreads, 1)
     cross_entropy_kernel(T* loss, acc_t<T>* stats, acc_t<T>* total_weight, acc_t<T>* row_values,
@@ -195,8 +196,10 @@ __global__ void __launch_bounds__(kManyThreads, 1)
 
 // Computes  total_weight = sum of the rows' weights; loss = that of their losses, for mean divided
 //           by total_weight.
-// Shapes    loss (), total_weight (), row_values (2, rows).  Grid  one block.
-// Precision double, one order: deterministic.  Same as  the reduction of cross_entropy_ref.
+// Shapes    loss (), total_weight (), row_values (2, rows).
+// Grid      one block.
+// Precision double, one order: deterministic.
+// Same as   the reduction of cross_entropy_ref.
 template <typename T>
 __global__ void __launch_bounds__(kManyThreads, 1)
     cross_entropy_reduce_kernel(T* loss, acc_t<T>* total_weight, const acc_t<T>* row_values,
@@ -249,7 +252,9 @@ __device__ void write_gradient(T* dx, const T* x, const Rows<T>& in, int64_t beg
 //           label is ignored, nan where it is no class.
 // Shapes    dlogits (rows, classes); dloss () or (rows); stats (rows, 2); total_weight ().
 // Grid      (rows, parts of `chunk` columns); a team for each row and part.
-// Memory    logits read once.  Precision  acc_t; deterministic.  Needs  chunk a multiple of a pack.
+// Memory    logits read once.
+// Precision acc_t; deterministic.
+// Needs     chunk a multiple of a pack.
 // Same as   cross_entropy_backward_ref.
 template <Team kTeam, typename T>
 __global__ void __launch_bounds__(kThreads, 1)

@@ -99,22 +99,6 @@ __device__ OnlineSoftmax<Acc> combined(const OnlineSoftmax<Acc>& a, const Online
   return a.merged(b);
 }
 
-// The byte of a mask to which this lane and its neighbours, together at 8 elements from `at` % 8 =
-// 0 on, add the bits of kWidth elements each; the same in all of them. Wants all 32 lanes.
-template <typename T, int kWidth>
-__device__ unsigned mask_byte(int64_t at, const T (&y)[kWidth]) {
-  unsigned bits = 0;
-#pragma unroll
-  for (int e = 0; e < kWidth; ++e) {
-    bits |= static_cast<unsigned>(relu_passes(y[e])) << (at % 8 + e);
-  }
-#pragma unroll
-  for (int distance = 1; distance < 8 / kWidth; distance *= 2) {
-    bits |= __shfl_xor_sync(kWholeWarp, bits, distance);
-  }
-  return bits;
-}
-
 // All lanes' values combined, the same bits in every lane. Wants all 32 lanes.
 template <typename Value>
 __device__ Value combine_warp(Value value) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "common/scalar_math.h"
 #include "plan.h"
 
 namespace fastmlp {
@@ -14,19 +15,12 @@ enum class Type { kFloat, kDouble, kBFloat16, kHalf };
 // What the present device is.
 [[nodiscard]] cudaError_t describe_device(Gpu* gpu);
 
-// y = max(x, 0) and dx = (y <= 0 ? 0 : dy), `count` elements each.
-[[nodiscard]] cudaError_t launch_relu(void* y, const void* x, int64_t count, Type type,
-                                      cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_relu_backward(void* dx, const void* dy, const void* y,
-                                               int64_t count, Type type, cudaStream_t stream);
-
-// y as launch_relu's, (rows, columns), and its mask (rows, mask_bytes(columns)); y may be x. And
-// the gradient by the mask.
-[[nodiscard]] cudaError_t launch_relu_with_mask(void* y, uint8_t* mask, const void* x, int64_t rows,
-                                                int64_t columns, Type type, cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_relu_mask_backward(void* dx, const void* dy, const uint8_t* mask,
-                                                    int64_t rows, int64_t columns, Type type,
-                                                    cudaStream_t stream);
+// y = act(x), and dx from dy and what the activation saved; `count` elements each.
+[[nodiscard]] cudaError_t launch_activation(void* y, const void* x, int64_t count,
+                                            Activation activation, Type type, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_activation_backward(void* dx, const void* dy, const void* saved,
+                                                     int64_t count, Activation activation,
+                                                     Type type, cudaStream_t stream);
 
 // What the rows of a softmax cross entropy have in common.
 struct CrossEntropyRows {
@@ -53,32 +47,30 @@ struct CrossEntropyRows {
                                                         cudaStream_t stream);
 
 // A matrix of a product: element (row, k) lies at data[row * stride + k] where k_contiguous, else
-// at data[k * stride + row]. Where mask, laid out alike, is <= 0, the element counts as 0; where
-// mask_is_bits, that is where its bit is 0.
+// at data[k * stride + row]. Where relu_y, a ReLU's output that is laid out alike, is <= 0, the
+// element counts as 0.
 struct Operand {
   const void* data;
   int64_t stride;
   bool k_contiguous;
-  const void* mask;
-  int64_t mask_stride;  // in elements or, of bits, in bytes
-  bool mask_is_bits = false;
+  const void* relu_y;  // or null
+  int64_t relu_stride;
 };
 
 // c (m, n) = act(a (m, k) b (n, k)^T + bias (n)); row_sums (m) = the sums of a's rows.
 struct LinearProduct {
   void* c;           // contiguous; null where n is 0
-  uint8_t* mask;     // c's, (m, mask_bytes(n)), or null
   void* row_sums;    // or null; null where splits > 1
   float* workspace;  // splits * m * n where splits > 1
   Operand a, b;
   const void* bias;  // or null
   int64_t m, n, k;
-  bool relu;
+  Activation activation;
   // plan_product's: rows of a tile (16, 32 or 64), parts that k is cut into, length of a part.
   int tile_m;
   int64_t splits, chunk;
-  MatmulPrecision
-      float32;  // plan_matmul_precision's, one of the last three; other types leave it alone
+  // plan_matmul_precision's, one of the last three; other types than kFloat leave it alone.
+  MatmulPrecision precision;
 };
 
 // linear, and both products of linear_backward. Any type but kDouble.

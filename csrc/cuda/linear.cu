@@ -37,24 +37,15 @@ __device__ void store_wide(T* matrix, int64_t row, int64_t col, int64_t columns,
 template <typename T>
 __device__ T finished(const LinearProduct& product, float sum, int64_t col) {
   if (product.bias) sum += widen(static_cast<const T*>(product.bias)[col]);
-  return narrow<T>(product.relu ? relu(sum) : sum);
-}
-
-// The mask's bits of results (row, col) .., which neighbouring lanes go on with. Wants all 32.
-template <typename T, int kWidth>
-__device__ void store_mask(const LinearProduct& product, int64_t row, int64_t col,
-                           const T (&results)[kWidth]) {
-  const unsigned byte = mask_byte(col, results);
-  if (col % 8 != 0 || row >= product.m || col >= product.n) return;
-  product.mask[row * mask_bytes(product.n) + col / 8] = static_cast<uint8_t>(byte);
+  return narrow<T>(ActivationTable::forward(product.activation, sum));
 }
 
 // Results (row, col), (row, col + 1) ..: finished, or as part `split` of the sums.
 template <typename T, int kWidth>
 __device__ void store_results(const LinearProduct& product, int64_t row, int64_t col, int64_t split,
                               const float (&sums)[kWidth]) {
+  if (row >= product.m) return;
   if (product.splits > 1) {
-    if (row >= product.m) return;
     Wide<float, kWidth> wide;
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) wide.v[e] = sums[e];
@@ -66,8 +57,6 @@ __device__ void store_results(const LinearProduct& product, int64_t row, int64_t
   for (int e = 0; e < kWidth; ++e) {
     wide.v[e] = col + e < product.n ? finished<T>(product, sums[e], col + e) : T{};
   }
-  if (product.mask) store_mask(product, row, col, wide.v);
-  if (row >= product.m) return;
   store_wide(static_cast<T*>(product.c), row, col, product.n, wide);
 }
 
@@ -86,16 +75,16 @@ struct LinearTiles {
   typename Engine::TileB b;
 };
 
-// Computes  c = act(a b^T + bias), its mask, and the sums of a's rows; elements of a are 0 where it
-//           is masked by y <= 0 or by a bit of 0.
-//           linear: a = x, b = w. dx: a = dy masked, b = w^T. dw and db: a = dy^T masked, b = x^T.
+// Computes  c = act(a b^T + bias) and the sums of a's rows; elements of a are 0 where its relu_y is
+//           <= 0. linear: a = x, b = w. dx: a = g, b = w^T. dw and db: a = g^T, b = x^T, where g is
+//           dy through the activation's derivative.
 // Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n): the
 //           sums of the parts where there is more than one.
 // Grid      x: tiles of kTileM rows by 64 columns, columns first; y: parts of k. 128 threads.
 // Memory    shared memory: both tiles, 10 to 18 KB; the next tiles wait in registers.
 // Precision the engine's; sums in float, in one order for one plan: deterministic.
 // Needs     sm_80 for 16-bit types and TF32; any strides and alignment.
-// Same as   linear_ref, linear_relu_with_mask_ref, linear_backward_ref.
+// Same as   linear_ref, linear_backward_ref.
 template <typename Engine, int kTileM>
 __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct product) {
   using T = typename Engine::Element;
@@ -135,32 +124,22 @@ __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct
   static_cast<T*>(product.row_sums)[row] = narrow<T>(row_sum);
 }
 
-// Elements of a row, whole bytes of them where there is a mask.
-__host__ __device__ inline int64_t reduced_width(const LinearProduct& product) {
-  return product.mask ? mask_bytes(product.n) * 8 : product.n;
-}
-
-// Computes  c = act(sum over splits of the parts + bias), and its mask.
-// Shapes    as linear_kernel's.  Grid  a thread for each element of c; with a mask, for each of its
-//           bits.
+// Computes  c = act(sum over splits of the parts + bias).
+// Shapes    as linear_kernel's.
+// Grid      a thread for each element of c.
 // Precision float, parts in ascending order: deterministic.
-// Same as   linear_ref, linear_relu_with_mask_ref.
+// Same as   linear_ref.
 template <typename T>
 __global__ void __launch_bounds__(kReduceThreads) linear_reduce_kernel(LinearProduct product) {
-  const int64_t size = product.m * product.n, width = reduced_width(product);
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  const int64_t row = thread / width, col = thread % width, i = row * product.n + col;
-  T result[1] = {};
-  if (row < product.m && col < product.n) {
-    float sum = 0;
+  const int64_t size = product.m * product.n;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
+  if (i >= size) return;
+  float sum = 0;
 #pragma unroll 8  // that many loads in flight
-    for (int64_t split = 0; split < product.splits; ++split) {
-      sum += product.workspace[split * size + i];
-    }
-    result[0] = finished<T>(product, sum, col);
-    static_cast<T*>(product.c)[i] = result[0];
+  for (int64_t split = 0; split < product.splits; ++split) {
+    sum += product.workspace[split * size + i];
   }
-  if (product.mask) store_mask(product, row, col, result);
+  static_cast<T*>(product.c)[i] = finished<T>(product, sum, i % product.n);
 }
 
 template <typename Engine, int kTileM>
@@ -180,7 +159,7 @@ cudaError_t launch_typed(const LinearProduct& product, cudaStream_t stream) {
                                 ? launch_tiles<Engine<T, 32>, 32>(product, stream)
                                 : launch_tiles<Engine<T, 64>, 64>(product, stream);
   if (error != cudaSuccess || product.splits == 1) return error;
-  const int64_t blocks = ceil_div(product.m * reduced_width(product), kReduceThreads);
+  const int64_t blocks = ceil_div(product.m * product.n, kReduceThreads);
   if (blocks > kMaxGridX) return cudaErrorInvalidValue;
   return launch_kernel(linear_reduce_kernel<T>, dim3(static_cast<unsigned>(blocks)), kReduceThreads,
                        stream, product);
@@ -194,7 +173,7 @@ template <typename, int kTileM>
 using Tf32 = Tf32Engine<kTileM, false>;
 
 cudaError_t launch_floats(const LinearProduct& product, cudaStream_t stream) {
-  switch (product.float32) {
+  switch (product.precision) {
     case MatmulPrecision::kFma:
       return launch_typed<float, Fma>(product, stream);
     case MatmulPrecision::kThreeTf32:

@@ -61,22 +61,21 @@ __device__ Pack<T> load_pack(const T* line, int64_t first, int64_t limit, bool v
 template <typename T>
 struct Source {
   const T* data;
-  const T* mask;
-  int64_t stride, mask_stride;
+  const T* relu_y;
+  int64_t stride, relu_stride;
   int64_t rows, k_end;
-  bool k_contiguous, vector, mask_vector, mask_is_bits;
+  bool k_contiguous, vector, relu_vector;
 
   __device__ Source(const Operand& operand, int64_t rows_, int64_t k_end_)
       : data(static_cast<const T*>(operand.data)),
-        mask(static_cast<const T*>(operand.mask)),
+        relu_y(static_cast<const T*>(operand.relu_y)),
         stride(operand.stride),
-        mask_stride(operand.mask_stride),
+        relu_stride(operand.relu_stride),
         rows(rows_),
         k_end(k_end_),
         k_contiguous(operand.k_contiguous),
         vector(is_vector(operand.data, operand.stride)),
-        mask_vector(is_vector(operand.mask, operand.mask_stride)),
-        mask_is_bits(operand.mask_is_bits) {}
+        relu_vector(is_vector(operand.relu_y, operand.relu_stride)) {}
 
   static __device__ bool is_vector(const void* pointer, int64_t step) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && step * sizeof(T) % 16 == 0;
@@ -87,16 +86,12 @@ struct Source {
     const int64_t limit = k_contiguous ? k_end : rows;
     if (line >= (k_contiguous ? rows : k_end)) return Pack<T>{};
     Pack<T> pack = load_pack(data + line * stride, first, limit, vector);
-    if (mask_is_bits) {
-      if (first >= limit) return pack;
-      const auto* bytes = reinterpret_cast<const uint8_t*>(mask) + line * mask_stride;
-      const unsigned bits = bytes[first / 8] >> first % 8;  // a pack lies within a byte
+    if (relu_y) {
+      const Pack<T> y = load_pack(relu_y + line * relu_stride, first, limit, relu_vector);
 #pragma unroll
-      for (int e = 0; e < Pack<T>::kCount; ++e) pack.v[e] = bits >> e & 1 ? pack.v[e] : T{};
-    } else if (mask) {
-      const Pack<T> y = load_pack(mask + line * mask_stride, first, limit, mask_vector);
-#pragma unroll
-      for (int e = 0; e < Pack<T>::kCount; ++e) pack.v[e] = relu_backward(pack.v[e], y.v[e]);
+      for (int e = 0; e < Pack<T>::kCount; ++e) {
+        pack.v[e] = widen(y.v[e]) <= 0 ? T{} : pack.v[e];
+      }
     }
     return pack;
   }

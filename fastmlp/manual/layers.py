@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastmlp.nn import functional
 from fastmlp.ops._load import resolve_backend
-from fastmlp.ops.activations import relu_backward, relu_backward_ref
+from fastmlp.ops.activations import activation_backward, activation_backward_ref
 from fastmlp.ops.linear import linear_backward, linear_backward_ref
 
 IGNORE_NOTHING = torch.iinfo(torch.int64).min
@@ -145,8 +145,8 @@ class ReLU:
         y = self._saved.get("output")
         _expect("backprop", backprop, *y.shape)
         if resolve_backend(self.backend, y.device.type) == "reference":
-            return relu_backward_ref(backprop, y)
-        return relu_backward(backprop, y)
+            return activation_backward_ref(backprop, y, "relu")
+        return activation_backward(backprop, y, "relu")
 
 
 class SoftmaxCrossEntropy:

@@ -25,9 +25,10 @@ def linear(
 ) -> Tensor:
     """``act(x @ weight.T + bias)``: x (..., I), weight (O, I), bias (O,) -> (..., O).
 
-    ``activation`` is "none" or "relu". Counterpart of ``torch.nn.functional.linear`` (+ ``relu``).
-    Raises ValueError on shapes that do not fit, TypeError on dtypes that are not floating point or
-    that differ.
+    ``activation`` is a name of :data:`fastmlp.ops.activations.ACTIVATIONS`: "none", "relu",
+    "leaky_relu", "tanh", "sigmoid", "gelu" or "silu". Counterpart of ``torch.nn.functional.linear``
+    and the function of that name. Raises ValueError on shapes that do not fit and on another name,
+    TypeError on dtypes that are not floating point or that differ.
     """
     linear_ops.check_linear(x, weight, bias, activation)
     if resolve_backend(backend, x.device.type) == "reference":
@@ -46,12 +47,21 @@ def linear_relu(
     return linear(x, weight, bias, "relu", backend=backend)
 
 
+def activation(x: Tensor, name: str, *, backend: str | None = None) -> Tensor:
+    """``act(x)`` of any shape, for a name that :func:`linear` takes.
+
+    Counterpart of the function of that name in ``torch.nn.functional``. Raises ValueError for
+    another name, TypeError on a dtype that is not floating point.
+    """
+    activations.check_activation(x, name)
+    if resolve_backend(backend, x.device.type) == "reference":
+        return activations.activation_ref(x, name)
+    return activations.activation(x, name)
+
+
 def relu(x: Tensor, *, backend: str | None = None) -> Tensor:
     """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``."""
-    activations.check_relu(x)
-    if resolve_backend(backend, x.device.type) == "reference":
-        return activations.relu_ref(x)
-    return activations.relu(x)
+    return activation(x, "relu", backend=backend)
 
 
 def cross_entropy(

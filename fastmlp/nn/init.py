@@ -1,4 +1,4 @@
-"""How parameters begin."""
+"""Draw initial parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from fastmlp.ops.activations import row_of
 from fastmlp.utils.randomness import seeded_generator
 
 INITS = "kaiming, torch, xavier or normal:STD"
@@ -16,7 +17,7 @@ INITS = "kaiming, torch, xavier or normal:STD"
 
 
 def parse_init(name: str) -> tuple[str, float]:
-    """(kind, std) of an initialisation name; std is 0 for the kinds that take none.
+    """Return (kind, std) of an initialisation name; std is 0 for the kinds that take none.
 
     "normal:0.01" -> ("normal", 0.01), "kaiming" -> ("kaiming", 0.0). Raises ValueError otherwise.
     """
@@ -34,11 +35,15 @@ def parse_init(name: str) -> tuple[str, float]:
 
 @torch.no_grad()
 def init_parameters(
-    model: nn.Module, name: str = "kaiming", generator: torch.Generator | None = None
+    model: nn.Module,
+    name: str = "kaiming",
+    generator: torch.Generator | None = None,
+    activation: str = "relu",
 ) -> None:
-    """Draws new parameters for every ``nn.Linear`` in ``model``, in the order of its modules.
+    """Draw new parameters for every ``nn.Linear`` in ``model``, in the order of its modules.
 
-    kaiming     weight ~ N(0, gain^2 / I), gain sqrt(2) and, for the last layer, 1; bias 0 (He 2015)
+    kaiming     weight ~ N(0, gain^2 / I), gain that of ``activation`` (ReLU: sqrt(2)) and, for the
+                last layer, 1; bias 0 (He 2015)
     torch       ``nn.Linear``'s own: weight and bias ~ U(-1/sqrt(I), 1/sqrt(I))
     xavier      weight ~ U(-a, a), a = sqrt(6 / (I + O)); bias 0 (Glorot 2010)
     normal:STD  weight ~ STD * N(0, 1); bias 0
@@ -48,6 +53,7 @@ def init_parameters(
     and on every backend. Raises ValueError for an unknown name or a model without linear layers.
     """
     kind, std = parse_init(name)
+    hidden_gain = row_of(activation).gain
     linears = list(linears_of(model))
     if not linears:
         raise ValueError(f"model must contain a Linear layer, got {type(model).__name__} without")
@@ -57,7 +63,7 @@ def init_parameters(
         weight = torch.empty(fan_out, fan_in, dtype=torch.float32, device=generator.device)
         bias = torch.zeros(fan_out, dtype=torch.float32, device=generator.device)
         if kind == "kaiming":
-            gain = 1.0 if layer is linears[-1] else math.sqrt(2)
+            gain = 1.0 if layer is linears[-1] else hidden_gain
             nn.init.normal_(weight, std=gain / math.sqrt(fan_in), generator=generator)
         elif kind == "xavier":
             nn.init.xavier_uniform_(weight, generator=generator)
@@ -66,7 +72,7 @@ def init_parameters(
         else:
             bound = 1 / math.sqrt(fan_in)
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
-            if layer.bias is not None:  # no draw for a bias that is not there, as nn.Linear
+            if layer.bias is not None:  # no draw for a missing bias, as nn.Linear
                 nn.init.uniform_(bias, -bound, bound, generator=generator)
         layer.weight.copy_(weight)
         if layer.bias is not None:
@@ -74,13 +80,13 @@ def init_parameters(
 
 
 def linears_of(model: nn.Module) -> Iterator[nn.Linear]:
-    """The linear layers of ``model``, in the order of its modules."""
+    """Return the linear layers of ``model``, in the order of its modules."""
     return (module for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def initial_parameters(sizes: list[int], init: str, seed: int) -> dict[str, Tensor]:
-    """The ``state_dict``, float32, that a run with these layer sizes begins with: a function of its
-    arguments alone. Raises ValueError for an unknown ``init``."""
+    """Return the float32 ``state_dict`` that a run with these layer sizes begins with, a function
+    of its arguments alone. Raises ValueError for an unknown ``init``."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out, device="meta"), nn.ReLU()]

@@ -10,6 +10,7 @@ import copy
 import numbers
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -19,20 +20,21 @@ from torch import Tensor, nn
 from fastmlp.nn import functional
 from fastmlp.nn.init import init_parameters, linears_of
 from fastmlp.ops._load import resolve_backend
+from fastmlp.ops.activations import ACTIVATIONS, row_of
 
 Net = TypeVar("Net", bound=nn.Sequential)
 
 
 def _checked_backend(backend: str | None) -> str | None:
-    """``backend`` itself, after the errors of :func:`resolve_backend`. None stays None: the default
-    is looked up at every call, so that ``set_backend`` reaches layers that exist already."""
+    """Return ``backend`` itself, or raise what :func:`resolve_backend` raises. None stays None: the
+    default is looked up at every call, so that ``set_backend`` reaches existing layers."""
     if backend is not None:
         resolve_backend(backend)
     return backend
 
 
 def _with_backend(text: str, backend: str | None) -> str:
-    """An ``extra_repr`` that names the backend where one was chosen."""
+    """Return an ``extra_repr`` that names the backend where one was chosen."""
     return ", ".join(part for part in (text, backend and f"backend={backend!r}") if part)
 
 
@@ -63,11 +65,43 @@ class Linear(nn.Linear):
         return _with_backend(super().extra_repr(), self.backend)
 
 
+class LinearActivation(Linear):
+    """``y = act(x @ weight.T + bias)``. Counterpart: ``nn.Linear``, then the activation's module.
+
+    Constructor and ``state_dict`` are those of :class:`Linear`; ``activation`` is a name that
+    :func:`fastmlp.functional.linear` takes. Raises ValueError for another one.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "relu",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype, backend=backend)
+        self.activation = row_of(activation).name
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(
+            input, self.weight, self.bias, self.activation, backend=self.backend
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
 class LinearReLU(Linear):
     """``y = relu(x @ weight.T + bias)`` in one kernel. Counterpart: ``nn.Linear`` then ``nn.ReLU``.
 
     Constructor and ``state_dict`` are those of :class:`Linear`.
     """
+
+    activation = "relu"
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear_relu(input, self.weight, self.bias, backend=self.backend)
@@ -132,15 +166,18 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
 
 class MLP(nn.Sequential):
-    """Linear layers of the given sizes with ReLU in between: x (..., sizes[0]) -> (..., sizes[-1]).
+    """Linear layers of the given sizes with an activation in between, by default ReLU: x (...,
+    sizes[0]) -> (..., sizes[-1]).
 
     Counterpart: ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear, ...)``, with the same ``state_dict``
-    keys ("0.weight", "0.bias", "2.weight", ...) and the same index for each layer: a LinearReLU
-    stands at 0, an Identity where its ReLU was, a Linear at the end. Inputs are not flattened.
+    keys ("0.weight", "0.bias", "2.weight", ...) and the same index for each layer: a LinearReLU (or
+    LinearActivation) stands at 0, an Identity where its ReLU was, a Linear at the end. Inputs are
+    not flattened.
 
-    ``init`` is a name of :func:`init_parameters`, drawn from PyTorch's global generator; for a
-    generator of your own, call :func:`init_parameters` on the model. Raises ValueError for other
-    sizes than a list or tuple of at least two integers >= 1, and for an unknown ``init``.
+    ``activation`` is a name that :func:`fastmlp.functional.linear` takes. ``init`` is a name of
+    :func:`init_parameters`, drawn from PyTorch's global generator; for a generator of your own,
+    call :func:`init_parameters` on the model. Raises ValueError for other sizes than a list or
+    tuple of at least two integers >= 1, and for an unknown ``init`` or ``activation``.
     """
 
     def __init__(
@@ -151,20 +188,24 @@ class MLP(nn.Sequential):
         backend: str | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        activation: str = "relu",
     ) -> None:
-        sizes = _checked_sizes(sizes)
+        sizes, row = _checked_sizes(sizes), row_of(activation)
+        relu = row.name == "relu"
+        fused = LinearReLU if relu else partial(LinearActivation, activation=row.name)
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes[:-1]):
-            layers.append(LinearReLU(fan_in, fan_out, bias, device, dtype, backend=backend))
+            layers.append(fused(fan_in, fan_out, bias, device, dtype, backend=backend))
             layers.append(nn.Identity())
         layers.append(Linear(sizes[-2], sizes[-1], bias, device, dtype, backend=backend))
         super().__init__(*layers)
+        self.activation = row.name
         if init != "torch":  # the layers have just drawn that one, as torch.nn's would
-            init_parameters(self, init)
+            init_parameters(self, init, activation=row.name)
 
     @property
     def sizes(self) -> list[int]:
-        """The widths from input to output, as given to the constructor."""
+        """Return the widths from input to output, as given to the constructor."""
         linears = list(linears_of(self))
         return [linears[0].in_features, *(layer.out_features for layer in linears)]
 
@@ -176,38 +217,55 @@ class MLP(nn.Sequential):
 
     @classmethod
     def from_torch(cls, sequential: nn.Sequential, backend: str | None = None) -> MLP:
-        """An MLP with copies of the parameters of ``nn.Sequential(Linear, ReLU, Linear, ...)``.
+        """Return an MLP with copies of the parameters of ``nn.Sequential(Linear, ReLU, Linear,
+        ...)``, or of another activation of the table.
 
         dtype, device, ``requires_grad`` and train/eval mode are the original's. Raises ValueError
         for a module of another make.
         """
         modules = list(sequential) if isinstance(sequential, nn.Sequential) else []
         linears = [m for m in modules[::2] if isinstance(m, nn.Linear)]
-        relus = [m for m in modules[1::2] if isinstance(m, nn.ReLU)]
-        fused = any(isinstance(m, LinearReLU) for m in linears)
-        if fused or len(linears) != len(relus) + 1 or len(linears) + len(relus) != len(modules):
+        names = [_name_of(m) for m in modules[1::2]]
+        fused = any(isinstance(m, (LinearReLU, LinearActivation)) for m in linears)
+        regular = len(linears) == len(names) + 1 and len(linears) + len(names) == len(modules)
+        if fused or not regular or None in names or len(set(names)) > 1:
             made_of = ", ".join(type(m).__name__ for m in modules) or "no layers"
             raise ValueError(
-                "sequential must be an nn.Sequential of Linear, ReLU, Linear, ..., Linear, "
+                "sequential must be, with ReLU or another activation that fastmlp has throughout, "
+                "an nn.Sequential of Linear, ReLU, Linear, ..., Linear, "
                 f"got {type(sequential).__name__} of {made_of}"
             )
         sizes = [linears[0].in_features, *(layer.out_features for layer in linears)]
-        return _transplant(sequential, cls(sizes, init="torch", backend=backend, device="meta"))
+        name = next(iter(names), None) or "relu"
+        mlp = cls(sizes, init="torch", backend=backend, device="meta", activation=name)
+        return _transplant(sequential, mlp)
 
     def to_torch(self) -> nn.Sequential:
-        """The equivalent ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear, ...)``, parameters copied.
+        """Return the equivalent ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear, ...)``, with the
+        activation's module and copies of the parameters.
 
         dtype, device, ``requires_grad`` and train/eval mode are kept.
         """
         modules: list[nn.Module] = []
         for layer in linears_of(self):
             modules.append(nn.Linear(layer.in_features, layer.out_features, device="meta"))
-            modules.append(nn.ReLU())
+            modules.append(row_of(self.activation).module())
         return _transplant(self, nn.Sequential(*modules[:-1]))
 
 
+def _name_of(module: nn.Module) -> str | None:
+    """Return the name of the activation that ``module`` computes, with its default options; None
+    where the table has none."""
+    for row in ACTIVATIONS.values():
+        if type(module) is row.module:
+            twin, options = row.module(), getattr(row.module, "__constants__", [])
+            same = [getattr(module, o) == getattr(twin, o) for o in options if o != "inplace"]
+            return row.name if all(same) else None
+    return None
+
+
 def _checked_sizes(sizes: Sequence[int]) -> list[int]:
-    """``sizes`` as plain integers; ValueError unless a list or tuple of two or more, each >= 1."""
+    """Return ``sizes`` as plain integers; ValueError unless two or more in a list or tuple."""
     good = isinstance(sizes, (list, tuple)) and len(sizes) >= 2
     if not good or not all(
         isinstance(size, numbers.Integral) and not isinstance(size, bool) and size >= 1
@@ -221,7 +279,7 @@ def _checked_sizes(sizes: Sequence[int]) -> list[int]:
 
 
 def _transplant(source: nn.Sequential, target: Net) -> Net:
-    """``target`` with copies of the parameters of ``source``'s linear layers, and its mode."""
+    """Return ``target`` with copies of ``source``'s linear parameters, and its mode."""
     for old, new in zip(linears_of(source), linears_of(target), strict=True):
         new.weight, new.bias = copy.deepcopy(old.weight), copy.deepcopy(old.bias)
     return target.train(source.training)

@@ -18,8 +18,8 @@ _AUTOCAST_KEYS = torch._C.DispatchKeySet(
 
 
 class Operator:
-    """``torch.ops.fastmlp.<name>`` with its fake kernel (``fake``), its gradient (``setup`` and
-    ``backward``, as ``torch.library.register_autograd`` takes them) and its autocast rule.
+    """``torch.ops.fastmlp.<name>`` with its fake kernel (``fake``), its gradient (``setup_context``
+    and ``backward``, as ``torch.library.register_autograd`` takes them) and its autocast rule.
 
     ``autocast`` is None, "region" (floating-point arguments are cast to the active region's dtype)
     or "float32" (to float32, as PyTorch has it for losses); float64 is always left alone.
@@ -32,15 +32,15 @@ class Operator:
     """
 
     def __init__(
-        self, name: str, fake: Any, setup: Any, backward: Any, autocast: str | None = None
+        self, name: str, fake: Any, setup_context: Any, backward: Any, autocast: str | None = None
     ) -> None:
-        self._plain, self._transformable = _make_functions(self, setup, backward)
+        self._plain, self._transformable = _make_functions(self, setup_context, backward)
         if not native_available():
             return  # there is nothing to register on, and nobody calls it
         self._operator: Any = getattr(torch.ops.fastmlp, name).default
         register_fake(name, fake)
         torch.library.register_autograd(
-            f"fastmlp::{name}", backward, setup_context=setup, lib=_library
+            f"fastmlp::{name}", backward, setup_context=setup_context, lib=_library
         )
         for key in ("AutocastCPU", "AutocastCUDA") if autocast else ():
             kernel = _make_autocast(self._operator, autocast == "float32")

@@ -80,7 +80,7 @@ def cross_entropy(
 
 def _checked_cross_entropy(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        result: tuple[Tensor, Tensor, Tensor] = _cross_entropy(*args)
+        result: tuple[Tensor, Tensor, Tensor] = _cross_entropy_op(*args)
     except RuntimeError as error:  # the stable ABI has no other kind
         if "is out of bounds" in str(error):
             raise IndexError(str(error).splitlines()[0]) from None
@@ -95,7 +95,7 @@ def cross_entropy_with_grad(
     ``dloss`` () multiplies the gradient; None is 1."""
     loss, stats, total = _checked_cross_entropy(logits, target)
     dloss = torch.ones_like(loss) if dloss is None else dloss
-    return loss, _cross_entropy_backward(dloss, logits, target, stats, total)
+    return loss, _cross_entropy_backward_op(dloss, logits, target, stats, total)
 
 
 def _cross_entropy_fake(
@@ -112,7 +112,7 @@ def _cross_entropy_fake(
     return loss, stats, logits.new_empty((), dtype=dtype)
 
 
-def _cross_entropy_setup(
+def _cross_entropy_setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     logits, target, weight, *ctx.options = inputs  # all six, defaults filled in
@@ -121,13 +121,17 @@ def _cross_entropy_setup(
     ctx.mark_non_differentiable(stats, total_weight)
 
 
-def _cross_entropy_autograd(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    dlogits = _cross_entropy_backward(dloss, *ctx.saved_tensors, *ctx.options)
+def _cross_entropy_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    dlogits = _cross_entropy_backward_op(dloss, *ctx.saved_tensors, *ctx.options)
     return dlogits, None, None, None, None, None
 
 
-_cross_entropy = Operator(
-    "cross_entropy", _cross_entropy_fake, _cross_entropy_setup, _cross_entropy_autograd, "float32"
+_cross_entropy_op = Operator(
+    "cross_entropy",
+    _cross_entropy_fake,
+    _cross_entropy_setup_context,
+    _cross_entropy_backward,
+    "float32",
 )
 
 
@@ -135,12 +139,14 @@ def _cross_entropy_backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tens
     return logits.new_empty(logits.shape)
 
 
-def _cross_entropy_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _cross_entropy_backward_setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: Tensor
+) -> None:
     ctx.save_for_backward(*inputs[:3], *inputs[4:6])
     ctx.options = inputs[6:]
 
 
-def _cross_entropy_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor | None, ...]:
+def _cross_entropy_double_backward(ctx: Any, ddlogits: Tensor) -> tuple[Tensor | None, ...]:
     """With q the target distribution (class weights and smoothing in it) and p = softmax(logits),
     dlogits = scale (sum(q) p - q), so its own gradient is scale sum(q) p (v - <v, p>)."""
     dloss, logits, target, total_weight, weight = ctx.saved_tensors
@@ -164,11 +170,11 @@ def _cross_entropy_backward_autograd(ctx: Any, ddlogits: Tensor) -> tuple[Tensor
     return d_dloss, torch.where(kept, d_logits, 0), *([None] * 7)
 
 
-_cross_entropy_backward = Operator(
+_cross_entropy_backward_op = Operator(
     "cross_entropy_backward",
     _cross_entropy_backward_fake,
-    _cross_entropy_backward_setup,
-    _cross_entropy_backward_autograd,
+    _cross_entropy_backward_setup_context,
+    _cross_entropy_double_backward,
 )
 
 

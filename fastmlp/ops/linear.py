@@ -9,19 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmlp.ops._register import Operator
-from fastmlp.ops.activations import relu_backward_ref
+from fastmlp.ops.activations import activation as activate
+from fastmlp.ops.activations import (
+    activation_backward_ref,
+    activation_double_backward,
+    needs_gradient,
+    row_of,
+    row_of_kernel,
+)
 from fastmlp.ops.checks import check_floating, check_same_dtype
 from fastmlp.ops.matmul_precision import FLOAT32, matmul_precision_of
-
-ACTIVATIONS = ("none", "relu")
 
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
     """Raises TypeError or ValueError, in one sentence, unless the arguments fit :func:`linear`."""
     check_floating("x", x)
     check_same_dtype("weight", weight, "x", x)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    row_of(activation)
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
@@ -40,9 +44,14 @@ def linear(
 ) -> Tensor:
     """``act(x @ weight.T + bias)``: x (..., I), weight (O, I), bias (O,) -> (..., O).
 
-    Float32 on CUDA is multiplied in TF32 only where PyTorch allows it, as ``F.linear`` does.
+    Float32 on CUDA is multiplied in TF32 only where PyTorch allows it, as ``F.linear`` does. An
+    activation whose derivative needs its input is an operator of its own while autograd records,
+    so that the input is kept; otherwise the product's kernel applies it.
     """
-    result: Tensor = _linear(x, weight, bias, activation == "relu", matmul_precision_of(x))
+    row = row_of(activation)
+    if row.kernel is None or (row.saves == "input" and needs_gradient(x, weight, bias)):
+        return activate(linear(x, weight, bias), activation)
+    result: Tensor = _linear_op(x, weight, bias, row.kernel, matmul_precision_of(x))
     return result
 
 
@@ -50,42 +59,57 @@ def _linear_fake(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    relu: bool = False,
+    activation: int = 0,
     matmul_precision: int = FLOAT32,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, relu, _ = inputs
-    ctx.save_for_backward(x, weight, output if relu else None)
-    ctx.has_bias = bias is not None
+def _linear_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.kernel, _ = inputs
+    saves = row_of_kernel(ctx.kernel).saves
+    ctx.has_bias, ctx.recomputes = bias is not None, saves == "input"
+    ctx.save_for_backward(
+        x,
+        weight,
+        output if saves == "output" else None,
+        bias if ctx.recomputes else None,
+    )
 
 
-def _linear_autograd(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, y = ctx.saved_tensors
+def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, saved, bias = ctx.saved_tensors
+    if ctx.recomputes:
+        saved = linear(x, weight, bias)
     needs = ctx.needs_input_grad  # shorter where trailing arguments were left at their defaults
-    mask = (needs[0], needs[1], ctx.has_bias and needs[2])
-    return *linear_backward(dy, x, weight, y, mask), None, None
+    output_mask = (needs[0], needs[1], ctx.has_bias and needs[2])
+    name = row_of_kernel(ctx.kernel).name
+    return *linear_backward(dy, x, weight, saved, output_mask, name), None, None
 
 
-_linear = Operator("linear", _linear_fake, _linear_setup, _linear_autograd, "region")
+_linear_op = Operator("linear", _linear_fake, _linear_setup_context, _linear_backward, "region")
 
 
 def linear_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    y: Tensor | None = None,
+    saved: Tensor | None = None,
     output_mask: tuple[bool, bool, bool] = (True, True, True),
+    activation: str = "relu",
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dw, db) of :func:`linear`, None where ``output_mask`` says it is not needed.
+    """Return (dx, dw, db) of :func:`linear`, None where ``output_mask`` says it is not needed.
 
-    dy (..., O), x (..., I), weight (O, I); ``y`` (..., O) is linear's output where it ended in a
-    ReLU and None where it did not. TF32 is as in :func:`linear`, as allowed at
-    this call.
+    dy (..., O), x (..., I), weight (O, I); ``saved`` (..., O) is what ``activation`` saves, its
+    output or its input, and None where the layer has no activation. TF32 is as in :func:`linear`,
+    as allowed at this call.
     """
-    dx, dw, db = _linear_backward(dy, x, weight, y, *output_mask, matmul_precision_of(dy))
+    row = row_of(activation if saved is not None else "none")
+    if row.kernel is None:
+        assert saved is not None
+        dy, saved, row = row.backward(dy, saved), None, row_of("none")
+    precision = matmul_precision_of(dy)
+    dx, dw, db = _linear_backward_op(dy, x, weight, saved, row.kernel, *output_mask, precision)
     return (
         dx if output_mask[0] else None,
         dw if output_mask[1] else None,
@@ -97,7 +121,8 @@ def _linear_backward_fake(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    y: Tensor | None,
+    saved: Tensor | None,
+    activation: int,
     need_dx: bool,
     need_dw: bool,
     need_db: bool,
@@ -107,36 +132,43 @@ def _linear_backward_fake(
     return tuple(dy.new_empty(s if need else (0,)) for s, need in zip(shapes, needs, strict=True))
 
 
-def _linear_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _linear_backward_setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
+) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.needs = inputs[4:7]
+    ctx.kernel, ctx.needs = inputs[4], inputs[5:8]
     ctx.set_materialize_grads(False)
 
 
-def _linear_backward_autograd(
+def _linear_double_backward(
     ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """From dx = g W, dw = g^T x, db = sum g, with g = dy where the ReLU let through."""
-    dy, x, weight, y = ctx.saved_tensors
+    """From dx = g W, dw = g^T x, db = sum g, with g = dy through the activation's derivative."""
+    dy, x, weight, saved = ctx.saved_tensors
     need_dx, need_dw, need_db = ctx.needs
-    g = dy if y is None else relu_backward_ref(dy, y)
+    row = row_of_kernel(ctx.kernel)
+    g = dy if saved is None else row.backward(dy, saved)
     count = g.shape[:-1].numel()
-    d_dy, d_x, d_weight = torch.zeros_like(dy), None, None
+    d_g, d_x, d_weight, d_saved = torch.zeros_like(dy), None, None, None
     if need_dx and ddx is not None:
-        d_dy = d_dy + ddx @ weight.t()
+        d_g = d_g + ddx @ weight.t()
         d_weight = g.reshape(count, -1).t() @ ddx.reshape(count, -1)
     if need_dw and ddw is not None:
-        d_dy = d_dy + x @ ddw.t()
+        d_g = d_g + x @ ddw.t()
         d_x = g @ ddw
     if need_db and ddb is not None:
-        d_dy = d_dy + ddb
-    if y is not None:
-        d_dy = relu_backward_ref(d_dy, y)
-    return d_dy, d_x, d_weight, None, None, None, None, None
+        d_g = d_g + ddb
+    d_dy = d_g
+    if saved is not None:
+        d_dy, d_saved = activation_double_backward(d_g, dy, saved, row)
+    return d_dy, d_x, d_weight, d_saved, None, None, None, None, None
 
 
-_linear_backward = Operator(
-    "linear_backward", _linear_backward_fake, _linear_backward_setup, _linear_backward_autograd
+_linear_backward_op = Operator(
+    "linear_backward",
+    _linear_backward_fake,
+    _linear_backward_setup_context,
+    _linear_double_backward,
 )
 
 
@@ -145,27 +177,28 @@ def linear_ref(
 ) -> Tensor:
     """``y = act(x @ weight.T + bias)``; x (..., I), weight (O, I), bias (O,) -> y (..., O).
 
-    As ``torch.nn.functional.linear``, followed by ``relu`` where ``activation="relu"``.
+    As ``torch.nn.functional.linear``, followed by the activation's ``torch.nn`` counterpart.
     """
     y = F.linear(x, weight, bias)
-    return F.relu(y) if activation == "relu" else y
+    return y if activation == "none" else row_of(activation).forward(y)
 
 
 def linear_backward_ref(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    y: Tensor | None = None,
+    saved: Tensor | None = None,
     output_mask: tuple[bool, bool, bool] = (True, True, True),
+    activation: str = "relu",
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients (dx, dw, db) of :func:`linear_ref`; those not asked for are None.
 
-    dy (..., O), x (..., I), weight (O, I). ``y`` (..., O), the output, is given where the
-    activation was ReLU: the gradient passes where y is not <= 0 (so nan passes it).
+    dy (..., O), x (..., I), weight (O, I). ``saved`` (..., O) is what ``activation`` saves, and
+    None where the layer has no activation.
 
-        g = dy * [y > 0],   dx = g @ weight,   dw = g.T @ x,   db = sum over rows of g
+        g = dy * act',   dx = g @ weight,   dw = g.T @ x,   db = sum over rows of g
     """
-    g = dy if y is None else relu_backward_ref(dy, y)
+    g = dy if saved is None else activation_backward_ref(dy, saved, activation)
     dx = g @ weight if output_mask[0] else None
     rows, inputs = (t.reshape(t.shape[:-1].numel(), t.shape[-1]) for t in (g, x))
     dw = rows.t() @ inputs if output_mask[1] else None

@@ -11,9 +11,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA st
 
 import pytest
 import torch
-from support.cases import randn
+from support.activation_suite import ActivationTests
+from support.cases import ACTIVATION_CASES, randn
 from support.matmul_precision_suite import Float32Tests, all_products
-from support.operator_suite import CrossEntropyTests, LinearTests, ReluTests, loss_and_gradient
+from support.operator_suite import RELU, CrossEntropyTests, LinearTests, loss_and_gradient
 from torch import Tensor
 
 import fastmlp
@@ -79,8 +80,10 @@ class TestFloat32(Float32Tests):
         assert not any(torch.equal(a.cpu(), b) for a, b in zip(results[0], forced, strict=True))
 
 
-class TestRelu(ReluTests):
-    pass
+class TestActivation(ActivationTests):
+    @pytest.fixture(params=ACTIVATION_CASES, ids=str)
+    def activation(self, request):
+        return request.param
 
 
 class TestCrossEntropy(CrossEntropyTests):
@@ -90,11 +93,11 @@ class TestCrossEntropy(CrossEntropyTests):
 def forward_and_backward(x: Tensor, w: Tensor, b: Tensor, target: Tensor) -> list[Tensor]:
     """Every operator once; tensors on a GPU."""
     ops = torch.ops.fastmlp
-    y = ops.linear(x, w, b, True)
+    y = ops.linear(x, w, b, RELU)
     loss, stats, total = ops.cross_entropy(y, target)
     dy = ops.cross_entropy_backward(torch.ones_like(loss), y, target, stats, total)
-    dy = ops.relu_backward(dy, ops.relu(y))
-    return [y, loss, dy, *ops.linear_backward(dy, x, w, y, True, True, True)]
+    dy = ops.activation_backward(dy, ops.activation(y, RELU), RELU)
+    return [y, loss, dy, *ops.linear_backward(dy, x, w, y, RELU, True, True, True)]
 
 
 def network(device: str = "cuda:0", dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -222,7 +225,7 @@ def test_autograd_autocast_and_opcheck():
     for args in ((x, w, b, True), (x.t().reshape(2, 4, -1)[..., :3072], w, None, False)):
         torch.library.opcheck(torch.ops.fastmlp.linear.default, args)
     torch.library.opcheck(torch.ops.fastmlp.cross_entropy.default, (x, target))
-    torch.library.opcheck(torch.ops.fastmlp.relu.default, (x.t(),))
+    torch.library.opcheck(torch.ops.fastmlp.activation.default, (x.t(), RELU))
 
 
 def test_a_network_trains_as_the_reference_does():

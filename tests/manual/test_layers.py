@@ -226,8 +226,8 @@ def test_every_layer_follows_its_backend(monkeypatch, backend):
     for module, name in (
         (linear_ops, "linear"),
         (layers, "linear_backward"),
-        (activations, "relu"),
-        (layers, "relu_backward"),
+        (activations, "activation"),
+        (layers, "activation_backward"),
         (cross_entropy, "cross_entropy"),
     ):
         spies[name] = mock.Mock(wraps=getattr(module, f"{name}_ref"))

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import fastmlp.ops._load
 from fastmlp.nn import init
-from fastmlp.nn.modules import MLP, CrossEntropyLoss, Linear, LinearReLU, ReLU
+from fastmlp.nn.modules import MLP, CrossEntropyLoss, Linear, LinearActivation, LinearReLU, ReLU
 from fastmlp.ops import _load, activations, cross_entropy
 from fastmlp.ops import linear as linear_ops
+from fastmlp.ops.activations import ACTIVATIONS
 
 BACKENDS = ["reference"] + (["native"] if fastmlp.ops._load.native_available() else [])
 SIZES = [7, 5, 4, 3]
@@ -184,6 +185,46 @@ def test_from_torch_and_to_torch_copy_and_keep_everything(backend):
     assert_within_2x(ours(x).detach(), twin(x).detach(), twin(x).detach())
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_mlp_of_every_activation_is_its_twin_in_torch_nn(name, backend, dtype):
+    ours = MLP(SIZES, backend=backend, dtype=dtype, activation=name)
+    twin = ours.to_torch()
+    assert {type(module) for module in twin[1::2]} == {ACTIVATIONS[name].module}
+    assert_agrees(ours, twin, randn(6, 7, dtype=dtype))
+    again = MLP.from_torch(twin, backend)
+    assert again.activation == name
+    x = randn(6, 7, dtype=dtype)
+    assert torch.equal(again(x), ours(x))
+    assert equal(again.parameters(), ours.parameters())
+    assert repr(pickle.loads(pickle.dumps(ours))) == repr(ours)
+    with torch.no_grad():  # where nothing is kept for a gradient
+        assert_within_2x(ours(x), twin(x), twin.double()(x.double()))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_kaiming_takes_the_gain_of_the_activation(name):
+    if name not in ("gelu", "silu"):  # for which PyTorch has none
+        known, options = {"none": "linear"}.get(name, name), {"leaky_relu": [0.01]}.get(name, [])
+        assert ACTIVATIONS[name].gain == nn.init.calculate_gain(known, *options)
+    model = MLP([2048, 512, 3], activation=name, backend="reference")
+    std = model[0].weight.std().item()
+    assert std == pytest.approx(ACTIVATIONS[name].gain / math.sqrt(2048), rel=0.01)
+    if name not in ("tanh", "sigmoid"):  # whose gains are chosen by other rules
+        x = ACTIVATIONS[name].forward(randn(64, 2048))
+        size = nn.functional.linear(x, model[0].weight).square().mean().item()
+        assert size == pytest.approx(1, rel=0.05), "activations grow or shrink with every layer"
+
+
+def test_an_unknown_activation_is_refused():
+    for make in (
+        lambda: MLP([2, 3], activation="swish"),
+        lambda: LinearActivation(2, 3, activation="swish"),
+    ):
+        with pytest.raises(ValueError, match=r"activation must be one of none, relu.*got 'swish'"):
+            make()
+    assert "activation='gelu'" in repr(LinearActivation(2, 3, activation="gelu"))
+
+
 def test_from_torch_takes_other_names_and_layers_without_bias():
     named = nn.Sequential()
     named.add_module("fc1", nn.Linear(4, 3, bias=False))
@@ -204,7 +245,13 @@ def test_from_torch_takes_other_names_and_layers_without_bias():
         (nn.Sequential(nn.Flatten(), nn.Linear(2, 3)), "Sequential of Flatten, Linear"),
         (nn.Sequential(nn.Linear(2, 3), nn.ReLU()), "Sequential of Linear, ReLU"),
         (nn.Sequential(nn.Linear(2, 3), nn.Softmax(1)), "Sequential of Linear, Softmax"),
-        (nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 2)), "of Linear, GELU, Linear"),
+        (nn.Sequential(nn.Linear(2, 3), nn.Mish(), nn.Linear(3, 2)), "of Linear, Mish, Linear"),
+        (nn.Sequential(nn.Linear(2, 3), nn.GELU("tanh"), nn.Linear(3, 2)), "of Linear, GELU, L"),
+        (nn.Sequential(nn.Linear(2, 3), nn.LeakyReLU(0.1), nn.Linear(3, 2)), "of Linear, Leaky"),
+        (
+            nn.Sequential(*torch_mlp([2, 3, 4])[:3], nn.Tanh(), nn.Linear(4, 2)),
+            "of Linear, ReLU, Linear, Tanh, Linear",
+        ),
         (nn.Sequential(LinearReLU(2, 3), nn.ReLU(), LinearReLU(3, 2)), "of LinearReLU"),
         (MLP([2, 3, 4]), "MLP of LinearReLU, Identity, Linear"),
     ],
@@ -343,7 +390,7 @@ def test_every_layer_follows_its_backend_and_the_default(monkeypatch):
     """The reference functions are swapped for ones that mark their result: is it them who ran?"""
     for module, name in (
         (linear_ops, "linear_ref"),
-        (activations, "relu_ref"),
+        (activations, "activation_ref"),
         (cross_entropy, "cross_entropy_ref"),
     ):
         monkeypatch.setattr(module, name, lambda *args, name=name: name)
@@ -353,14 +400,14 @@ def test_every_layer_follows_its_backend_and_the_default(monkeypatch):
         assert Linear(3, 3, backend=backend)(x) == "linear_ref"
         assert LinearReLU(3, 3, backend=backend)(x) == "linear_ref"
         assert MLP([3, 3], backend=backend)(x) == "linear_ref"
-        assert ReLU(backend=backend)(x) == "relu_ref"
+        assert ReLU(backend=backend)(x) == "activation_ref"
         assert CrossEntropyLoss(backend=backend)(x, target) == "cross_entropy_ref"
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="the extension is not built")
 def test_native_layers_do_not_run_the_reference(monkeypatch):
     monkeypatch.delattr(linear_ops, "linear_ref")
-    monkeypatch.delattr(activations, "relu_ref")
+    monkeypatch.delattr(activations, "activation_ref")
     monkeypatch.delattr(cross_entropy, "cross_entropy_ref")
     x, target = randn(2, 3), torch.tensor([0, 1])
     model = nn.Sequential(MLP([3, 4, 3], backend="native"), ReLU(backend="native"))

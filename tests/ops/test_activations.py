@@ -1,103 +1,145 @@
-"""relu and relu_backward against PyTorch."""
+"""The activations on the CPU: values, gradients of every order, determinism, errors."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from support.cases import DTYPES, LAYOUTS, randn
+from support.activation_suite import ActivationTests, compare
+from support.cases import ACTIVATION_CASES, DTYPES, randn
+from support.compare import assert_same_gradients, assert_within_2x
 from support.marks import needs_native
 
 from fastmlp import functional
 from fastmlp.ops import activations as ops
-from fastmlp.ops.activations import relu_backward_ref, relu_ref
+from fastmlp.ops.activations import ACTIVATIONS
 
 pytestmark = needs_native
 
-DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-SHAPES = [(), (0,), (1,), (15,), (16,), (33,), (3, 0, 2), (5, 7), (2, 3, 129), (70001,), (4300001,)]
+NATIVE = SimpleNamespace(
+    run=lambda name, *args: getattr(torch.ops.fastmlp, name)(*args),
+    place=lambda tensor: tensor,
+    device="cpu",
+)
 
 
-def assert_same_bits(ours, theirs):
-    """Equal in every bit but those of a nan, which PyTorch itself does not keep."""
-    assert ours.dtype == theirs.dtype
-    assert ours.shape == theirs.shape
-    assert torch.equal(ours.isnan(), theirs.isnan())
-    assert torch.equal(ours.nan_to_num(9), theirs.nan_to_num(9))
-    signs = [torch.signbit(tensor) & ~tensor.isnan() for tensor in (ours, theirs)]
-    assert torch.equal(*signs)
+@pytest.fixture
+def machine():
+    return NATIVE
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@DTYPE
-def test_exact_as_pytorch(shape, dtype):
-    x, dy = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
-    before = x.clone()
-    y = ops.relu(x)
-    assert_same_bits(y, relu_ref(x))
-    assert_same_bits(ops.relu_backward(dy, y), relu_backward_ref(dy, y))
-    assert_same_bits(ops.relu_backward(dy, x), relu_backward_ref(dy, x))
-    assert torch.equal(x, before)
+@pytest.fixture(params=ACTIVATION_CASES, ids=str)
+def activation(request):
+    return request.param
 
 
-@DTYPE
-def test_special_values_exact_as_pytorch(dtype):
-    tiny = torch.finfo(dtype).smallest_normal / 4
-    x = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0, -0.0, tiny, -tiny, 1, -1])
-    x = x.double().repeat(5).to(dtype)
-    dy = randn(x.numel(), dtype=dtype)
-    assert_same_bits(ops.relu(x), relu_ref(x))
-    leaf = x.clone().requires_grad_()
-    relu_ref(leaf).backward(dy)
-    assert_same_bits(ops.relu_backward(dy, x), leaf.grad)
-    nans = torch.full((33,), float("nan"), dtype=dtype)
-    assert_same_bits(ops.relu_backward(nans, torch.ones_like(nans)), nans)
+def test_the_case_table_has_every_row_in_the_order_of_its_kernels():
+    assert [case.name for case in ACTIVATION_CASES] == list(ACTIVATIONS)
+    assert [row.kernel for row in ACTIVATIONS.values()] == list(range(len(ACTIVATIONS)))
 
 
-def test_every_16_bit_pattern_exact_as_pytorch():
-    for dtype in (torch.bfloat16, torch.float16):
-        x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
-        assert_same_bits(ops.relu(x), relu_ref(x))
+class TestActivation(ActivationTests):
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_larger_than_the_caches_as_pytorch(self, machine, activation, dtype):
+        compare(machine, activation, randn(4300001, dtype=dtype), randn(4300001, dtype=dtype))
 
+    def test_threads_do_not_change_a_bit(self, activation, threads):
+        x, dy = randn(300_001), randn(300_001)
+        results = []
+        for count in (1, 2):
+            threads(count)
+            y = ops.activation(x, activation.name)
+            results.append((y, ops.activation_backward(dy, y, activation.name)))
+        for one, two in zip(*results, strict=True):
+            assert torch.equal(one, two)
 
-@pytest.mark.parametrize("x_layout", LAYOUTS)
-@pytest.mark.parametrize("dy_layout", LAYOUTS)
-def test_layouts_exact_as_pytorch(x_layout, dy_layout):
-    x, dy = LAYOUTS[x_layout](randn(9, 37)), LAYOUTS[dy_layout](randn(9, 37))
-    y = ops.relu(x)
-    assert torch.equal(y, relu_ref(x))
-    assert y.stride() == torch.empty_like(x).stride(), "not the strides the fake kernel promises"
-    assert torch.equal(ops.relu_backward(dy, x), relu_backward_ref(dy, x))
-    row = randn(1, 37).expand(9, 37)
-    assert torch.equal(ops.relu(row), relu_ref(row))
-    assert torch.equal(ops.relu_backward(row, x), relu_backward_ref(row, x))
+    @pytest.mark.parametrize("backend", ["native", "reference"])
+    def test_gradients_of_every_order(self, activation, backend):
+        def act(x):
+            return functional.activation(x, activation.name, backend=backend)
 
+        def layer(x, w, b):
+            return functional.linear(x, w, b, activation.name, backend=backend)
 
-def test_threads_do_not_change_a_bit(threads):
-    x, dy = randn(300_001), randn(300_001)
-    threads(1)
-    one = ops.relu(x), ops.relu_backward(dy, x)
-    threads(2)
-    assert torch.equal(one[0], ops.relu(x))
-    assert torch.equal(one[1], ops.relu_backward(dy, x))
+        def operator(x, w, b):  # also where linear alone keeps nothing of the activation's input
+            return torch.ops.fastmlp.linear(x, w, b, ACTIVATIONS[activation.name].kernel)
 
+        x = randn(4, 5, dtype=torch.float64).requires_grad_()
+        args = [t.double().requires_grad_() for t in (randn(4, 5), randn(3, 5), randn(3))]
+        for function, inputs in ((act, [x]), (layer, args), (operator, args)):
+            torch.autograd.gradcheck(function, inputs)
+            torch.autograd.gradgradcheck(function, inputs)
 
-def test_gradients_of_every_order():
-    x = randn(4, 5, dtype=torch.float64).requires_grad_()
-    torch.autograd.gradcheck(functional.relu, x)
-    torch.autograd.gradgradcheck(functional.relu, x)
+    def test_opcheck(self, activation):
+        row = ACTIVATIONS[activation.name]
+        x, w, b = randn(4, 5).requires_grad_(), randn(3, 5).requires_grad_(), randn(3)
+        for tensor in (x, x.t()):
+            torch.library.opcheck(torch.ops.fastmlp.activation.default, (tensor, row.kernel))
+        args = (x, randn(4, 5).requires_grad_(), row.kernel)
+        torch.library.opcheck(torch.ops.fastmlp.activation_backward.default, args)
+        torch.library.opcheck(torch.ops.fastmlp.linear.default, (x, w, b, row.kernel))
+        saved = None if row.saves == "nothing" else randn(4, 3).requires_grad_()
+        args = (randn(4, 3).requires_grad_(), x, w, saved, row.kernel, True, True, True)
+        torch.library.opcheck(torch.ops.fastmlp.linear_backward.default, args)
 
+    def test_compiles_to_one_graph(self, activation):
+        x, w, b = randn(4, 5).requires_grad_(), randn(3, 5).requires_grad_(), randn(3)
 
-def test_opcheck_and_compile():
-    x = randn(4, 5).requires_grad_()
-    torch.library.opcheck(torch.ops.fastmlp.relu.default, (x,))
-    torch.library.opcheck(torch.ops.fastmlp.relu.default, (x.t(),))
-    torch.library.opcheck(torch.ops.fastmlp.relu_backward.default, (x, randn(4, 5)))
-    compiled = torch.compile(functional.relu, fullgraph=True)
-    assert torch.equal(compiled(x), functional.relu(x))
+        def loss(x, w, b):
+            hidden = functional.linear(x, w, b, activation.name)
+            return functional.activation(hidden, activation.name).sin().sum()
+
+        assert_same_gradients(torch.compile(loss, fullgraph=True), loss, x, w, b)
+
+    def test_torch_func_and_autocast(self, activation):
+        x, w, b = randn(4, 5), randn(3, 5), randn(3)
+
+        def loss(w, x, backend=None):
+            y = functional.linear(x, w, b, activation.name, backend=backend)
+            return functional.activation(y, activation.name, backend=backend).square().sum()
+
+        def want(w, x):
+            return loss(w, x, "reference")
+
+        per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))
+        expected = torch.func.vmap(torch.func.grad(want), (None, 0))
+        torch.testing.assert_close(per_sample(w, x), expected(w, x))
+        hessian = torch.func.jacrev(torch.func.jacrev(loss))(w, x)
+        torch.testing.assert_close(hessian, torch.func.jacrev(torch.func.jacrev(want))(w, x))
+        w.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = functional.linear(x, w, b, activation.name)
+        assert y.dtype == torch.bfloat16
+        y.sum().backward()
+        assert w.grad.dtype == torch.float32
+
+    def test_the_fused_kernel_is_what_runs_where_autograd_records_nothing(self, activation):
+        x, w, b = randn(9, 40), randn(30, 40), randn(30)
+        fused = functional.linear(x, w, b, activation.name, backend="native")
+        kept = functional.linear(x, w.clone().requires_grad_(), b, activation.name)
+        truth = functional.linear(
+            *(t.double() for t in (x, w, b)), activation.name, backend="reference"
+        )
+        assert_within_2x(fused, kept.detach(), truth)
+        assert fused.grad_fn is None
+        assert kept.grad_fn is not None
 
 
 def test_wrong_arguments_get_one_sentence():
     with pytest.raises(TypeError, match="x must be float32, float64, bfloat16 or float16"):
         functional.relu(torch.arange(3))
-    with pytest.raises(RuntimeError, match=r"y must have the shape of dy \(3\), got \(4\)"):
-        ops.relu_backward(randn(3), randn(4))
+    with pytest.raises(ValueError, match=r"must be one of none, relu, .*, silu, got 'swish'"):
+        functional.activation(randn(3), "swish")
+    with pytest.raises(RuntimeError, match=r"saved must have the shape of dy \(3\), got \(4\)"):
+        ops.activation_backward(randn(3), randn(4), "relu")
+    for number in (-1, len(ACTIVATIONS)):
+        with pytest.raises(RuntimeError, match=f"activation must be between 0 and 6, got {number}"):
+            torch.ops.fastmlp.activation(randn(3), number)
+        with pytest.raises(RuntimeError, match=f"activation must be between 0 and 6, got {number}"):
+            torch.ops.fastmlp.linear(randn(2, 3), randn(4, 3), None, number)
+    args = randn(2, 4), randn(2, 3), randn(4, 3)
+    for saved, name in ((None, "gelu"), (randn(2, 4), "none")):
+        number = ACTIVATIONS[name].kernel
+        with pytest.raises(RuntimeError, match="saved must be given where there is an activation"):
+            torch.ops.fastmlp.linear_backward(*args, saved, number, True, True, True)

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import emulation
-from support.cases import randn, small_integers
+from support.activation_suite import ActivationTests
+from support.cases import ACTIVATION_CASES, randn, small_integers
 from support.graph_suite import OPTIONS, assert_as_close_as_pytorch, order_of
 from support.marks import needs_native
 from support.matmul_precision_suite import Float32Tests, all_products, all_products_ref
-from support.operator_suite import CrossEntropyTests, LinearTests, ReluTests
+from support.operator_suite import NONE, RELU, CrossEntropyTests, LinearTests
 from torch import Tensor
 
 from fastmlp.ops.matmul_precision import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
@@ -64,9 +65,11 @@ class TestLinear(LinearTests):
     def test_exact_in_every_order_and_number_of_parts(self, machine, exact):
         place, x, w, dy = exact
         dtype = x.dtype
-        y = machine.run("linear", place(x), place(w), None, False)
+        y = machine.run("linear", place(x), place(w), None, NONE)
         assert torch.equal(y, (x.double() @ w.double().t()).to(dtype))
-        ours = machine.run("linear_backward", place(dy), place(x), place(w), None, *[True] * 3)
+        ours = machine.run(
+            "linear_backward", place(dy), place(x), place(w), None, NONE, *[True] * 3
+        )
         g = dy.double()
         for got, want in zip(ours, (g @ w.double(), g.t() @ x.double(), g.sum(0)), strict=True):
             assert torch.equal(got, want.to(dtype))
@@ -77,8 +80,8 @@ class TestLinear(LinearTests):
         results = []
         for order in ORDERS.values():
             emulation.configure(order)
-            y = machine.run("linear", x, w, None, True)
-            args = (dy.to(dtype), x, w, y, True, True, True)
+            y = machine.run("linear", x, w, None, RELU)
+            args = (dy.to(dtype), x, w, y, RELU, True, True, True)
             results.append([y, *machine.run("linear_backward", *args)])
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -89,10 +92,10 @@ class TestLinear(LinearTests):
         values = small_integers(3, 40, dtype=torch.bfloat16)
         x.copy_(values)
         w, target = small_integers(5, 40, dtype=torch.bfloat16), torch.tensor([0, 39, 3])
-        y = machine.run("linear", x, w, None, False)
+        y = machine.run("linear", x, w, None, NONE)
         assert torch.equal(y, (values.double() @ w.double().t()).to(y.dtype))
-        ours = machine.run("linear_backward", y, x, w, None, True, True, True)
-        again = machine.run("linear_backward", y, values, w, None, True, True, True)
+        ours = machine.run("linear_backward", y, x, w, None, NONE, True, True, True)
+        again = machine.run("linear_backward", y, values, w, None, NONE, True, True, True)
         assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
         ours = machine.run("cross_entropy", x, target)
         again = machine.run("cross_entropy", values, target)
@@ -132,18 +135,22 @@ class TestFloat32(Float32Tests):
         with pytest.raises(
             RuntimeError, match=f"matmul_precision must be between 0 and 4, got {by}"
         ):
-            machine.run("linear", randn(2, 3), randn(4, 3), None, False, by)
-        args = randn(2, 4), randn(2, 3), randn(4, 3), None, True, True, True
+            machine.run("linear", randn(2, 3), randn(4, 3), None, NONE, by)
+        args = randn(2, 4), randn(2, 3), randn(4, 3), None, NONE, True, True, True
         with pytest.raises(
             RuntimeError, match=f"matmul_precision must be between 0 and 4, got {by}"
         ):
             machine.run("linear_backward", *args, by)
 
 
-class TestRelu(ReluTests):
+class TestActivation(ActivationTests):
+    @pytest.fixture(params=ACTIVATION_CASES, ids=str)
+    def activation(self, request):
+        return request.param
+
     def test_more_elements_than_an_int_counts(self, machine):
         x, tail = end_of_4_gb(3000)
-        y = emulation.operators().relu(x)
+        y = emulation.operators().activation(x, RELU)
         assert torch.equal(y[-3000:], tail.relu())
         del y
         assert emulation.operators().release_tensors() == 0
@@ -166,12 +173,12 @@ class TestCrossEntropy(CrossEntropyTests):
 
 def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
     operators = emulation.operators()
-    y = operators.relu(randn(8))
+    y = operators.activation(randn(8), RELU)
     ctypes.cast(y.data_ptr(), ctypes.POINTER(ctypes.c_float))[8] = 1.0
     del y
     assert operators.release_tensors() == 4
-    with pytest.raises(RuntimeError, match="y must have the shape of dy"):
-        operators.relu_backward(randn(3), randn(4))
+    with pytest.raises(RuntimeError, match="saved must have the shape of dy"):
+        operators.activation_backward(randn(3), randn(4), RELU)
     with pytest.raises(RuntimeError, match="label_smoothing must be in"):
         operators.cross_entropy(randn(2, 3), torch.tensor([0, 1]), None, 1, -100, 2.0)
 
@@ -204,6 +211,6 @@ def test_the_graph_engine_on_these_operators(machine, monkeypatch, options, hidd
         ("cross_entropy", "cross_entropy"),
         ("cross_entropy", "cross_entropy_backward"),
     ):
-        monkeypatch.setattr(f"fastmlp.ops.{module}._{name}", partial(emulation.call, name))
+        monkeypatch.setattr(f"fastmlp.ops.{module}._{name}_op", partial(emulation.call, name))
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     assert_as_close_as_pytorch(torch.device("cpu"), options, hidden, order_of(59))

@@ -43,6 +43,29 @@ LINEAR_CASES = (
 )
 
 
+@dataclass(frozen=True)
+class ActivationCase:
+    """A row of the table of activations."""
+
+    name: str
+    exact: bool
+    """Its results are PyTorch's bit for bit: no function whose last bits are a matter of taste."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ACTIVATION_CASES = (
+    ActivationCase("none", True),
+    ActivationCase("relu", True),
+    ActivationCase("leaky_relu", True),
+    ActivationCase("tanh", False),
+    ActivationCase("sigmoid", False),
+    ActivationCase("gelu", False),
+    ActivationCase("silu", False),
+)
+
+
 def _transposed(tensor: Tensor) -> Tensor:
     return tensor.t().contiguous().t()
 

@@ -26,7 +26,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "tests" / "native" / "cuda_on_host"
 OPERATORS = (
-    *("relu", "relu_backward", "linear", "linear_backward"),
+    *("activation", "activation_backward", "linear", "linear_backward"),
     *("cross_entropy", "cross_entropy_backward", "linear_plan_cuda", "blocked_chain_"),
 )
 FLAGS = [

@@ -14,7 +14,7 @@ import torch
 from support.cases import LAYOUTS, LinearCase, randn, small_integers
 from support.compare import assert_within_2x
 from support.draws import linear_backward_draws, linear_draws
-from support.operator_suite import CASES, LAYOUT, doubles
+from support.operator_suite import CASES, LAYOUT, NONE, doubles
 from torch import Tensor
 
 from fastmlp.ops.linear import linear_backward_ref, linear_ref
@@ -34,8 +34,8 @@ TF32_ROUNDING = 1.01 * 2**-10
 def all_products(machine: Any, by: int, dy: Tensor, x: Tensor, w: Tensor) -> list[Tensor]:
     """y, dx, dw, db."""
     dy, x, w = (machine.place(tensor) for tensor in (dy, x, w))
-    y = machine.run("linear", x, w, None, False, by)
-    return [y, *machine.run("linear_backward", dy, x, w, None, True, True, True, by)]
+    y = machine.run("linear", x, w, None, NONE, by)
+    return [y, *machine.run("linear_backward", dy, x, w, None, NONE, True, True, True, by)]
 
 
 def all_products_ref(dy: Tensor, x: Tensor, w: Tensor) -> list[Tensor]:
@@ -86,7 +86,7 @@ class Float32Tests:
         x, w = x * powers(1, 600, most=12), w * powers(36, 600, most=8)
         rows, columns = powers(40, 1, most=45), powers(1, 36, most=45)
         big_x, big_w = machine.place(x * rows), machine.place(w * columns.t())
-        y = machine.run("linear", big_x, big_w, None, False, by) / rows / columns
+        y = machine.run("linear", big_x, big_w, None, NONE, by) / rows / columns
         peers = linear_draws(x.to(machine.device), w.to(machine.device), None)
         truth = linear_ref(x.double(), w.double())
         assert_within_2x(y, [draw.cpu() for draw in peers], truth)
@@ -154,7 +154,7 @@ class Float32Tests:
         x[1], w[1] = 1.2345678e30 * signs, -1.2345678e30 * signs
         x[2, 2], x[3, 2] = largest, -largest
         w[2:, 2] *= 1e-38
-        y = machine.run("linear", machine.place(x), machine.place(w), None, False, by)
+        y = machine.run("linear", machine.place(x), machine.place(w), None, NONE, by)
         want = linear_ref(x, w)
         assert want[:2, :2].isinf().all()
         assert_same_but_rounding(y[:2, :2], want[:2, :2], by)

@@ -19,7 +19,7 @@ from support.compare import assert_within_2x
 from support.draws import cross_entropy_draws, linear_backward_draws, linear_draws
 from torch import Tensor
 
-from fastmlp.ops.activations import relu_backward_ref, relu_ref
+from fastmlp.ops.activations import ACTIVATIONS
 from fastmlp.ops.cross_entropy import cross_entropy_ref
 from fastmlp.ops.linear import linear_backward_ref, linear_ref
 
@@ -32,6 +32,7 @@ GPU_CASES = (
 )
 CASES = pytest.mark.parametrize("case", GPU_CASES, ids=str)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+NONE, RELU = (ACTIVATIONS[name].kernel for name in ("none", "relu"))
 ACTIVATION = pytest.mark.parametrize("activation", ["none", "relu"])
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 REDUCTIONS = ["none", "mean", "sum"]  # in the order of their numbers
@@ -110,7 +111,7 @@ class LinearTests:
         x, w = randn(case.batch, case.inputs, dtype=dtype), randn(case.outputs, case.inputs)
         w, b = w.to(dtype), randn(case.outputs, dtype=dtype) if activation == "relu" else None
         arguments = [t if t is None else machine.place(t) for t in (x, w, b)]
-        y = machine.run("linear", *arguments, activation == "relu")
+        y = machine.run("linear", *arguments, ACTIVATIONS[activation].kernel)
         truth = linear_ref(*doubles(x, w, b), activation)
         scale = linear_ref(*[t if t is None else t.abs() for t in doubles(x, w, b)])
         peers = [draw.cpu() for draw in linear_draws(*arguments, activation)]
@@ -124,7 +125,9 @@ class LinearTests:
         w, dy = w.to(dtype), randn(case.batch, case.outputs, dtype=dtype)
         y = randn(case.batch, case.outputs).relu().to(dtype) if activation == "relu" else None
         arguments = [t if t is None else machine.place(t) for t in (dy, x, w, y)]
-        ours = machine.run("linear_backward", *arguments, True, True, True)
+        ours = machine.run(
+            "linear_backward", *arguments, ACTIVATIONS[activation].kernel, *[True] * 3
+        )
         peers = linear_backward_draws(*arguments)
         truths = linear_backward_ref(*doubles(dy, x, w, y))
         scales = linear_backward_ref(*[t.abs() for t in doubles(dy, x, w)])
@@ -142,9 +145,11 @@ class LinearTests:
         dy = lay(small_integers(case.batch, case.outputs, dtype=dtype))
         mask = lay(small_integers(case.batch, case.outputs, dtype=dtype))
         placed = [machine.place(tensor) for tensor in (x, w, b, dy, mask)]
-        y = machine.run("linear", *placed[:3], True)
+        y = machine.run("linear", *placed[:3], RELU)
         assert torch.equal(y, linear_ref(*doubles(x, w, b), "relu").to(dtype))
-        gradients = machine.run("linear_backward", placed[3], *placed[:2], placed[4], *[True] * 3)
+        gradients = machine.run(
+            "linear_backward", placed[3], *placed[:2], placed[4], RELU, *[True] * 3
+        )
         truths = linear_backward_ref(*doubles(dy, x, w, mask))
         for got, true in zip(gradients, truths, strict=True):
             assert torch.equal(got, true.to(dtype))
@@ -163,10 +168,10 @@ class LinearTests:
 
         x, w = small_integers(9, 37, dtype=dtype), small_integers(21, 37, dtype=dtype)
         dy, mask = small_integers(9, 21, dtype=dtype), small_integers(9, 21, dtype=dtype)
-        ours = machine.run("linear", padded(x), padded(w), None, False)
+        ours = machine.run("linear", padded(x), padded(w), None, NONE)
         assert torch.equal(ours, linear_ref(*doubles(x, w)).to(dtype))
         arguments = [padded(tensor) for tensor in (dy, x, w, mask)]
-        gradients = machine.run("linear_backward", *arguments, True, True, True)
+        gradients = machine.run("linear_backward", *arguments, RELU, *[True] * 3)
         truths = linear_backward_ref(*doubles(dy, x, w, mask))
         for got, true in zip(gradients, truths, strict=True):
             assert torch.equal(got, true.to(dtype))
@@ -182,71 +187,28 @@ class LinearTests:
         for x in (small_integers(7), small_integers(2, 3, 7), small_integers(1, 7).expand(9, 7)):
             dy = small_integers(1).expand(*x.shape[:-1], 5)
             place = [machine.place(t) for t in (x, w, b, dy)]
-            assert torch.equal(machine.run("linear", *place[:3], False), linear_ref(x, w, b))
-            ours = machine.run("linear_backward", place[3], place[0], place[1], None, *[True] * 3)
+            assert torch.equal(machine.run("linear", *place[:3], NONE), linear_ref(x, w, b))
+            ours = machine.run("linear_backward", place[3], *place[:2], None, NONE, *[True] * 3)
             for got, want in zip(ours, linear_backward_ref(dy, x, w), strict=True):
                 assert torch.equal(got, want)
 
     def test_only_the_gradients_that_are_asked_for(self, machine):
         dy, x, w = (machine.place(t) for t in (randn(40, 6), randn(40, 9), randn(6, 9)))
-        whole = machine.run("linear_backward", dy, x, w, None, True, True, True)
+        whole = machine.run("linear_backward", dy, x, w, None, NONE, *[True] * 3)
         for mask in itertools.product([True, False], repeat=3):
-            some = machine.run("linear_backward", dy, x, w, None, *mask)
+            some = machine.run("linear_backward", dy, x, w, None, NONE, *mask)
             for wanted, full, part in zip(mask, whole, some, strict=True):
                 assert torch.equal(part, full) if wanted else part.shape == (0,)
 
     def test_relu_keeps_nan_and_lets_its_gradient_pass(self, machine):
         x = torch.tensor([[math.nan], [math.inf], [-0.0], [0.0], [-1.0], [-math.inf]])
         w, b = torch.tensor([[1.0]]), torch.tensor([0.0])
-        y = machine.run("linear", *(machine.place(t) for t in (x, w, b)), True)
+        y = machine.run("linear", *(machine.place(t) for t in (x, w, b)), RELU)
         assert_same_bits(y, linear_ref(x, w, b, "relu"))
         dy = torch.full((6, 1), 3.0)
         args = (machine.place(t) for t in (dy, x.nan_to_num(0), w, y))
-        dx, _, _ = machine.run("linear_backward", *args, True, True, True)
+        dx, _, _ = machine.run("linear_backward", *args, RELU, *[True] * 3)
         assert dx.flatten().tolist() == [3.0, 3.0, 0.0, 0.0, 0.0, 0.0]
-
-
-class ReluTests:
-    """relu and relu_backward."""
-
-    @pytest.mark.parametrize("shape", [(), (0,), (1,), (33,), (3, 0, 2), (2, 3, 129), (70001,)])
-    @DTYPE
-    def test_relu_exact_as_pytorch(self, machine, shape, dtype):
-        x, dy = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
-        placed, upstream = machine.place(x), machine.place(dy)
-        assert_same_bits(machine.run("relu", placed), relu_ref(x))
-        assert_same_bits(machine.run("relu_backward", upstream, placed), relu_backward_ref(dy, x))
-        assert torch.equal(placed.cpu(), x)
-
-    @pytest.mark.parametrize("start", [0, 1])
-    @pytest.mark.parametrize("count", [8192, 65536, 65537])
-    @DTYPE
-    def test_relu_aligned_and_misaligned(self, machine, start, count, dtype):
-        x, dy = (machine.place(randn(count + 1, dtype=dtype))[start:][:count] for _ in range(2))
-        assert_same_bits(machine.run("relu", x), relu_ref(x.cpu()))
-        ours = machine.run("relu_backward", dy, x)
-        assert_same_bits(ours, relu_backward_ref(dy.cpu(), x.cpu()))
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_every_16_bit_pattern_exact_as_pytorch(self, machine, dtype):
-        x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
-        dy = randn(1 << 16, dtype=dtype)
-        assert_same_bits(machine.run("relu", machine.place(x)), relu_ref(x))
-        ours = machine.run("relu_backward", machine.place(dy), machine.place(x))
-        assert_same_bits(ours, relu_backward_ref(dy, x))
-
-    @pytest.mark.parametrize("x_layout", LAYOUTS)
-    @pytest.mark.parametrize("dy_layout", LAYOUTS)
-    def test_relu_layouts_exact(self, machine, x_layout, dy_layout):
-        x, dy = LAYOUTS[x_layout](randn(9, 37)), LAYOUTS[dy_layout](randn(9, 37))
-        placed = machine.place(x)
-        y = machine.run("relu", placed)
-        assert torch.equal(y, relu_ref(x))
-        assert y.stride() == torch.empty_like(x).stride(), (
-            "not the strides the fake kernel promises"
-        )
-        ours = machine.run("relu_backward", machine.place(dy), placed)
-        assert torch.equal(ours, relu_backward_ref(dy, x))
 
 
 class CrossEntropyTests:

@@ -67,13 +67,13 @@ void normalize_rows(const uint8_t* pixels, int64_t stride, int64_t rows, const f
 // the scratch holds outputs * kPanelRows sums.
 template <typename T>
 void panel_product(const T* panels, int64_t rows, int64_t features, const T* w, int64_t outputs,
-                   const T* b, bool use_relu, T* y, int64_t y_stride, T* scratch) {
+                   const T* b, Activation activation, T* y, int64_t y_stride, T* scratch) {
   for (int64_t first = 0; first < rows; first += kPanelRows) {
     const int64_t width = panel_width(rows, first);
     axpy_linear<T>(w, features, 1, outputs, panels + first * features, width, width, features,
-                   nullptr, false, scratch, width);
+                   nullptr, Activation::kNone, scratch, width);
     store_columns<T>(scratch, width, rows - first < width ? rows - first : width, outputs, b,
-                     use_relu, y + first * y_stride, y_stride);
+                     activation, y + first * y_stride, y_stride);
   }
 }
 

@@ -183,8 +183,8 @@ class GroupRun {
     const int64_t at = item.begin * layer.inputs;
     const auto one = [&](const T* w, const T* b, T* out) {
       FASTMLP_BEST_ISA(panel_product<T>)(block.panels(), rows, layer.inputs, w + at, width,
-                                         b + item.begin, false, out + item.begin, layer.outputs,
-                                         work.sums.get() + item.begin * kPanelRows);
+                                         b + item.begin, Activation::kNone, out + item.begin,
+                                         layer.outputs, work.sums.get() + item.begin * kPanelRows);
     };
     one(layer.w, layer.b, work.p.get());
     if (has_q(layer, block)) one(layer.w_momentum, layer.b_momentum, work.q.get());
@@ -268,11 +268,12 @@ class GroupRun {
                                         work.weighted.get(), past, layer.outputs, begin, end,
                                         work.outputs[0].get());
     });
-    for (size_t l = 1; l < network.layers.size(); ++l) {
+    const size_t last = network.layers.size() - 1;
+    for (size_t l = 1; l <= last; ++l) {
       in_ranges(team, network.layers[l].outputs, [&](int64_t begin, int64_t end) {
         FASTMLP_BEST_ISA(chain_forward<T>)(network.layers[l], step.count, work.outputs[l - 1].get(),
-                                           l + 1 < network.layers.size(), begin, end,
-                                           work.outputs[l].get(), work.sums.get());
+                                           l < last ? Activation::kRelu : Activation::kNone, begin,
+                                           end, work.outputs[l].get(), work.sums.get());
       });
     }
   }

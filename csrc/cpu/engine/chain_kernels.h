@@ -22,6 +22,9 @@ void chain_history(const BlockShape& block, const Step& step, const double* recu
   }
 }
 
+// The activation of the networks that the blocked schedule trains.
+using Relu = ActivationRow<Activation::kRelu>;
+
 // h = relu(from_w P + from_v Q + sums)
 template <typename T>
 struct HiddenOut {
@@ -36,7 +39,7 @@ struct HiddenOut {
     const int64_t from = (slot ? slot[m] : m) * stride + n;
     v += from_w * load_lanes(p + from, lanes);
     if (q) v += from_v * load_lanes(q + from, lanes);
-    store_lanes(h + m * stride + n, relu(v), lanes);
+    store_lanes(h + m * stride + n, Relu::forward(v), lanes);
   }
 };
 
@@ -93,13 +96,13 @@ void chain_inputs(const BlockShape& block, const Step& step, const double* recur
 // Columns [begin, end) of y (count, outputs) = layer of x (count, inputs); scratch holds count *
 // outputs sums.
 template <typename T>
-void chain_forward(const Layer<T>& layer, int64_t count, const T* x, bool use_relu, int64_t begin,
-                   int64_t end, T* y, T* scratch) {
+void chain_forward(const Layer<T>& layer, int64_t count, const T* x, Activation activation,
+                   int64_t begin, int64_t end, T* y, T* scratch) {
   constexpr int64_t kPanel = 96;
   for (int64_t n = begin; n < end; n += kPanel) {
     const int64_t width = end - n < kPanel ? end - n : kPanel;
     linear_columns<T>(x, layer.inputs, count, layer.w + n * layer.inputs, layer.inputs, width,
-                      layer.inputs, layer.b + n, use_relu, y + n, layer.outputs,
+                      layer.inputs, layer.b + n, activation, y + n, layer.outputs,
                       scratch + n * count);
   }
 }
@@ -151,14 +154,14 @@ double chain_loss(const int64_t* labels, int64_t count, int64_t classes, T scale
 
 // dx = sums where the ReLU that made x let through
 template <typename T>
-struct MaskedOut {
+struct ReluBackwardOut {
   const T* x;
   T* dx;
   int64_t stride;
 
   FASTMLP_INLINE void operator()(int64_t m, int64_t n, vec<T> v, int64_t lanes) const {
     const int64_t at = m * stride + n;
-    store_lanes(dx + at, relu_backward(v, load_lanes(x + at, lanes)), lanes);
+    store_lanes(dx + at, Relu::backward(v, load_lanes(x + at, lanes)), lanes);
   }
 };
 
@@ -191,7 +194,7 @@ void chain_backward(const Layer<T>& layer, const Sgd& sgd, int64_t count, const 
                     int64_t begin, int64_t end, T* dx) {
   const int64_t inputs = layer.inputs, outputs = layer.outputs, width = end - begin;
   axpy_columns(dy, outputs, 1, count, layer.w + begin, inputs, width, outputs,
-               MaskedOut<T>{x + begin, dx + begin, inputs});
+               ReluBackwardOut<T>{x + begin, dx + begin, inputs});
   // A short sum is bound by writing w: a few rows at a time are few streams of long runs.
   const int64_t chunk = count <= 16 ? kTileRows : outputs;
   for (int64_t n = 0; n < outputs; n += chunk) {

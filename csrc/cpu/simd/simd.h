@@ -329,13 +329,59 @@ FASTMLP_INLINE vec<double> exp(vec<double> x) {
 FASTMLP_INLINE float log_of(float x) { return __builtin_logf(x); }
 FASTMLP_INLINE double log_of(double x) { return __builtin_log(x); }
 
-// relu(nan) = nan and relu(-0.) = -0., as PyTorch has it. Its gradient, from its output or its
-// input y, is 0 at y <= 0; a nan y passes dy.
+// ---- what the activations ask for ----
+
+FASTMLP_INLINE float constant(vec<float>, double value) { return (float)value; }
+FASTMLP_INLINE double constant(vec<double>, double value) { return value; }
 template <typename V>
-FASTMLP_INLINE V relu(V x) {
-  return x < 0 ? V{} : x;
+FASTMLP_INLINE V magnitude(V x) {
+  return x < 0 ? -x : x;
 }
 template <typename V>
-FASTMLP_INLINE V relu_backward(V dy, V y) {
-  return y <= 0 ? V{} : dy;
+FASTMLP_INLINE V exp_of(V x) {
+  return exp(x);
 }
+
+// Near 0 Cephes' polynomial, whose relative error stays small; elsewhere by exp(-2 |x|).
+FASTMLP_INLINE vec<float> tanh_of(vec<float> x) {
+  const vec<float> size = magnitude(x), s = x * x, e = exp(-2 * size);
+  vec<float> p = broadcast(-5.70498872745e-3f);
+  p = fma(p, s, broadcast(2.06390887954e-2f));
+  p = fma(p, s, broadcast(-5.37397155531e-2f));
+  p = fma(p, s, broadcast(1.33314422036e-1f));
+  p = fma(p, s, broadcast(-3.33332819422e-1f));
+  const vec<float> far = (1 - e) / (1 + e);
+  return size >= 0.625f ? (x < 0 ? -far : far) : x * fma(p, s, broadcast(1.0f));
+}
+
+// By two minimax polynomials (N. Juffa's erff): one in x^2 near 0, one for log(1 - erf) elsewhere.
+FASTMLP_INLINE vec<float> erf_of(vec<float> x) {
+  const vec<float> size = magnitude(x), s = x * x;
+  vec<float> p = broadcast(-5.96761703e-4f);
+  p = fma(p, s, broadcast(4.99119423e-3f));
+  p = fma(p, s, broadcast(-2.67681349e-2f));
+  p = fma(p, s, broadcast(1.12819925e-1f));
+  p = fma(p, s, broadcast(-3.76125336e-1f));
+  p = fma(p, s, broadcast(1.28379166e-1f));
+  vec<float> q = fma(broadcast(-1.72853470e-5f), size, broadcast(3.83197126e-4f));
+  q = fma(q, s, fma(broadcast(-3.88396438e-3f), size, broadcast(2.42546219e-2f)));
+  q = fma(q, size, broadcast(-1.06777877e-1f));
+  q = fma(q, size, broadcast(-6.34846687e-1f));
+  q = fma(q, size, broadcast(-1.28717512e-1f));
+  const vec<float> far = 1 - exp(fma(q, size, -size));
+  return size > 0.927734375f ? (x < 0 ? -far : far) : fma(p, x, x);
+}
+
+FASTMLP_INLINE vec<double> tanh_of(vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_tanh(x[i]);
+  return x;
+}
+
+FASTMLP_INLINE vec<double> erf_of(vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_erf(x[i]);
+  return x;
+}
+
+#define FASTMLP_MATH FASTMLP_INLINE
+#include "common/activation.h"
+#undef FASTMLP_MATH

@@ -7,6 +7,9 @@
 namespace fastmlp {
 namespace {
 
+// The activation of the networks that the blocked schedule trains.
+using Relu = ActivationRow<Activation::kRelu>;
+
 // A thread on its way through the chain. The arrays of shared memory:
 //   table (steps + 1, kResponses)   the recurrence, its first column less 1
 //   bias2 (C), weight2 (C, H)       the last layer, the weight only where the plan keeps it there
@@ -156,7 +159,7 @@ struct ChainThread {
 #pragma unroll
       for (int i = 0; i < kTile; ++i, to += net.stride) {
         const bool there = mine[u] && i < tile.count;
-        h[u][i] = there ? relu(pre[u][i]) : T(0);
+        h[u][i] = there ? Relu::forward(pre[u][i]) : T(0);
         if (keep && there) *to = h[u][i];
       }
     }
@@ -296,7 +299,7 @@ struct ChainThread {
       T* to = cell(net.to_w, tile.first, u);
 #pragma unroll
       for (int i = 0; i < kTile; ++i, to += net.stride) {
-        h[u][i] = relu_backward(dh[u][i], h[u][i]);
+        h[u][i] = Relu::backward(dh[u][i], h[u][i]);
         if (mine[u] && i < tile.count) *to = h[u][i];
       }
     }

@@ -1,0 +1,123 @@
+// The activations, a row each: forward(x), and backward(dy, saved), the gradient from what is kept
+// of the forward pass: y, the output, where that is enough, else x, the input. What PyTorch does
+// with nan, inf and -0. holds here too.
+//
+// Included without a guard inside each namespace that computes: by common/scalar_math.h for
+// scalars, by cpu/simd/simd.h for the vectors of each instruction set. V is float, double or a
+// vector of either; the namespace has constant, exp_of (of x <= 0), tanh_of, erf_of and magnitude
+// for it. fastmlp/ops/activations.py is the other half of the table, in the same order.
+
+#ifndef FASTMLP_ACTIVATIONS
+#define FASTMLP_ACTIVATIONS(row) \
+  row(kNone) row(kRelu) row(kLeakyRelu) row(kTanh) row(kSigmoid) row(kGelu) row(kSilu)
+
+#define FASTMLP_NAME(name) name,
+enum class Activation : int64_t { FASTMLP_ACTIVATIONS(FASTMLP_NAME) kCount };
+#undef FASTMLP_NAME
+
+// f of the activation as a compile-time constant.
+#define FASTMLP_CASE(name) \
+  case Activation::name:   \
+    return f(std::integral_constant<Activation, Activation::name>());
+template <typename F>
+auto dispatch_activation(Activation activation, const F& f) {
+  switch (activation) {
+    FASTMLP_ACTIVATIONS(FASTMLP_CASE)
+    default:
+      return f(std::integral_constant<Activation, Activation::kNone>());
+  }
+}
+#undef FASTMLP_CASE
+#endif
+
+#define FASTMLP_ROW     \
+  template <typename V> \
+  FASTMLP_MATH static
+
+template <Activation>
+struct ActivationRow;
+
+template <>
+struct ActivationRow<Activation::kNone> {
+  FASTMLP_ROW V forward(V x) { return x; }
+  FASTMLP_ROW V backward(V dy, V) { return dy; }
+};
+
+template <>
+struct ActivationRow<Activation::kRelu> {
+  FASTMLP_ROW V forward(V x) { return x < 0 ? V{} : x; }
+  FASTMLP_ROW V backward(V dy, V y) { return y <= 0 ? V{} : dy; }
+};
+
+template <>
+struct ActivationRow<Activation::kLeakyRelu> {
+  static constexpr double kSlope = 0.01;
+  FASTMLP_ROW V forward(V x) { return x > 0 ? x : x * constant(x, kSlope); }
+  FASTMLP_ROW V backward(V dy, V y) { return y > 0 ? dy : dy * constant(y, kSlope); }
+};
+
+template <>
+struct ActivationRow<Activation::kTanh> {
+  FASTMLP_ROW V forward(V x) { return tanh_of(x); }
+  FASTMLP_ROW V backward(V dy, V y) { return dy * (1 - y * y); }
+};
+
+template <>
+struct ActivationRow<Activation::kSigmoid> {
+  FASTMLP_ROW V forward(V x) {  // by exp(-|x|), which does not overflow
+    const V e = exp_of(-magnitude(x));
+    return (x < 0 ? e : e * 0 + 1) / (1 + e);
+  }
+  FASTMLP_ROW V backward(V dy, V y) { return dy * (1 - y) * y; }
+};
+
+// x times the normal distribution's integral up to x.
+template <>
+struct ActivationRow<Activation::kGelu> {
+  FASTMLP_ROW V integral(V x) {
+    return (1 + erf_of(x * constant(x, 0.70710678118654752440))) * constant(x, 0.5);
+  }
+  FASTMLP_ROW V forward(V x) { return x * integral(x); }
+  FASTMLP_ROW V backward(V dy, V x) {
+    const V density = exp_of(x * x * constant(x, -0.5)) * constant(x, 0.39894228040143267794);
+    return dy * (integral(x) + x * density);
+  }
+};
+
+template <>
+struct ActivationRow<Activation::kSilu> {
+  using Sigmoid = ActivationRow<Activation::kSigmoid>;
+  FASTMLP_ROW V forward(V x) { return x * Sigmoid::forward(x); }
+  FASTMLP_ROW V backward(V dy, V x) {
+    const V s = Sigmoid::forward(x);
+    return dy * s * (1 + x * (1 - s));
+  }
+};
+
+// The same where the activation is known when the program runs.
+struct ActivationTable {
+#define FASTMLP_CASE(name) \
+  case Activation::name:   \
+    return ActivationRow<Activation::name>::forward(x);
+  FASTMLP_ROW V forward(Activation activation, V x) {
+    switch (activation) {
+      FASTMLP_ACTIVATIONS(FASTMLP_CASE)
+      default:
+        return x;
+    }
+  }
+#undef FASTMLP_CASE
+
+#define FASTMLP_CASE(name) \
+  case Activation::name:   \
+    return ActivationRow<Activation::name>::backward(dy, saved);
+  FASTMLP_ROW V backward(Activation activation, V dy, V saved) {
+    switch (activation) {
+      FASTMLP_ACTIVATIONS(FASTMLP_CASE)
+      default:
+        return dy;
+    }
+  }
+#undef FASTMLP_CASE
+};
+#undef FASTMLP_ROW
