@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from timing import RESULTS, provenance, save
 
-from fastmlp.cli.progress import Progress
 from fastmlp.training.api import fit
 from fastmlp.training.data import load_splits
 from fastmlp.training.presets import resolve_config
@@ -34,7 +33,7 @@ def main() -> None:
     for seed in range(args.seeds):
         config = resolve_config({**flags, "seed": seed})
         begin = time.perf_counter()
-        run = fit(config, data, progress=Progress(quiet=True))
+        run = fit(config, data)
         seconds = time.perf_counter() - begin
         assert run.test is not None
         best = max(record.val_acc for record in run.history)

@@ -9,9 +9,9 @@ from itertools import product
 from typing import Any
 
 from fastmlp.engines.metrics import EpochRecord
-from fastmlp.training.api import Run
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.presets import resolve_config
+from fastmlp.training.run import RunResult
 
 RECIPES = {"course": "the course's recipe", "course-fixed": "the recipe corrected"}
 """Presets, and how they are called."""
@@ -169,7 +169,7 @@ class Outcome:
     diverged: str | None
 
     @classmethod
-    def of(cls, run: Run) -> Outcome:
+    def of(cls, run: RunResult) -> Outcome:
         """A finished run's."""
         test = run.test if run.diverged is None else None
         accuracy, loss = (test.accuracy, test.loss) if test else (None, None)

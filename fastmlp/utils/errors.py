@@ -13,12 +13,16 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Something the user can mend. ``str(error)`` is one sentence: what was wrong, what was
-    wanted, what to do. ``exit_code`` is what a command ends with."""
+    """A mistake that the user can mend. ``str(error)`` is one sentence: what was wrong, what was
+    wanted, what to do. ``exit_code`` is the code that a command ends with. ``options`` are the
+    options that the sentence names; the command line writes them as flags."""
 
-    def __init__(self, message: str, exit_code: int = EXIT_FAILURE) -> None:
+    def __init__(
+        self, message: str, exit_code: int = EXIT_FAILURE, options: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.options = options
 
 
 def describe_os_error(error: OSError) -> str:

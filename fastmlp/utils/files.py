@@ -1,4 +1,5 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Files that are either whole or missing: written under a temporary name, then renamed; and the
+lock on a folder."""
 
 from __future__ import annotations
 
@@ -8,10 +9,44 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from fastmlp.utils.errors import UserError, describe_os_error
+
+LOCK = ".lock"
+"""The empty file, in a folder, that a process holds a lock on."""
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the system releases it however the process ends.
+
+    Raises :class:`UserError` where another process holds it, or ``folder`` cannot be written. On a
+    file system without locks nothing is held.
+    """
+    path = folder / LOCK
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another process is using {folder}; wait for it or pass another folder"
+        ) from error
+    except OSError:
+        pass  # a file system without locks, which is no reason not to train
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``target``; on success it replaces ``target`` in one step
+    """Yield a temporary path beside ``target``; on success it replaces ``target`` in one step
     (``os.replace``), on any error it is removed and ``target`` stays as it was.
 
     The data is flushed to disk before the rename, so a crash leaves the old file or the new one.
@@ -34,13 +69,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_bytes(target: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Writes ``data`` to ``target`` atomically."""
+    """Write ``data`` to ``target`` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
-    """Writes ``text`` (UTF-8) to ``target`` atomically."""
+    """Write ``text`` (UTF-8) to ``target`` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
