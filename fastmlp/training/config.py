@@ -148,11 +148,9 @@ class TrainConfig:
         varied=True,
     )
     momentum: float | None = option(
-        None, "of sgd alone, 0.9 if not given; 0: none", BELOW_ONE, metavar="X", varied=True
+        None, "of sgd alone; 0: none", BELOW_ONE, metavar="X", varied=True
     )
-    nesterov: bool | None = option(
-        None, "Nesterov's momentum, of sgd alone; on where there is momentum if not given", FLAG
-    )
+    nesterov: bool | None = option(None, "Nesterov's momentum, of sgd alone", FLAG)
     weight_decay: float = option(
         0.01,
         "times the parameter, added to the gradient; adamw takes it from the parameter",

@@ -158,15 +158,21 @@ def options_of(config: type) -> dict[str, Option]:
     return {f.name: replace(f.metadata["option"], name=f.name) for f in fields(config)}
 
 
-def options_table(config: type) -> str:
-    """Return the options of a configuration class as a table in Markdown."""
-    rows = ["| Option | Default | Values | Meaning | Varied by a sweep |", "|---|---|---|---|---|"]
-    for name, each in options_of(config).items():
-        values = each.metavar if each.metavar and "|" in each.metavar else each.constraint.wanted
+def options_table(defaults: Any) -> str:
+    """Return the options of a configuration, with its values as defaults, as a table in
+    Markdown."""
+    rows = [
+        "| Option | Default | Values | Meaning | A sweep may vary it |",
+        "|---|---|---|---|---|",
+    ]
+    for name, each in options_of(type(defaults)).items():
+        default = getattr(defaults, name)
+        names = each.constraint.choices or (each.metavar or "").split("|")
+        values = ", ".join(f"`{n}`" for n in names) if len(names) > 1 else each.constraint.wanted
         cells = [
             f"`{name}`",
-            "" if each.default is None else f"`{_written(each.default)}`",
-            values.replace("|", ", "),
+            "" if default is None else f"`{_written(default)}`",
+            values,
             each.help,
             "yes" if each.varied else "",
         ]

@@ -67,19 +67,26 @@ class RunResult:
 
 
 class TrainingRun:
-    """A run under way. ``config`` has every "auto" resolved, ``checkpoint`` is where the run
-    stands, ``goal`` the number of epochs that it is to train for now.
+    """A run under way: it begins with a fresh ``state``, or resumes from a checkpoint.
 
-    Raises :class:`UserError` where the configuration does not fit the data.
+    ``config`` has every "auto" resolved; ``checkpoint`` is all that changes in the course of the
+    run, of which :meth:`save_point` brings the engine's part up to date; ``goal`` is the number of
+    epochs to train for now, which a callback may lower.
+
+    Raises :class:`UserError` where the configuration does not fit the data or the checkpoint.
     """
 
-    state: State
-    checkpoint: Checkpoint
-
-    def __init__(self, config: TrainConfig, data: DataSplits) -> None:
-        self.config, self.data = config, data
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: DataSplits,
+        state: State,
+        engine_reason: str,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.config, self.data, self.state = config, data, state
         self.goal = config.epochs
-        self.sizes = [data.train.images.shape[1], *config.hidden, data.classes]
+        self.sizes = layer_sizes(config, data)
         self.images = self._count_images()
         self.steps = -(-self.images // config.batch_size)
         self.error: DivergedError | None = None
@@ -87,21 +94,20 @@ class TrainingRun:
         self.under_way = EpochMetrics()
         """What is done of the epoch under way, as of the last report."""
         self._clock = time.perf_counter()
-
-    def start(self, state: State, reason: str, checkpoint: Checkpoint | None) -> None:
-        """Begin with a fresh ``state``, chosen for ``reason``, or resume from a checkpoint; raise
-        :class:`UserError` where that does not fit."""
-        self.state = state
         if checkpoint is None:
-            self.checkpoint = Checkpoint(self.data.fingerprint, reason, state.state_dict())
-            return
-        self.checkpoint = checkpoint
-        self._check_fits(checkpoint)
+            self.checkpoint = Checkpoint(data.fingerprint, engine_reason, state.state_dict())
+        else:
+            self.checkpoint = checkpoint
+            self._resume()
+
+    def _resume(self) -> None:
+        """Load the checkpoint into the state; raise :class:`UserError` where it does not fit."""
+        self._check_fits(self.checkpoint)
         try:
-            state.load_state_dict(checkpoint.engine)
+            self.state.load_state_dict(self.checkpoint.engine)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"resume.pt does not fit config.json: {error}") from error
-        self.under_way = checkpoint.partial
+        self.under_way = self.checkpoint.partial
 
     def _count_images(self) -> int:
         """Return the number of images in an epoch; raise UserError where they cannot be
@@ -122,7 +128,8 @@ class TrainingRun:
         if self.data.fingerprint != checkpoint.fingerprint:
             raise UserError(
                 f"The run was trained on other data ({checkpoint.fingerprint}) than the present "
-                f"({self.data.fingerprint}); pass the --data-dir it was started with"
+                f"({self.data.fingerprint}); pass the data_dir it was started with",
+                options=("data_dir",),
             )
         partial, batch = checkpoint.partial, self.config.batch_size
         if not 0 <= partial.steps < self.steps or partial.samples != partial.steps * batch:
@@ -225,6 +232,11 @@ class TrainingRun:
             self.test,
             diverged=None if self.error is None else str(self.error),
         )
+
+
+def layer_sizes(config: TrainConfig, data: DataSplits) -> list[int]:
+    """Return the widths of a network's input, hidden layers and output."""
+    return [data.train.images.shape[1], *config.hidden, data.classes]
 
 
 def _record(

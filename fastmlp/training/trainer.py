@@ -22,7 +22,7 @@ from fastmlp.nn.init import initial_parameters
 from fastmlp.training.callbacks import Callback
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run import State, TrainingRun
+from fastmlp.training.run import State, TrainingRun, layer_sizes
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 EngineKey = tuple[str, str, str, int]
@@ -55,11 +55,12 @@ class Trainer:
             self._add(config, checkpoint)
 
     def _add(self, config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-        device = resolve_device(config.device)
-        sizes = [self.data.train.images.shape[1], *config.hidden, self.data.classes]
+        device, sizes = resolve_device(config.device), layer_sizes(config, self.data)
         kind, reason = choose_engine(config.engine, device, sizes, config.optimizer_config)
-        run = TrainingRun(replace(config, device=str(device), engine=kind.name), self.data)
-        key = _engine_key(run)
+        if checkpoint is not None and config.engine == "auto":
+            checkpoint.engine_reason = reason
+        config = replace(config, device=str(device), engine=kind.name)
+        key = _engine_key(config)
         if key not in self._engines:
             normalization = self.data.normalization(config.normalize)
             self._engines[key] = _SharedEngine(
@@ -67,10 +68,7 @@ class Trainer:
             )
         parameters = initial_parameters(sizes, config.init, config.seed)
         state = self._engines[key].new_state(parameters, config.optimizer_config)
-        run.start(state, reason, checkpoint)
-        if config.engine == "auto":
-            run.checkpoint.engine_reason = reason
-        self.runs.append(run)
+        self.runs.append(TrainingRun(config, self.data, state, reason, checkpoint))
 
     @property
     def active(self) -> list[TrainingRun]:
@@ -114,7 +112,7 @@ class Trainer:
         """Train and validate the next epoch of all active runs, or as much of it as the callbacks
         allow."""
         self._in_epoch = self.active
-        for i, group in enumerate(_groups(self._in_epoch, _engine_key)):
+        for i, group in enumerate(_groups(self._in_epoch, lambda run: _engine_key(run.config))):
             if i > 0 and self.should_stop():
                 break
             self._train_group(group)
@@ -160,7 +158,7 @@ class Trainer:
 
     def _test(self) -> None:
         finished = [run for run in self.runs if run.finished and run.error is None]
-        for group in _groups(finished, _engine_key):
+        for group in _groups(finished, lambda run: _engine_key(run.config)):
             engine = self._engine(group)
             best = [
                 engine.new_state(run.checkpoint.best, run.config.optimizer_config) for run in group
@@ -169,22 +167,21 @@ class Trainer:
                 run.test = result
 
     def _engine(self, runs: Sequence[TrainingRun]) -> _SharedEngine:
-        return self._engines[_engine_key(runs[0])]
+        return self._engines[_engine_key(runs[0].config)]
 
     def _tell(self, what: Callable[[Callback], object]) -> None:
         for callback in self.callbacks:
             what(callback)
 
 
-def _engine_key(run: TrainingRun) -> EngineKey:
-    config = run.config
+def _engine_key(config: TrainConfig) -> EngineKey:
     return config.engine, config.device, config.normalize, config.block_steps
 
 
 def _validation_key(run: TrainingRun) -> tuple[EngineKey, int]:
     """The validation images of the sliding loader depend on the batch size."""
     batch = run.config.batch_size if run.config.loader == "sliding" else 0
-    return _engine_key(run), batch
+    return _engine_key(run.config), batch
 
 
 def _groups(

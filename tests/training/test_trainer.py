@@ -18,7 +18,7 @@ from fastmlp.engines.metrics import EpochMetrics, EvalMetrics, NonFiniteLossErro
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.presets import resolve_config
-from fastmlp.training.run import DivergedError, TrainingRun
+from fastmlp.training.run import DivergedError
 from fastmlp.training.trainer import Trainer
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
@@ -89,9 +89,9 @@ def test_block_steps_reach_the_engine(
 
 
 def test_validation_under_the_sliding_loader() -> None:
-    assert TrainingRun(CONFIG, DATA).validation is DATA.val
     sliding = replace(CONFIG, loader="sliding", epochs=1)
-    run = TrainingRun(sliding, DATA)
+    shuffled, run = Trainer([CONFIG, sliding], DATA).runs
+    assert shuffled.validation is DATA.val
     expected = sliding_part(DATA.val, 8)
     assert expected.total == 40
     assert torch.equal(run.validation.images, expected.images)
