@@ -1,4 +1,4 @@
-"""Ctrl-C that finishes the step first."""
+"""Stop on Ctrl-C and SIGTERM after the present step."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from types import FrameType
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that is true once SIGINT (Ctrl-C) or SIGTERM has come.
+    """Yield a function that returns true once SIGINT (Ctrl-C) or SIGTERM has been received.
 
-    The second one acts as if nothing had been installed. A signal that the process ignores (SIGINT
-    of a background job) is still ignored. Outside the main thread, where Python allows no handlers,
-    the function stays false.
+    The second signal acts as if nothing had been installed. A signal that the process ignores
+    (SIGINT of a background job) is still ignored. Outside the main thread, where Python allows no
+    handlers, the function always returns false.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     stopped = False
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # None is a handler that Python did not install and could not put back.
+    # None is a handler that Python did not install and cannot restore.
     before = {
         n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)
     }
