@@ -18,6 +18,7 @@ from peers_cuda import CUDA_PEERS, JaxModels
 from timing import Timing, summarize
 from torch import Tensor
 
+from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import make_normalization
 from fastmlp.engines.base import Engine, Epoch
@@ -52,22 +53,23 @@ class Task:
         return float(self.models * self.images * weights)
 
 
-class OurEngines:
+class OurEngine:
     """fastmlp's engine on several models at once."""
 
     def __init__(self, kind: type[Engine], task: Task, part: Subset, device: torch.device) -> None:
-        norm, options = make_normalization("unit", part.images), OptimizerConfig(task.batch)
-        self.engines = [
-            kind(start(task, model), part, norm, options, device) for model in range(task.models)
+        self.engine = kind(part, make_normalization("unit", part.images), device)
+        config = OptimizerConfig(task.batch)
+        self.states = [
+            self.engine.new_state(start(task, model), config) for model in range(task.models)
         ]
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
         """All models."""
-        type(self.engines[0]).train_together(self.engines, [Epoch(o, LR) for o in orders])
+        self.engine.train_epoch(self.states, [Epoch(EpochOrder(o), LR) for o in orders])
 
     def parameters(self) -> list[Parameters]:
         """Of each model."""
-        return [engine.parameters_state() for engine in self.engines]
+        return [state.parameters_state() for state in self.states]
 
 
 class OneAfterTheOther:
@@ -136,7 +138,7 @@ class Worker:
         self.name = name
         self._device = torch.device(device)
         self._task = Task()
-        self._made: OurEngines | OneAfterTheOther | JaxModels | None = None
+        self._made: OurEngine | OneAfterTheOther | JaxModels | None = None
 
     def make(self, task: Task) -> None:
         """Gets ready for a task."""
@@ -144,7 +146,7 @@ class Worker:
         self._task, self._made = task, None
         if name.startswith(OURS):
             kind = engine_for(name.removeprefix(OURS), device)
-            self._made = OurEngines(kind, task, part, device)
+            self._made = OurEngine(kind, task, part, device)
             return
         peer = PEERS[name][1] if name in PEERS else CUDA_PEERS[name].kind
         if peer is JaxModels:

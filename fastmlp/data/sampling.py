@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -12,31 +13,74 @@ from fastmlp.data.transforms import FlipShifts, RandomFlipShift
 from fastmlp.utils.randomness import seeded_generator
 
 
+@dataclass(frozen=True, eq=False)
+class EpochOrder:
+    """The training images of an epoch in the order of their use, and how each is augmented.
+
+    ``indices`` (n,) int64, on the CPU, may name an image several times or never; ``flip_shifts``
+    holds n flips and shifts, None for images as they are. Compared and hashed by identity: networks
+    whose epochs have the very same order may share its images.
+    """
+
+    indices: Tensor
+    flip_shifts: FlipShifts | None = None
+
+    def __len__(self) -> int:
+        """Return how many images the epoch uses, each as often as it is used."""
+        return len(self.indices)
+
+
+@lru_cache(maxsize=64)
+def draw_epoch_order(
+    seed: int,
+    epoch: int,
+    images: int,
+    *,
+    sliding_batch: int | None = None,
+    augmentation: RandomFlipShift | None = None,
+    shape: tuple[int, int, int] | None = None,
+) -> EpochOrder:
+    """Return the order of an epoch, counted from 0; equal arguments give the very same object.
+
+    ``sliding_batch`` is the batch size under the sliding loader, None under the shuffling one.
+    ``augmentation`` applies to images of a ``shape`` (planes, height, width). Raises ValueError
+    where these are too small to be shifted.
+    """
+    if sliding_batch is None:
+        indices = epoch_order(seed, epoch, images)
+    else:
+        indices = sliding_order(seed, epoch, images, sliding_batch)
+    if augmentation is None or shape is None:
+        return EpochOrder(indices)
+    return EpochOrder(indices, epoch_moves(augmentation, seed, epoch, len(indices), shape))
+
+
 @lru_cache(maxsize=64)
 def epoch_order(seed: int, epoch: int, images: int) -> Tensor:
-    """The order (images,) int64 in which an epoch, counted from 0, visits the training images: a
-    function of its arguments alone. It is shared, so nobody may change it."""
+    """Return the shuffled order (images,) int64 of an epoch, counted from 0: a function of its
+    arguments alone. It is shared, so do not write to it."""
     return torch.randperm(images, generator=seeded_generator(seed, epoch + 1))
 
 
 @lru_cache(maxsize=64)
 def sliding_order(seed: int, epoch: int, images: int, batch: int) -> Tensor:
+    """Return that order as :func:`sliding_rows` visits it."""
     return sliding_rows(epoch_order(seed, epoch, images), batch)
 
 
 def sliding_rows(rows: Tensor, batch: int) -> Tensor:
-    """The order in which a loader visits ``rows`` (n,) whose batch number i is
+    """Return the order in which a loader visits ``rows`` (n,) whose batch number i is
     ``rows[i : i + batch]``, for i from 0 to n // batch - 1.
 
-    It is a slip that is easy to make in a loader of one's own: neighbouring batches share all but
-    one image, and an epoch sees only n / batch + batch - 1 of them.
+    The slip is easy to make in a hand-written loader: neighbouring batches share all but one image,
+    and an epoch sees only n / batch + batch - 1 of them.
     """
     batch = min(batch, len(rows))
     return rows.unfold(0, batch, 1)[: len(rows) // batch].reshape(-1)
 
 
 def sliding_part(part: Subset, batch: int) -> Subset:
-    """What is measured of ``part`` through such a loader: its first images, most of them ``batch``
+    """Return what such a loader measures of ``part``: its first images, most of them ``batch``
     times."""
     counts = torch.bincount(sliding_rows(torch.arange(len(part.labels)), batch))
     return Subset(part.images[: len(counts)], part.labels[: len(counts)], counts)
@@ -46,4 +90,5 @@ def sliding_part(part: Subset, batch: int) -> Subset:
 def epoch_moves(
     augmentation: RandomFlipShift, seed: int, epoch: int, count: int, shape: tuple[int, int, int]
 ) -> FlipShifts:
+    """Return the flips and shifts of ``count`` images in an epoch, counted from 0."""
     return augmentation.draw(count, shape, seeded_generator(seed, epoch + 1, 1))

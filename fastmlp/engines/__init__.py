@@ -1,1 +1,1 @@
-"""How an epoch is run: one module per engine."""
+"""How networks are trained: TrainState, and one module per engine that trains it."""

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.splits import Subset
-from fastmlp.engines.base import Epoch
+from fastmlp.data.transforms import Normalization
+from fastmlp.engines.base import Engine, Epoch, TrainState
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.metrics import (
     EpochMetrics,
@@ -30,20 +32,18 @@ from fastmlp.engines.stepwise import REPORT_SECONDS
 from fastmlp.ops._load import native_available
 from fastmlp.ops.blocked_sgd import block_steps, recurrence
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 CALL_SECONDS = 0.05
-"""How long a call of the operator should take, about: what a person who wants to stop waits for."""
+"""How long a call of the operator should take, about: an epoch can only be stopped between two."""
 
 _ops: Any = torch.ops.fastmlp
 
 
 def fresh_images(epoch: Epoch, batch_size: int) -> int:
-    """How many images a step of this epoch adds to those of the steps just before it, rounded up,
-    as its first steps show it: a whole batch where no image comes again soon in the same way."""
-    rows = epoch.order[: 16 * batch_size]
-    if epoch.moves is not None or len(rows) <= batch_size:
+    """Return how many images a step of this epoch adds to those of the steps just before it,
+    rounded up, as its first steps show it: a whole batch where no image soon repeats in the same
+    way."""
+    rows = epoch.order.indices[: 16 * batch_size]
+    if epoch.order.flip_shifts is not None or len(rows) <= batch_size:
         return batch_size
     distinct = len(torch.unique(rows))
     if distinct == len(rows):
@@ -51,16 +51,59 @@ def fresh_images(epoch: Epoch, batch_size: int) -> int:
     return -(-max(distinct - batch_size, 0) // (-(-len(rows) // batch_size) - 1))
 
 
-def blocked_unsupported_reason(options: OptimizerConfig) -> str | None:
-    """Why blocks of such steps cannot be computed, or None where they can."""
-    if options.optimizer != "sgd":
-        return f"its sums hold for sgd, and {options.optimizer} is not linear in the gradients"
-    if options.precision != "float32":
-        return f"it computes in the parameters' own dtype alone, not in {options.precision}"
+def blocked_unsupported_reason(config: OptimizerConfig) -> str | None:
+    """Return why blocks of such steps cannot be computed, None where they can."""
+    if config.optimizer != "sgd":
+        return f"its sums hold for sgd, and {config.optimizer} is not linear in the gradients"
+    if config.precision != "float32":
+        return f"it computes in the parameters' own dtype alone, not in {config.precision}"
     return None
 
 
-class BlockedEngine(EagerEngine):
+def check_blocked(config: OptimizerConfig) -> None:
+    """Raise ValueError where blocks of such steps cannot be computed."""
+    if why := blocked_unsupported_reason(config):
+        raise ValueError(f"the engine blocked cannot make these steps: {why}")
+
+
+class NetworkEpoch:
+    """A network's epoch in progress: what is done of it, and the error if the network diverged."""
+
+    def __init__(self, state: TrainState, epoch: Epoch, device: torch.device) -> None:
+        self.state, self.epoch = state, epoch
+        self.metrics = MetricsAccumulator(
+            len(epoch.order), state.config.batch_size, epoch.start_step, device
+        )
+        self.error: NonFiniteLossError | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether there are steps left to take."""
+        return self.error is None and self.metrics.next_step < self.metrics.total
+
+    def add(self, losses: Tensor, correct: Tensor) -> None:
+        """Add the losses (steps,) and hits of the next steps; note a loss that is not finite."""
+        if self.error is not None:
+            return
+        self.metrics.add(losses, correct)
+        if not losses.float().isfinite().all():  # as the metrics keep them
+            try:
+                self.metrics.read()
+            except NonFiniteLossError as error:
+                self.error = error
+
+    @property
+    def progress(self) -> EpochMetrics:
+        """The metrics so far; empty where the network diverged."""
+        return self.metrics.read() if self.error is None else EpochMetrics()
+
+    @property
+    def result(self) -> EpochMetrics | NonFiniteLossError:
+        """The metrics, or the error where the network diverged."""
+        return self.error or self.metrics.read()
+
+
+class BlockedEngine(Engine):
     """Blocked look-ahead SGD for networks with hidden layers, on the CPU.
 
     Its steps are the eager engine's up to rounding; the same whatever the number of threads and
@@ -68,212 +111,183 @@ class BlockedEngine(EagerEngine):
     """
 
     name = "blocked"
-    block_steps: int | None = None
-    """Forces the length of a block; None leaves it to :func:`block_steps`."""
-    _blocks_a_call = 1
 
-    def _set_up(self) -> None:
-        if why := blocked_unsupported_reason(self.options):
-            raise ValueError(f"the engine blocked cannot make these steps: {why}")
-        super()._set_up()
+    def __init__(self, train: Subset, normalization: Normalization, device: torch.device) -> None:
+        super().__init__(train, normalization, device)
+        self._blocks_per_call = 1
 
     @staticmethod
     def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: OptimizerConfig | None = None,
+        config: OptimizerConfig | None = None,
     ) -> str | None:
+        """Return why there are no blocks on this device, of this network or with this optimizer;
+        None where there are."""
         if not native_available(device.type):
             return EagerEngine.unsupported_reason(device)
         if device.type != "cpu":
             return f"this form of it is for the CPU, not for {device.type}"
-        if options is not None and (why := blocked_unsupported_reason(options)):
+        if config is not None and (why := blocked_unsupported_reason(config)):
             return why
         if sizes is not None and len(sizes) < 3:
             return "it wants at least one hidden layer"
         return None
 
-    @classmethod
-    def train_together(
-        cls,
-        engines: Sequence[Self],
+    def _check_config(self, config: OptimizerConfig, block_steps: int | None) -> None:
+        check_blocked(config)
+
+    def train_epoch(
+        self,
+        states: Sequence[TrainState],
         epochs: Sequence[Epoch],
+        *,
         should_stop: Callable[[], bool] | None = None,
         on_progress: Callable[[list[EpochMetrics]], None] | None = None,
     ) -> list[EpochMetrics | NonFiniteLossError]:
-        """All at once; networks whose epochs have the very same ``order`` and ``moves``, batch size
-        and block length share their images and Gram matrices."""
-        if not engines:
-            return []
-        check_alike(engines)
-        check_shared(engines, epochs)
-        runs = [_Run(engine, epoch) for engine, epoch in zip(engines, epochs, strict=True)]
-        blocks = engines[0]._blocks_a_call
+        """Run all epochs at once; networks whose epochs have the very same order share its images
+        and Gram matrices, where their batch size and block length are the same."""
+        check_trains_together(states, epochs)
+        networks = [
+            _BlockedEpoch(state, epoch, self.device)
+            for state, epoch in zip(states, epochs, strict=True)
+        ]
         report_at = time.perf_counter() + REPORT_SECONDS
-        while running := [run for run in runs if run.running]:
+        while running := [network for network in networks if network.running]:
             begin = time.perf_counter()
-            _run_blocks(running, blocks)
+            self._run_blocks(running)
             now = time.perf_counter()
             if not CALL_SECONDS / 2 <= now - begin <= 2 * CALL_SECONDS:
-                blocks = max(1, 2 * blocks if now - begin < CALL_SECONDS else blocks // 2)
+                blocks = self._blocks_per_call
+                blocks = 2 * blocks if now - begin < CALL_SECONDS else blocks // 2
+                self._blocks_per_call = max(1, blocks)
             if should_stop is not None and should_stop():
                 break
             if on_progress is not None and now >= report_at:
-                on_progress(
-                    [run.tally.read() if run.error is None else EpochMetrics() for run in runs]
-                )
+                on_progress([network.progress for network in networks])
                 report_at = now + REPORT_SECONDS
-        engines[0]._blocks_a_call = blocks
-        return [run.error or run.tally.read() for run in runs]
+        return [network.result for network in networks]
 
-    @classmethod
-    def evaluate_together(cls, engines: Sequence[Self], part: Subset) -> list[EvalMetrics]:
-        if not engines:
-            return []
-        check_alike(engines)
-        norm = engines[0]._normalization
-        losses, hits = _ops.evaluate.default(
-            *(part.images.contiguous(), part.labels.contiguous(), norm.scale, norm.shift),
-            *(
-                part.counts,
-                [len(engine._tensors) // 2 for engine in engines],
-                _flat(e._tensors for e in engines),
+    def _run_blocks(self, networks: Sequence[_BlockedEpoch]) -> None:
+        """Run the next blocks of all these epochs, in groups that share their images."""
+        groups: dict[tuple[EpochOrder, int, int, int], list[_BlockedEpoch]] = {}
+        for network in networks:
+            groups.setdefault(network.group_key, []).append(network)
+        leaders = [members[0] for members in groups.values()]
+        networks = _flat(groups.values())
+        orders, flip_shifts, shape = self._next_images(leaders)
+        configs = [network.state.config for network in networks]
+        losses, correct = _ops.blocked_train_.default(
+            *(self._images, self._labels, self._normalization.scale, self._normalization.shift),
+            *(shape, orders, flip_shifts),
+            [leader.state.config.batch_size for leader in leaders],
+            [leader.steps for leader in leaders],
+            [group for group, members in enumerate(groups.values()) for _ in members],
+            [len(network.tensors) // 2 for network in networks],
+            _flat(network.tensors for network in networks),
+            _flat(network.momentum for network in networks),
+            [network.table for network in networks],
+            torch.tensor(
+                [
+                    (network.epoch.lr, c.momentum, c.weight_decay, c.nesterov, c.grad_average)
+                    for network, c in zip(networks, configs, strict=True)
+                ],
+                dtype=torch.float64,
             ),
         )
-        count = part.total
+        steps = [
+            -(-len(order) // network.state.config.batch_size)
+            for order, members in zip(orders, groups.values(), strict=True)
+            for network in members
+        ]
+        parts = zip(networks, losses.split(steps), correct.split(steps), strict=True)
+        for network, mine, hits in parts:
+            network.add(mine, hits)
+
+    def _next_images(
+        self, leaders: Sequence[_BlockedEpoch]
+    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """Return the groups' next images, their flips and shifts, empty where there are none, and
+        the shape of images that have them."""
+        orders, flip_shifts, shape = [], [], []
+        none = torch.empty(0, 3, dtype=torch.int8)
+        for leader in leaders:
+            order, rows = leader.epoch.order, leader.next_rows(self._blocks_per_call)
+            orders.append(order.indices[rows].contiguous())
+            if order.flip_shifts is None:
+                flip_shifts.append(none)
+            else:
+                flip_shifts.append(order.flip_shifts.values[rows].contiguous())
+                shape = list(order.flip_shifts.shape)
+        return orders, flip_shifts, shape
+
+    def evaluate(self, states: Sequence[TrainState], subset: Subset) -> list[EvalMetrics]:
+        """Return each network's loss and accuracy on ``subset``, in one pass over it."""
+        if not states:
+            return []
+        check_one_dtype(states)
+        tensors = [state.tensors for state in states]
+        losses, hits = _ops.evaluate.default(
+            *(subset.images.contiguous(), subset.labels.contiguous()),
+            *(self._normalization.scale, self._normalization.shift, subset.counts),
+            *([len(each) // 2 for each in tensors], _flat(tensors)),
+        )
+        count = subset.total
         return [
             EvalMetrics(loss / count, correct / count, count)
             for loss, correct in zip(losses.tolist(), hits.tolist(), strict=True)
         ]
 
-    def evaluate(self, part: Subset) -> EvalMetrics:
-        return self.evaluate_together([self], part)[0]
 
+class _BlockedEpoch(NetworkEpoch):
+    """A network's epoch in blocks of ``steps`` steps."""
 
-class _Run:
-    """One network's epoch under way."""
-
-    def __init__(self, engine: BlockedEngine, epoch: Epoch) -> None:
-        options = engine.options
-        self.engine, self.epoch = engine, epoch
-        self.tally = MetricsAccumulator(
-            len(epoch.order), options.batch_size, epoch.start_step, engine.device
-        )
-        self.error: NonFiniteLossError | None = None
-        self.steps = engine.block_steps or block_steps(
-            options.batch_size,
-            len(engine._tensors[1]),
-            options.momentum > 0,
-            fresh_images(epoch, options.batch_size),
+    def __init__(self, state: TrainState, epoch: Epoch, device: torch.device) -> None:
+        super().__init__(state, epoch, device)
+        config = state.config
+        self.tensors = state.tensors
+        self.steps = state.block_steps or block_steps(
+            config.batch_size,
+            len(self.tensors[1]),
+            config.momentum > 0,
+            fresh_images(epoch, config.batch_size),
         )
         self.table = recurrence(
-            self.steps, epoch.lr, options.momentum, options.weight_decay, options.nesterov
+            self.steps, epoch.lr, config.momentum, config.weight_decay, config.nesterov
         )
-        engine._begin()
-
-    @property
-    def running(self) -> bool:
-        return self.error is None and self.tally.next_step < self.tally.total
+        self.momentum = state.ensure_optimizer_state()["momentum"]
 
     def next_rows(self, blocks: int) -> slice:
-        """The rows of the epoch in the next so many blocks, or in the rest of a block where it was
-        taken up in the middle: blocks end at the same steps wherever it was."""
-        first, batch = self.tally.next_step, self.engine.options.batch_size
+        """Return the rows of the epoch in the next ``blocks`` blocks, or in the rest of a block
+        where it resumes in the middle: blocks end at the same steps wherever it began."""
+        first, batch = self.metrics.next_step, self.state.config.batch_size
         if first % self.steps:
             blocks = 1
         end = (first // self.steps + blocks) * self.steps
         return slice(first * batch, end * batch)
 
     @property
-    def group_key(self) -> tuple[int, ...]:
-        """The same for runs that go through the same images together."""
-        order, moves = self.epoch.order, self.epoch.moves
-        batch = self.engine.options.batch_size
-        return id(order), id(moves), batch, self.steps, self.tally.next_step
-
-    def take(self, losses: Tensor, correct: Tensor) -> None:
-        """Notes the steps that were done."""
-        self.tally.add(losses, correct)
-        if not losses.float().isfinite().all():  # as the tally keeps them
-            try:
-                self.tally.read()
-            except NonFiniteLossError as error:
-                self.error = error
-
-
-def _run_blocks(runs: Sequence[_Run], blocks: int) -> None:
-    """Runs the next blocks of all these epochs."""
-    groups: dict[tuple[int, ...], list[_Run]] = {}
-    for run in runs:
-        groups.setdefault(run.group_key, []).append(run)
-    leaders = [members[0] for members in groups.values()]
-    runs = _flat(groups.values())
-    first = runs[0].engine
-    no_moves = torch.empty(0, 3, dtype=torch.int8)
-    orders, moves = [], []
-    shape: list[int] = []
-    for run in leaders:
-        rows = run.next_rows(blocks)
-        orders.append(run.epoch.order[rows].contiguous())
-        moves.append(
-            no_moves if run.epoch.moves is None else run.epoch.moves.values[rows].contiguous()
-        )
-        shape = shape if run.epoch.moves is None else list(run.epoch.moves.shape)
-    options = [run.engine.options for run in runs]
-    norm = first._normalization
-    losses, correct = _ops.blocked_train_.default(
-        *(first._images, first._labels, norm.scale, norm.shift, shape, orders, moves),
-        *([run.engine.options.batch_size for run in leaders], [run.steps for run in leaders]),
-        [group for group, members in enumerate(groups.values()) for _ in members],
-        [len(run.engine._tensors) // 2 for run in runs],
-        _flat(run.engine._tensors for run in runs),
-        _flat(run.engine._kept.get("momentum", []) for run in runs),
-        [run.table for run in runs],
-        torch.tensor(
-            [
-                (run.epoch.lr, o.momentum, o.weight_decay, o.nesterov, o.grad_average)
-                for run, o in zip(runs, options, strict=True)
-            ],
-            dtype=torch.float64,
-        ),
-    )
-    steps = [
-        -(-len(order) // run.engine.options.batch_size)
-        for order, members in zip(orders, groups.values(), strict=True)
-        for run in members
-    ]
-    for run, mine, hits in zip(runs, losses.split(steps), correct.split(steps), strict=True):
-        run.take(mine, hits)
+    def group_key(self) -> tuple[EpochOrder, int, int, int]:
+        """The same for networks that use the same images together."""
+        batch = self.state.config.batch_size
+        return self.epoch.order, batch, self.steps, self.metrics.next_step
 
 
 def _flat(lists: Iterable[Sequence[Any]]) -> list[Any]:
     return [item for items in lists for item in items]
 
 
-def check_shared(engines: Sequence[BlockedEngine], epochs: Sequence[Epoch]) -> None:
-    """Raises ValueError unless the engines can train together."""
-    first = engines[0]
-    for engine in engines[1:]:
-        if (
-            engine._images.data_ptr() != first._images.data_ptr()
-            or engine._labels.data_ptr() != first._labels.data_ptr()
-        ):
-            raise ValueError("engines that train together must share their training images")
-    shapes = {epoch.moves.shape for epoch in epochs if epoch.moves is not None}
+def check_trains_together(states: Sequence[TrainState], epochs: Sequence[Epoch]) -> None:
+    """Raise ValueError unless the networks can train side by side on their epochs."""
+    check_one_dtype(states)
+    orders = [epoch.order for epoch in epochs]
+    shapes = {order.flip_shifts.shape for order in orders if order.flip_shifts is not None}
     if len(shapes) > 1:
-        raise ValueError(f"moves must be for images of one shape, got {shapes}")
+        raise ValueError(f"flips and shifts must be for images of one shape, got {shapes}")
 
 
-def check_alike(engines: Sequence[BlockedEngine]) -> None:
-    """Raises ValueError unless the engines have the same inputs for an image."""
-    norm, dtype = engines[0]._normalization, engines[0]._tensors[0].dtype
-    for engine in engines[1:]:
-        same = all(
-            ours is theirs or torch.equal(ours, theirs)  # which on a GPU waits for it
-            for ours, theirs in (
-                (norm.scale, engine._normalization.scale),
-                (norm.shift, engine._normalization.shift),
-            )
-        )
-        if not same or engine._tensors[0].dtype != dtype:
-            raise ValueError("engines that run together must have one normalisation and dtype")
+def check_one_dtype(states: Sequence[TrainState]) -> None:
+    """Raise ValueError unless all networks have the same dtype."""
+    dtypes = {str(state.dtype) for state in states}
+    if len(dtypes) > 1:
+        raise ValueError(f"networks side by side must have one dtype, got {sorted(dtypes)}")

@@ -1,8 +1,8 @@
 """A chunk of blocks of many networks of one shape, on a GPU, recorded once and replayed.
 
-docs/blocked-sgd.md step by step: the products are PyTorch's, the chain is ``blocked_chain_``. All
-of it works on buffers that keep their addresses; what the device has to know of a chunk is copied
-into them, and nothing waits for it. Blocks that are not full are padded with copies of their last
+docs/blocked-sgd.md step by step: the products are PyTorch's, the chain is ``blocked_chain_``.
+Everything works on buffers that keep their addresses; what the device has to know of a chunk is
+copied into them without a host sync. Blocks that are not full are padded with copies of their last
 image, which change nothing, so that one recording serves every chunk of every epoch.
 """
 
@@ -22,22 +22,24 @@ from fastmlp.ops.blocked_sgd import blocked_chain_ref
 from fastmlp.ops.flip_shift import flip_shift_ref
 
 CHUNK_BYTES = 256 << 20
-"""What the inputs of a chunk may take, about."""
+"""About how much memory the inputs of a chunk may take."""
 CHUNK_BLOCKS = 32
-"""At most so many blocks in a chunk: between two chunks a run can be stopped."""
+"""Blocks in a chunk at most: an epoch can only be stopped between two chunks."""
 OVERLAPPED_NETWORKS = 32
-"""Up to so many networks leave most of a GPU free while their chains run."""
+"""Networks whose chains, at most, leave most of a GPU free while they run."""
 
 
 def run_kernel(*args: Any) -> None:
-    """The compiled chain; the tests put an emulated one in its place."""
+    """Run the compiled chain; the tests put an emulated one in its place."""
     torch.ops.fastmlp.blocked_chain_.default(*args)
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a recording depends on: ``groups`` of ``networks`` each; those of a group share their
-    images. A block has ``steps`` batches, a chunk ``blocks`` blocks."""
+class PipelineShape:
+    """What a recording depends on: ``groups`` of ``networks`` each, which share their images.
+
+    A block has ``steps`` batches, a chunk ``blocks`` blocks.
+    """
 
     groups: int
     networks: int
@@ -50,7 +52,7 @@ class Shape:
     momentum: bool
     decay: bool
     dtype: torch.dtype
-    moved: tuple[int, int, int] | None
+    augmented: tuple[int, int, int] | None
     """The images' (planes, height, width) where they are flipped and shifted."""
     compiled: bool
     """Whether the chain is the kernel, or PyTorch's operators where no kernel takes the shape."""
@@ -62,7 +64,7 @@ class Shape:
 
     @property
     def all(self) -> int:
-        """How many networks there are."""
+        """The number of networks."""
         return self.groups * self.networks
 
     @property
@@ -74,7 +76,7 @@ class Shape:
 
 
 def block_bytes(rows: int, inputs: int, steps: int, dtype: torch.dtype) -> int:
-    """What the inputs of a group's block take, and their Gram matrix."""
+    """Return the bytes that the inputs of a group's block and their Gram matrix take."""
     numbers = inputs + (rows if steps > 1 else 0)
     extra = 5 if dtype == torch.float64 else 1  # bytes of a pixel, and as float32 on the way
     return rows * (numbers * dtype.itemsize + inputs * extra)
@@ -82,15 +84,16 @@ def block_bytes(rows: int, inputs: int, steps: int, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which images the blocks of a call hold: ``index`` (blocks, R) into the order, the last of a
-    block repeated behind its end, and ``rows`` (blocks,), how many of them are there."""
+    """The images of an epoch's blocks: ``index`` (blocks, R) into the order, the last of a block
+    repeated behind its end, and ``rows`` (blocks,), the number of images without repetition."""
 
     index: Tensor
     rows: Tensor
 
     @classmethod
-    def of(cls, images: int, start_step: int, shape: Shape) -> Schedule:
-        """Blocks end at the same steps wherever the epoch is taken up."""
+    def of(cls, images: int, start_step: int, shape: PipelineShape) -> Schedule:
+        """Return the blocks from ``start_step`` on; they end at the same steps wherever the epoch
+        resumes."""
         first = start_step // shape.steps
         ends = torch.arange(first + 1, -(-images // shape.rows) + 1) * shape.rows
         begins = (ends - shape.rows).clamp(min=start_step * shape.batch)
@@ -99,18 +102,22 @@ class Schedule:
         return cls(torch.minimum(index, ends[:, None] - 1), ends - begins)
 
     def padded(self, blocks: int) -> Schedule:
-        """With blocks without images behind its end."""
+        """Return a schedule of ``blocks`` blocks, those added at the end without images."""
         missing = blocks - len(self.rows)
         index = torch.cat([self.index, self.index[-1:, -1:].expand(missing, self.index.shape[1])])
         return Schedule(index, torch.cat([self.rows, self.rows.new_zeros(missing)]))
 
 
-class Runner:
-    """Buffers and recording of a shape. ``parameters`` and ``momentum`` (empty without) hold the
-    weight (M, H, I), bias (M, H), weight (M, C, H) and bias (M, C) of all its networks."""
+class BlockedPipeline:
+    """The buffers and the recording of a shape.
+
+    ``parameters`` and ``momentum`` (empty without) hold the weight (M, H, I), bias (M, H), weight
+    (M, C, H) and bias (M, C) of all its networks; ``recurrence`` (M, steps + 1, 6) and ``options``
+    (M, 5) their settings. A replay leaves ``losses`` and ``correct``, both (blocks, M, steps).
+    """
 
     def __init__(
-        self, shape: Shape, images: Tensor, labels: Tensor, normalization: Normalization
+        self, shape: PipelineShape, images: Tensor, labels: Tensor, normalization: Normalization
     ) -> None:
         self.shape = shape
         self._images, self._labels, self._normalization = images, labels, normalization
@@ -127,7 +134,7 @@ class Runner:
         self.recurrence, self.options = make(n.all, n.steps + 1, 6), make(n.all, 5)
         chunk = (n.blocks, n.groups, n.rows)
         self._index = make(*chunk, dtype=torch.int64)
-        self._moves = make(*chunk, 3, dtype=torch.int8) if n.moved else None
+        self._flip_shifts = make(*chunk, 3, dtype=torch.int8) if n.augmented else None
         self._rows = make(n.blocks, n.groups, dtype=torch.int64)
         self._chunk_labels = make(*chunk, dtype=torch.int64)
         self._pixels = make(n.blocks * n.groups * n.rows, n.inputs, dtype=torch.uint8)
@@ -151,13 +158,13 @@ class Runner:
     def _doubles(self) -> bool:
         return self.shape.dtype == torch.float64
 
-    def replay(self, index: Tensor, rows: Tensor, moves: Tensor | None) -> None:
-        """Runs the chunk of the images ``index`` (blocks, G, R), of which ``rows`` (blocks, G) are
-        there, moved by ``moves`` (blocks, G, R, 3); all on the device."""
+    def replay(self, index: Tensor, rows: Tensor, flip_shifts: Tensor | None) -> None:
+        """Run the chunk of the images ``index`` (blocks, G, R), of which the first ``rows``
+        (blocks, G) of a block count, with ``flip_shifts`` (blocks, G, R, 3); all on the device."""
         self._index.copy_(index)
         self._rows.copy_(rows)
-        if self._moves is not None and moves is not None:
-            self._moves.copy_(moves)
+        if self._flip_shifts is not None and flip_shifts is not None:
+            self._flip_shifts.copy_(flip_shifts)
         self._recording.replay()
 
     def _run(self) -> None:
@@ -167,11 +174,13 @@ class Runner:
             return
         for block in range(self.shape.blocks):
             self._multiply(block)
-            self._walk(block)
+            self._run_chain(block)
             self._update(block)
 
     def _run_overlapped(self, cross: Tensor) -> None:
-        """While a chain runs, the weights of the block before it are updated and the product of the
+        """Run the chunk with products beside the chains.
+
+        While a chain runs, the weights of the block before it are updated and the product of the
         block after it is made of them. What the chain then changes of that product is one small
         product more: x(n+1) [w + to_w^T x(n)]^T = x(n+1) w^T + [x(n+1) x(n)^T] to_w.
         """
@@ -186,7 +195,7 @@ class Runner:
         self._multiply(0)
         for block in range(n.blocks):
             self._beside.run(partial(make_ready, block + 1))
-            self._walk(block)
+            self._run_chain(block)
             self._beside.join()
             if block + 1 < n.blocks:
                 p, to_w = self._of(self._p, block + 1), self._of(self._to_w, block)
@@ -199,13 +208,13 @@ class Runner:
         return buffers[block % len(buffers)]
 
     def _gather(self) -> None:
-        """The inputs of all blocks, their labels and Gram matrices."""
+        """Compute the inputs of all blocks, their labels and Gram matrices."""
         n, index = self.shape, self._index.view(-1)
         torch.index_select(self._labels, 0, index, out=self._chunk_labels.view(-1))
         torch.index_select(self._images, 0, index, out=self._pixels)
         pixels = self._pixels
-        if self._moves is not None and n.moved is not None:
-            pixels = flip_shift_ref(pixels, self._moves.view(-1, 3), n.moved)
+        if self._flip_shifts is not None and n.augmented is not None:
+            pixels = flip_shift_ref(pixels, self._flip_shifts.view(-1, 3), n.augmented)
         floats = self._floats.view(-1, n.inputs)
         torch.mul(pixels, self._normalization.scale, out=floats).add_(self._normalization.shift)
         if self._doubles:
@@ -220,7 +229,7 @@ class Runner:
             torch.bmm(later, earlier.transpose(1, 2), out=out)
 
     def _multiply(self, block: int) -> None:
-        """p = x w^T, and q of the momenta."""
+        """Compute p = x w^T, and q of the momentum."""
         self._product(self._x[block], self.parameters[0], self._of(self._p, block))
         if self._q is not None:
             self._product(self._x[block], self.momentum[0], self._q)
@@ -230,8 +239,8 @@ class Runner:
         stacked = weight.view(n.groups, n.networks * n.hidden, n.inputs)
         torch.bmm(x, stacked.transpose(1, 2), out=out.view(n.groups, n.rows, -1))
 
-    def _walk(self, block: int) -> None:
-        """The chain."""
+    def _run_chain(self, block: int) -> None:
+        """Take the block's steps, one after the other."""
         chain: Callable[..., None] = run_kernel if self.shape.compiled else blocked_chain_ref
         chain(
             *(self._of(self._p, block), self._q, self._gram[block], self._chunk_labels[block]),
@@ -242,7 +251,7 @@ class Runner:
         )
 
     def _update(self, block: int) -> None:
-        """w <- w + ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v + to_v^T x."""
+        """Set w <- w + ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v + to_v^T x."""
         w, x = self.parameters[0], self._x[block]
         w_w, w_v, v_w, v_v = self._ends[:, :, None, None].unbind(1)
         if self._spare is not None:

@@ -1,4 +1,4 @@
-"""Work that is recorded once and replayed: a GPU is told all of it in one launch."""
+"""CUDA graphs: work that is recorded once and replayed in one launch, and what runs beside it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 __all__ = ["CapturedGraph", "ReplayThrottle", "SideStream"]
 
 REPLAYS_AHEAD = 2
-"""Replays that a GPU may still have to do when Python gives it the next: it never idles, and who
-wants to stop does not wait for long."""
+"""Replays that may be pending when Python adds the next: enough that a GPU never idles, few enough
+that an epoch stops soon."""
 
 
 class CapturedGraph:
-    """``work()`` as one CUDA graph on ``device``; elsewhere a replay simply calls it.
+    """``work()`` as one CUDA graph on ``device``; on other devices a replay simply calls it.
 
-    ``work`` may only read and write tensors that keep their addresses, and must not wait for the
-    device. Making the recording runs it once, so what it changes must be filled in afterwards.
+    ``work`` may only read and write tensors that keep their addresses, and must not sync with the
+    device. Recording runs it once, so what it changes must be filled in afterwards.
     """
 
     def __init__(self, work: Callable[[], None], device: torch.device) -> None:
@@ -40,7 +40,7 @@ class CapturedGraph:
                 work()
 
     def replay(self) -> None:
-        """Runs the work on the present stream, after what was put there before."""
+        """Run the work on the current stream."""
         if self._graph is None:
             self._work()
             return
@@ -49,7 +49,7 @@ class CapturedGraph:
 
 
 class SideStream:
-    """A second stream, for work that may run while the present one does something else."""
+    """A second stream, for work that may run beside that of the current one."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -58,8 +58,8 @@ class SideStream:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, work: Callable[[], None]) -> None:
-        """``work()``, after what the present stream has been given; elsewhere than on a GPU it is
-        done at once. Between here and :meth:`join` neither may need what the other makes."""
+        """Enqueue ``work()`` after what is in the current stream; run it at once where there is no
+        GPU. Until :meth:`join` neither stream may need what the other computes."""
         if self._stream is None:
             work()
             return
@@ -68,20 +68,20 @@ class SideStream:
             work()
 
     def join(self) -> None:
-        """What the present stream gets from here on waits for that work."""
+        """Make the current stream wait for that work."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
 class ReplayThrottle:
-    """Keeps Python at most REPLAYS_AHEAD replays ahead of a GPU."""
+    """Keep Python at most REPLAYS_AHEAD replays ahead of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._ends: deque[torch.cuda.Event] = deque()
 
     def keep(self) -> None:
-        """To be called after every replay."""
+        """Wait until few enough replays are pending; call it after every replay."""
         if self._device.type != "cuda":
             return
         end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

@@ -10,23 +10,25 @@ keep their addresses.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmlp.data.transforms import FlipShifts
-from fastmlp.engines.base import Epoch
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import FlipShifts, Normalization
+from fastmlp.engines.base import Epoch, TrainState
 from fastmlp.engines.cuda_graph import CapturedGraph, ReplayThrottle
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.metrics import EpochMetrics, MetricsAccumulator
-from fastmlp.engines.optimizers import OPTIMIZERS, OptimizerConfig, update_, update_by_parts_
+from fastmlp.engines.optimizers import OptimizerConfig, update_, update_by_parts_
 from fastmlp.engines.stepwise import REPORT_SECONDS
 
 CHUNK_STEPS = 64
-"""Steps in a chunk at most: a chunk is also what a person who wants to stop waits for."""
+"""Steps in a chunk at most: an epoch can only be stopped between two chunks."""
 CHUNK_ROWS = 2048
 """Images in a chunk at most, where there are several batches of them: as floats of CIFAR-10's size
 they fit into a GPU's level-2 cache."""
@@ -38,8 +40,11 @@ asks about an address when it chooses how to sum."""
 
 
 def chunk_steps(steps: int, batch: int) -> int:
-    """How long a chunk is in an epoch of so many whole batches: of the longer half of what is
-    allowed, the length that leaves the fewest steps over; those are run one by one."""
+    """Return the length of a chunk in an epoch of ``steps`` whole batches.
+
+    It is the length, from half of what is allowed upwards, that leaves the fewest steps over;
+    those run one by one.
+    """
     longest = max(1, min(CHUNK_STEPS, CHUNK_ROWS // batch))
     if 0 < steps <= longest:
         return steps
@@ -48,144 +53,207 @@ def chunk_steps(steps: int, batch: int) -> int:
     )
 
 
+def aligned_batches(x: Tensor, steps: int) -> list[Tensor]:
+    """Return the batches of ``steps`` steps on x (N, I), each (N / steps, I) at an address that is
+    a multiple of ALIGNMENT bytes from the first one's."""
+    inputs, x = x.shape[1], x.reshape(steps, -1)
+    size = x.shape[1]
+    missing = -size % (ALIGNMENT // x.element_size())
+    if missing:
+        x = F.pad(x, (0, missing))
+    return [batch[:size].view(-1, inputs) for batch in x]
+
+
+@dataclass
+class _Chunk:
+    """A recording of some steps: filled with ``indices`` and ``flip_shifts``, replayed, and read
+    in ``losses`` and ``correct``."""
+
+    indices: Tensor
+    flip_shifts: FlipShifts | None
+    losses: Tensor
+    correct: Tensor
+    graph: CapturedGraph
+
+
+class _Recordings:
+    """The recordings of one state, with the tensors whose addresses they hold."""
+
+    def __init__(self, state: TrainState) -> None:
+        state.ensure_optimizer_state()
+        self.config = state.config
+        self.parameters = dict(state.parameters)
+        self.optimizer_state = {kind: dict(t) for kind, t in state.optimizer_state.items()}
+        self.lr = torch.zeros((), dtype=state.dtype, device=state.tensors[0].device)
+        self.layers_dtype = state.layers_dtype
+        self.chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
+
+    def bind(self, state: TrainState) -> None:
+        """Make ``state`` hold the recorded tensors, with its own values in them; what the optimizer
+        has not begun to keep is zero."""
+        state.parameters = _rebound(self.parameters, state.parameters)
+        state.optimizer_state = {
+            kind: _rebound(tensors, state.optimizer_state[kind])
+            for kind, tensors in self.optimizer_state.items()
+        }
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The parameters in the order of the layers."""
+        return list(self.parameters.values())
+
+    def update(self, gradients: list[Tensor]) -> None:
+        """Take one step of the optimizer with the learning rate that is in ``lr``."""
+        # On CUDA the fused kernels read a learning rate in float32 alone, too coarse for float64.
+        update = update_ if self.lr.dtype == torch.float32 else update_by_parts_
+        optimizer_state = {kind: list(t.values()) for kind, t in self.optimizer_state.items()}
+        update(self.tensors, gradients, optimizer_state, self.lr, self.config)
+
+    def saved(self) -> Callable[[], None]:
+        """Return a function that restores the present values of all recorded tensors."""
+        changing = [
+            *self.tensors,
+            *(t for kept in self.optimizer_state.values() for t in kept.values()),
+        ]
+        before = [tensor.clone() for tensor in changing]
+
+        def restore() -> None:
+            for tensor, value in zip(changing, before, strict=True):
+                tensor.copy_(value)
+
+        return restore
+
+
+def _rebound(recorded: dict[str, Tensor], current: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy the current values into the recorded tensors, zeros where there are none, and return
+    these."""
+    for name, tensor in recorded.items():
+        if name not in current:
+            tensor.zero_()
+        elif current[name] is not tensor:
+            tensor.copy_(current[name])
+    return dict(recorded)
+
+
 class GraphEngine(EagerEngine):
     """fastmlp's operators, many steps in one CUDA graph; any depth and width.
 
-    Its steps are the eager engine's. What a step computes does not depend on the chunk it is in, so
-    an epoch that was stopped between two chunks goes on bit by bit. Elsewhere than on CUDA, where
-    tests build it, a chunk's replay simply runs its steps.
+    Its steps are the eager engine's. What a step computes does not depend on its chunk, so an epoch
+    that was stopped between two chunks resumes bit by bit. On other devices than CUDA, where tests
+    build it, a chunk's replay simply runs its steps.
     """
 
     name = "graph"
 
-    def _set_up(self) -> None:
-        super()._set_up()
-        self._begin()  # recordings hold the addresses
-        self._begun = False
-        self._lr = torch.zeros((), dtype=self._tensors[0].dtype, device=self.device)
-        self._chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
+    def __init__(self, train: Subset, normalization: Normalization, device: torch.device) -> None:
+        super().__init__(train, normalization, device)
+        self._recordings: WeakKeyDictionary[TrainState, _Recordings] = WeakKeyDictionary()
 
     @staticmethod
     def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: OptimizerConfig | None = None,
+        config: OptimizerConfig | None = None,
     ) -> str | None:
+        """Return why there are no CUDA graphs or no kernels, None where there are."""
         if device.type != "cuda":
             return f"it is made of CUDA graphs, which {device.type} does not have"
-        return EagerEngine.unsupported_reason(device, sizes, options)
+        return EagerEngine.unsupported_reason(device, sizes, config)
 
-    def _train_epoch(
+    def _train_network(
         self,
+        state: TrainState,
         epoch: Epoch,
         should_stop: Callable[[], bool] | None,
         on_progress: Callable[[EpochMetrics], None],
     ) -> EpochMetrics:
-        batch, moves = self.options.batch_size, epoch.moves
-        tally = MetricsAccumulator(len(epoch.order), batch, epoch.start_step, self.device)
-        order = epoch.order.to(self.device)
-        if moves is not None:
-            moves = FlipShifts(moves.values.to(self.device), moves.shape)
-        self._lr.fill_(epoch.lr)
-        self._begun = True
-        whole = len(order) // batch
-        length, pace = chunk_steps(whole, batch), ReplayThrottle(self.device)
+        batch, flip_shifts = state.config.batch_size, epoch.order.flip_shifts
+        metrics = MetricsAccumulator(len(epoch.order), batch, epoch.start_step, self.device)
+        indices = epoch.order.indices.to(self.device)
+        if flip_shifts is not None:
+            flip_shifts = FlipShifts(flip_shifts.values.to(self.device), flip_shifts.shape)
+        recordings = self._recordings_of(state)
+        recordings.lr.fill_(epoch.lr)
+        whole = len(indices) // batch
+        length, throttle = chunk_steps(whole, batch), ReplayThrottle(self.device)
         report_at = time.perf_counter() + REPORT_SECONDS
-        while tally.next_step < tally.total:
-            first = tally.next_step
+        while metrics.next_step < metrics.total:
+            first = metrics.next_step
             steps = length if first + length <= whole else 1
             rows = slice(first * batch, (first + steps) * batch)
-            chunk = self._chunk(order[rows], steps, moves[rows] if moves is not None else None)
-            tally.add(chunk.losses, chunk.correct)
-            pace.keep()
+            moved = flip_shifts[rows] if flip_shifts is not None else None
+            chunk = self._run_chunk(recordings, indices[rows], steps, moved)
+            metrics.add(chunk.losses, chunk.correct)
+            throttle.keep()
             if should_stop is not None and should_stop():
                 break
             if time.perf_counter() >= report_at:
-                on_progress(tally.read())
+                on_progress(metrics.read())
                 report_at = time.perf_counter() + REPORT_SECONDS
-        return tally.read()
+        return metrics.read()
 
-    def _chunk(self, rows: Tensor, steps: int, moves: FlipShifts | None) -> _Chunk:
-        """Runs so many steps on the images ``rows``, moved by ``moves``; returns what holds their
-        losses and hits until it runs again."""
-        shape = moves.shape if moves is not None else None
-        key = steps, len(rows), shape
-        if key not in self._chunks:
-            changing = [*self._tensors, *chain(*self._kept.values())]
-            before = [tensor.clone() for tensor in changing]
-            self._chunks[key] = _Chunk(self, *key)
-            for tensor, value in zip(changing, before, strict=True):
-                tensor.copy_(value)
-        chunk = self._chunks[key]
-        chunk.rows.copy_(rows)
-        if moves is not None and chunk.moves is not None:
-            chunk.moves.values.copy_(moves.values)
-        chunk.recording.replay()
+    def _recordings_of(self, state: TrainState) -> _Recordings:
+        """Return the recordings of ``state``, whose tensors it then holds."""
+        recordings = self._recordings.get(state)
+        if recordings is None or recordings.config != state.config:
+            recordings = self._recordings[state] = _Recordings(state)
+        recordings.bind(state)
+        return recordings
+
+    def _run_chunk(
+        self, recordings: _Recordings, indices: Tensor, steps: int, flip_shifts: FlipShifts | None
+    ) -> _Chunk:
+        """Run ``steps`` steps on these images; return what holds their losses and hits until it
+        runs again."""
+        shape = flip_shifts.shape if flip_shifts is not None else None
+        key = steps, len(indices), shape
+        if key not in recordings.chunks:
+            restore = recordings.saved()
+            recordings.chunks[key] = self._record(recordings, *key)
+            restore()
+        chunk = recordings.chunks[key]
+        chunk.indices.copy_(indices)
+        if flip_shifts is not None and chunk.flip_shifts is not None:
+            chunk.flip_shifts.values.copy_(flip_shifts.values)
+        chunk.graph.replay()
         return chunk
 
-    def _batches(self, rows: Tensor, steps: int, moves: FlipShifts | None) -> list[Tensor]:
-        """The inputs of so many steps, each (N, I) at an address as round as any other's."""
-        images = self._images.index_select(0, rows)
-        if moves is not None:
-            images = self._moved(images, moves)
-        x = self._inputs(images).reshape(steps, -1)
-        size = x.shape[1]
-        missing = -size % (ALIGNMENT // x.element_size())
-        if missing:
-            x = F.pad(x, (0, missing))
-        return [batch[:size].view(-1, images.shape[1]) for batch in x]
+    def _record(
+        self,
+        recordings: _Recordings,
+        steps: int,
+        images: int,
+        shape: tuple[int, int, int] | None,
+    ) -> _Chunk:
+        """Record ``steps`` steps on ``images`` images, augmented where ``shape`` is given."""
+        indices = torch.zeros(images, dtype=torch.int64, device=self.device)
+        flip_shifts = None
+        if shape is not None:
+            values = torch.zeros(images, 3, dtype=torch.int8, device=self.device)
+            flip_shifts = FlipShifts(values, shape)
+        losses = torch.empty(steps, dtype=recordings.lr.dtype, device=self.device)
+        correct = torch.empty((), dtype=torch.int64, device=self.device)
 
-    def _update(self, gradients: list[Tensor]) -> None:
-        """One step of the optimiser with the learning rate that is in ``self._lr``."""
-        # On CUDA the fused kernels read a learning rate in float32 alone, too coarse for float64.
-        fused = self._lr.dtype == torch.float32
-        update = update_ if fused else update_by_parts_
-        update(self._tensors, gradients, self._kept, self._lr, self.options)
+        def work() -> None:
+            tensors, grad_average = recordings.tensors, recordings.config.grad_average
+            pixels = self._images.index_select(0, indices)
+            if flip_shifts is not None:
+                pixels = self._augmented(pixels, flip_shifts)
+            labels = self._labels.index_select(0, indices)
+            inputs = self._normalization.apply(pixels).to(recordings.layers_dtype)
+            done, logits = [], []
+            batches = zip(
+                aligned_batches(inputs, steps), torch.split(labels, images // steps), strict=True
+            )
+            for x, y in batches:
+                loss, outputs, gradients = self._gradients(tensors, x, y, grad_average)
+                recordings.update(gradients)
+                done.append(loss)
+                logits.append(outputs)
+            torch.stack(done, out=losses)
+            correct.copy_((torch.cat(logits).argmax(1) == labels).sum())
+
+        return _Chunk(indices, flip_shifts, losses, correct, CapturedGraph(work, self.device))
 
     def _evaluation_rows(self) -> int:
         return EVALUATION_ROWS
-
-    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        if self._begun:
-            return super().optimizer_state()
-        return {kind: {} for kind in OPTIMIZERS[self.options.optimizer]}
-
-    def _load_optimizer(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._begun = any(state.values())
-        if self._begun:
-            self._fill(state)
-        else:
-            for tensor in chain(*self._kept.values()):
-                tensor.zero_()
-
-
-class _Chunk:
-    """``steps`` steps on ``images`` images, moved where ``shape`` is given, recorded; the images'
-    numbers and moves are to be filled in before a replay."""
-
-    def __init__(
-        self, engine: GraphEngine, steps: int, images: int, shape: tuple[int, int, int] | None
-    ) -> None:
-        device, dtype = engine.device, engine._tensors[0].dtype
-        self.rows = torch.zeros(images, dtype=torch.int64, device=device)
-        self.moves = (
-            FlipShifts(torch.zeros(images, 3, dtype=torch.int8, device=device), shape)
-            if shape is not None
-            else None
-        )
-        self.losses = torch.empty(steps, dtype=dtype, device=device)
-        self.correct = torch.empty((), dtype=torch.int64, device=device)
-
-        def work() -> None:
-            labels = engine._labels.index_select(0, self.rows)
-            batches = engine._batches(self.rows, steps, self.moves)
-            losses, logits = [], []
-            for x, y in zip(batches, torch.split(labels, images // steps), strict=True):
-                loss, outputs, gradients = engine._gradients(x, y)
-                engine._update(gradients)
-                losses.append(loss)
-                logits.append(outputs)
-            torch.stack(losses, out=self.losses)
-            self.correct.copy_((torch.cat(logits).argmax(1) == labels).sum())
-
-        self.recording = CapturedGraph(work, device)

@@ -1,4 +1,4 @@
-"""What an engine measures."""
+"""What the engines measure: metrics of an epoch and of an evaluation, and how they add up."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one call of :meth:`Engine.train_epoch` has done: steps, images, the sum of their losses
-    and how many were classified correctly, each before the step that used it."""
+    """What one call of :meth:`Engine.train_epoch` has done for a network: steps, images, the sum of
+    their losses and how many were classified correctly, each before the step that used it."""
 
     steps: int = 0
     samples: int = 0
@@ -32,7 +32,7 @@ class EpochMetrics:
         return self.correct / self.samples if self.samples else math.nan
 
     def __add__(self, later: EpochMetrics) -> EpochMetrics:
-        """The two parts of an epoch that was stopped in between."""
+        """Return the metrics of two parts of an epoch that was stopped in between."""
         return EpochMetrics(
             self.steps + later.steps,
             self.samples + later.samples,
@@ -61,8 +61,11 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class MetricsAccumulator:
-    """The losses and hits of one call of train_epoch. They stay on the device until they are read,
-    so that no step waits for it."""
+    """Accumulates the losses and hits of a network's epoch from ``start_step`` on.
+
+    They stay on the device until they are read, so that no step syncs with it. Raises ValueError
+    for a ``start_step`` beyond the epoch.
+    """
 
     def __init__(self, samples: int, batch: int, start_step: int, device: torch.device) -> None:
         self.total = -(-samples // batch)
@@ -76,7 +79,7 @@ class MetricsAccumulator:
             self._sizes[-1] = samples % batch
 
     def add(self, losses: Tensor, correct: Tensor) -> None:
-        """Takes the mean losses (steps,) of the next steps and how many images were classified
+        """Add the mean losses (steps,) of the next steps and the number of images classified
         correctly in them, as one number or one for each step."""
         self._losses[self._next : self._next + len(losses)] = losses
         self._correct += correct.sum()
@@ -84,11 +87,11 @@ class MetricsAccumulator:
 
     @property
     def next_step(self) -> int:
-        """The step, counted from the epoch's first, that comes next."""
+        """The next step, counted from the epoch's first."""
         return self._next
 
     def read(self) -> EpochMetrics:
-        """The sums so far; raises NonFiniteLossError for the first loss that is not finite."""
+        """Return the sums so far; raise NonFiniteLossError for the first non-finite loss."""
         done = slice(self._start, self._next)
         losses, sizes = self._losses[done].double().cpu(), self._sizes[done]
         bad = (~losses.isfinite()).nonzero()

@@ -1,23 +1,27 @@
-"""Training in plain PyTorch, with none of fastmlp's kernels: what every engine is compared with."""
+"""The engine ``reference``: plain PyTorch, with none of fastmlp's kernels, which every other engine
+is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastmlp.data.transforms import FlipShifts
-from fastmlp.engines.base import copies_on_cpu
-from fastmlp.engines.optimizers import OPTIMIZERS, OptimizerConfig
-from fastmlp.engines.stepwise import StepEngine
+from fastmlp.engines.base import TrainState
+from fastmlp.engines.optimizers import OptimizerConfig
+from fastmlp.engines.stepwise import Step, StepEngine
 
 
 def mlp_ref(parameters: Sequence[Tensor], x: Tensor, autocast: bool = False) -> Tensor:
-    """Logits (N, C) of a ReLU network, in the dtype of its parameters; parameters W1 (H, I), b1
-    (H,), W2, b2, ..., x (N, I). With ``autocast`` the layers run under ``torch.autocast`` in
-    bfloat16."""
+    """Return the logits (N, C) of a ReLU network, in the dtype of its parameters.
+
+    parameters W1 (H, I), b1 (H,), W2, b2, ..., x (N, I). With ``autocast`` the layers run under
+    ``torch.autocast`` in bfloat16.
+    """
     layers = list(zip(parameters[0::2], parameters[1::2], strict=True))
     with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
         for weight, bias in layers[:-1]:
@@ -34,11 +38,12 @@ def train_step_ref(
     grad_average: bool = False,
     autocast: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One step on the batch x (N, I), labels (N,) int64: the mean loss, a scalar, and the logits
-    (N, C), both from before the update. The parameters, which require gradients, change in place.
+    """Take one step on the batch x (N, I), labels (N,) int64; return the mean loss, a scalar, and
+    the logits (N, C), both from before the update.
 
-    ``grad_average`` divides the gradients, already means over the batch, by N once more;
-    ``autocast`` is that of :func:`mlp_ref`.
+    The parameters, which require gradients, change in place. ``grad_average`` divides the
+    gradients, already means over the batch, by N once more; ``autocast`` is that of
+    :func:`mlp_ref`.
     """
     with torch.enable_grad():
         logits = mlp_ref(parameters, x, autocast)
@@ -64,13 +69,13 @@ def train_epoch_ref(
     normalize: Callable[[Tensor], Tensor] | None = None,
     max_steps: int | None = None,
 ) -> tuple[Tensor, int]:
-    """One epoch of SGD, or its first ``max_steps`` steps: the losses (steps,) and how many images
-    were classified correctly, each image before the step that used it.
+    """Train one epoch of SGD, or its first ``max_steps`` steps; return the losses (steps,) and the
+    number of images classified correctly, each before the step that used it.
 
     parameters W1 (H, I), b1 (H,), ..., of any floating-point dtype, change in place; images (n, I)
     and labels (n,) int64 are visited in ``order`` (m,) int64, in batches of ``batch_size``, the
     last one perhaps smaller. ``normalize`` maps a batch of images, uint8 say, to inputs. The
-    optimiser starts without momentum.
+    optimizer starts without momentum.
     """
     parameters = [parameter.requires_grad_() for parameter in parameters]
     optimizer = torch.optim.SGD(
@@ -91,61 +96,80 @@ class ReferenceEngine(StepEngine):
 
     name = "reference"
 
-    def _set_up(self) -> None:
-        options, tensors = self.options, [tensor.requires_grad_() for tensor in self._tensors]
-        decay = options.weight_decay
-        self._optimizer: torch.optim.Optimizer
-        if options.optimizer == "sgd":
-            self._optimizer = torch.optim.SGD(
-                tensors,
-                momentum=options.momentum,
-                nesterov=options.nesterov,
-                weight_decay=decay,
-            )
-        elif options.optimizer == "adam":
-            self._optimizer = torch.optim.Adam(tensors, weight_decay=decay)
-        else:
-            self._optimizer = torch.optim.AdamW(tensors, weight_decay=decay)
-
     @staticmethod
     def unsupported_reason(
         device: torch.device,
         sizes: Sequence[int] | None = None,
-        options: OptimizerConfig | None = None,
+        config: OptimizerConfig | None = None,
     ) -> str | None:
+        """Return None: it runs everywhere."""
         return None
 
-    def _moved(self, images: Tensor, moves: FlipShifts) -> Tensor:
-        return moves.apply(images, reference=True)
+    @contextmanager
+    def _open_epoch(self, state: TrainState, lr: float) -> Iterator[Step]:
+        config, autocast = state.config, state.layers_dtype == torch.bfloat16
+        # Leaves of their own in the same memory, so that the state's tensors need no gradients.
+        leaves = {name: p.detach().requires_grad_() for name, p in state.parameters.items()}
+        tensors = list(leaves.values())
+        optimizer = _make_optimizer(tensors, lr, config)
+        _to_optimizer(optimizer, leaves, state)
 
-    def _step(self, x: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        self._optimizer.param_groups[0]["lr"] = lr
-        average, low = self.options.grad_average, self._layers_dtype == torch.bfloat16
-        return train_step_ref(self._tensors, self._optimizer, x, labels, average, low)
+        def step(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return train_step_ref(tensors, optimizer, x, labels, config.grad_average, autocast)
 
-    def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = mlp_ref(self._tensors, x, self._layers_dtype == torch.bfloat16)
+        try:
+            yield step
+        finally:
+            _from_optimizer(optimizer, leaves, state)
+
+    def _evaluate_batch(
+        self, state: TrainState, x: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = mlp_ref(state.tensors, x, state.layers_dtype == torch.bfloat16)
         return F.cross_entropy(logits, labels, reduction="sum"), logits
 
-    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        states = {name: self._optimizer.state[p] for name, p in self._parameters.items()}
-        return {
-            kind: copies_on_cpu(
-                {name: s[key] for name, s in states.items() if s.get(key) is not None}
-            )
-            for kind, key in self._keys().items()
+    def _augmented(self, images: Tensor, flip_shifts: FlipShifts) -> Tensor:
+        return flip_shifts.apply(images, reference=True)
+
+
+def _make_optimizer(
+    tensors: list[Tensor], lr: float, config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        momentum, nesterov = config.momentum, config.nesterov
+        return torch.optim.SGD(tensors, lr, momentum, nesterov=nesterov, weight_decay=decay)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(tensors, lr, weight_decay=decay)
+    return torch.optim.AdamW(tensors, lr, weight_decay=decay)
+
+
+TORCH_NAMES = {"momentum": "momentum_buffer"}
+"""The kinds in :data:`OPTIMIZERS` that have another name in ``torch.optim``."""
+
+
+def _to_optimizer(
+    optimizer: torch.optim.Optimizer, leaves: Mapping[str, Tensor], state: TrainState
+) -> None:
+    """Give the optimizer the tensors of ``state``, to change in place."""
+    for kind, tensors in state.optimizer_state.items():
+        for name, tensor in tensors.items():
+            # torch.optim wants the step on the CPU
+            value = tensor.cpu() if kind == "step" else tensor
+            optimizer.state[leaves[name]][TORCH_NAMES.get(kind, kind)] = value
+
+
+def _from_optimizer(
+    optimizer: torch.optim.Optimizer, leaves: Mapping[str, Tensor], state: TrainState
+) -> None:
+    """Keep in ``state`` what the optimizer has made."""
+    for kind in state.optimizer_state:
+        found = {
+            name: optimizer.state[leaf].get(TORCH_NAMES.get(kind, kind))
+            for name, leaf in leaves.items()
         }
-
-    def _load_optimizer(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._optimizer.state.clear()
-        for kind, key in self._keys().items():
-            for name, tensor in state[kind].items():
-                parameter = self._parameters[name].detach()
-                # torch.optim keeps the step on the CPU
-                copy = tensor.clone() if kind == "step" else tensor.to(parameter, copy=True)
-                self._optimizer.state[self._parameters[name]][key] = copy
-
-    def _keys(self) -> dict[str, str]:
-        """What ``torch.optim`` calls what it keeps."""
-        kinds = OPTIMIZERS[self.options.optimizer]
-        return {kind: {"momentum": "momentum_buffer"}.get(kind, kind) for kind in kinds}
+        state.optimizer_state[kind] = {
+            name: tensor.to(leaves[name].device)
+            for name, tensor in found.items()
+            if tensor is not None
+        }

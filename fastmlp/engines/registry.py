@@ -1,4 +1,4 @@
-"""How an epoch is run: one class per engine, chosen by name, never silently.
+"""The engines by name, and the choice among them, which always says why.
 
 ``blocked`` runs whole blocks of exact SGD steps as large matrix products; ``graph`` records many
 steps of fastmlp's operators as one CUDA graph; ``eager`` runs them one by one, without autograd;
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import Normalization
 from fastmlp.engines.base import Engine
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
@@ -25,6 +27,7 @@ __all__ = [
     "BlockedCudaEngine",
     "BlockedEngine",
     "EagerEngine",
+    "EnginePool",
     "GraphEngine",
     "ReferenceEngine",
     "choose_engine",
@@ -35,13 +38,13 @@ __all__ = [
 ENGINES: dict[str, type[Engine]] = {
     engine.name: engine for engine in (BlockedEngine, GraphEngine, EagerEngine, ReferenceEngine)
 }
-"""By name, fastest first: ``auto`` takes the first that runs on the device."""
+"""By name, fastest first: ``auto`` chooses the first that runs on the device."""
 
 _ON_CUDA: dict[str, type[Engine]] = {"blocked": BlockedCudaEngine}
 
 
 def engine_for(name: str, device: torch.device) -> type[Engine]:
-    """What one of :data:`ENGINES` is on the device."""
+    """Return the class of one of :data:`ENGINES` on the device."""
     return _ON_CUDA.get(name, ENGINES[name]) if device.type == "cuda" else ENGINES[name]
 
 
@@ -49,31 +52,49 @@ def choose_engine(
     name: str,
     device: torch.device,
     sizes: Sequence[int] | None = None,
-    options: OptimizerConfig | None = None,
+    config: OptimizerConfig | None = None,
 ) -> tuple[type[Engine], str]:
-    """The engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of these
-    layer sizes with these options, and why.
+    """Return the engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of
+    these layer sizes with this optimizer, and why.
 
-    Raises :class:`UserError` where the engine that was asked for cannot run.
+    Raises :class:`UserError` where an engine asked for by name cannot run.
     """
     if name != "auto":
         asked = engine_for(name, device)
-        reason = asked.unsupported_reason(device, sizes, options)
+        reason = asked.unsupported_reason(device, sizes, config)
         if reason is not None:
             raise UserError(f"The engine {name} cannot run here: {reason}; try --engine auto")
         return asked, "asked for by name"
     passed_over: list[str] = []
     for engine in (engine_for(each, device) for each in ENGINES):
-        reason = engine.unsupported_reason(device, sizes, options)
+        reason = engine.unsupported_reason(device, sizes, config)
         if reason is None:
             return engine, "; ".join(["the fastest that runs here", *passed_over])
         passed_over.append(f"not {engine.name}, because {reason}")
     raise AssertionError("the reference engine runs everywhere")
 
 
+class EnginePool:
+    """The engines on one training set, one for each kind, device and normalization, made on first
+    use and shared by all networks that train on them."""
+
+    def __init__(self, train: Subset) -> None:
+        self._train = train
+        self._engines: dict[tuple[type[Engine], torch.device, str], Engine] = {}
+
+    def get(self, kind: type[Engine], normalization: Normalization, device: torch.device) -> Engine:
+        """Return the engine; normalizations are known by their names."""
+        key = kind, device, normalization.name
+        if key not in self._engines:
+            self._engines[key] = kind(self._train, normalization, device)
+        return self._engines[key]
+
+
 def resolve_device(name: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:1" means here; auto takes a GPU if there is
-    one. Raises :class:`UserError` where there is no such device."""
+    """Return the device that "auto", "cpu", "cuda" or "cuda:1" means here; auto prefers a GPU.
+
+    Raises :class:`UserError` where there is no such device.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda", 0) if count else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""One copy of a tensor on each device, however many networks use it there."""
+"""One copy of a tensor on each device, however many engines use it there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Of each original: by device, its version and a weak reference to the copy of that version."""
+"""For each original, by device: its version and a weak reference to the copy of that version."""
 
 
 def resident(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``, contiguous, and the very same copy for everyone who asks while
-    anyone holds it. The tensor itself where it is there already; do not write to it."""
+    """Return ``tensor`` on ``device``, contiguous: the very same copy at each call as long as one
+    is in use, and the tensor itself where it lies there already. Do not write to it."""
     if tensor.device == device:
         return tensor.contiguous()
     copies = _copies.setdefault(tensor, {})  # type: ignore[no-untyped-call]

@@ -1,10 +1,12 @@
-"""The data of a run, and the images of each epoch in order: functions of the configuration and
-the seed alone."""
+"""What a run trains on: its data, and each epoch's images in order.
+
+All of it is a function of the configuration and the seed alone.
+"""
 
 from __future__ import annotations
 
 from fastmlp.data.dataset import load_dataset
-from fastmlp.data.sampling import epoch_moves, epoch_order, sliding_order
+from fastmlp.data.sampling import draw_epoch_order
 from fastmlp.data.splits import DataSplits, split_dataset
 from fastmlp.data.transforms import parse_augmentation
 from fastmlp.engines.base import Epoch
@@ -29,12 +31,12 @@ def make_epoch(
 ) -> Epoch:
     """Return an epoch, counted from 0, on ``images`` training images; ``shape`` (planes, height,
     width) is theirs, for augmentation."""
-    if config.loader == "sliding":
-        order = sliding_order(config.seed, epoch, images, config.batch_size)
-    else:
-        order = epoch_order(config.seed, epoch, images)
-    augmentation = parse_augmentation(config.augment)
-    moves = None
-    if augmentation is not None and shape is not None:
-        moves = epoch_moves(augmentation, config.seed, epoch, len(order), shape)
-    return Epoch(order, config.lr_at(epoch), moves, start_step)
+    order = draw_epoch_order(
+        config.seed,
+        epoch,
+        images,
+        sliding_batch=config.batch_size if config.loader == "sliding" else None,
+        augmentation=parse_augmentation(config.augment),
+        shape=shape,
+    )
+    return Epoch(order, config.lr_at(epoch), start_step)

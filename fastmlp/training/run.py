@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from fastmlp.data.sampling import sliding_part
 from fastmlp.data.splits import DataSplits, Subset
-from fastmlp.engines.base import Epoch
+from fastmlp.engines.base import Engine, Epoch, TrainState
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord, EvalMetrics, NonFiniteLossError
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
@@ -30,18 +29,6 @@ class DivergedError(UserError):
         super().__init__(message, EXIT_FAILURE, options=("lr",))
         self.epoch = epoch
         self.step = step
-
-
-class State(Protocol):
-    """The parameters and optimizer state that an engine trains."""
-
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Return copies on the CPU of all that training resumes from."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Resume from a :meth:`state_dict`; raise ValueError where it does not fit."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -80,11 +67,13 @@ class TrainingRun:
         self,
         config: TrainConfig,
         data: DataSplits,
-        state: State,
+        engine: Engine,
+        state: TrainState,
         engine_reason: str,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.config, self.data, self.state = config, data, state
+        self.config, self.data = config, data
+        self.engine, self.state = engine, state
         self.goal = config.epochs
         self.sizes = layer_sizes(config, data)
         self.images = self._count_images()
@@ -191,7 +180,7 @@ class TrainingRun:
         now.partial, now.partial_seconds = EpochMetrics(), 0.0
         self.under_way = EpochMetrics()
         if improved:
-            now.best = self.state.state_dict()["parameters"]
+            now.best = self.state.parameters_state()
         return improved
 
     def _diverged(self, what: str, step: int, loss: float) -> DivergedError:

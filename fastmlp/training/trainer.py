@@ -5,28 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from fastmlp.data.splits import DataSplits, Subset
-from fastmlp.data.transforms import Normalization
-from fastmlp.engines.base import Engine, Epoch
-from fastmlp.engines.blocked import BlockedEngine
-from fastmlp.engines.metrics import EpochMetrics, EvalMetrics, NonFiniteLossError
-from fastmlp.engines.optimizers import OptimizerConfig
-from fastmlp.engines.registry import choose_engine, resolve_device
+from fastmlp.data.splits import DataSplits
+from fastmlp.engines.base import Engine
+from fastmlp.engines.metrics import EpochMetrics
+from fastmlp.engines.registry import EnginePool, choose_engine, resolve_device
 from fastmlp.nn.init import initial_parameters
 from fastmlp.training.callbacks import Callback
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run import State, TrainingRun, layer_sizes
+from fastmlp.training.run import TrainingRun, layer_sizes
 from fastmlp.utils.errors import EXIT_USAGE, UserError
-
-EngineKey = tuple[str, str, str, int]
-"""Engine, device, normalisation and forced block length: runs that agree train side by side."""
 
 
 class Trainer:
@@ -48,7 +41,7 @@ class Trainer:
         self.data = data
         self.callbacks = list(callbacks)
         self.runs: list[TrainingRun] = []
-        self._engines: dict[EngineKey, _SharedEngine] = {}
+        self._engines = EnginePool(data.train)
         self._in_epoch: list[TrainingRun] = []
         checkpoints = checkpoints or [None] * len(configs)
         for config, checkpoint in zip(configs, checkpoints, strict=True):
@@ -60,15 +53,15 @@ class Trainer:
         if checkpoint is not None and config.engine == "auto":
             checkpoint.engine_reason = reason
         config = replace(config, device=str(device), engine=kind.name)
-        key = _engine_key(config)
-        if key not in self._engines:
-            normalization = self.data.normalization(config.normalize)
-            self._engines[key] = _SharedEngine(
-                kind, self.data.train, normalization, device, config.block_steps
-            )
+        engine = self._engines.get(kind, self.data.normalization(config.normalize), device)
         parameters = initial_parameters(sizes, config.init, config.seed)
-        state = self._engines[key].new_state(parameters, config.optimizer_config)
-        self.runs.append(TrainingRun(config, self.data, state, reason, checkpoint))
+        try:
+            state = engine.new_state(
+                parameters, config.optimizer_config, block_steps=config.block_steps or None
+            )
+        except ValueError as error:
+            raise UserError(str(error), EXIT_USAGE, options=("block_steps",)) from error
+        self.runs.append(TrainingRun(config, self.data, engine, state, reason, checkpoint))
 
     @property
     def active(self) -> list[TrainingRun]:
@@ -112,13 +105,13 @@ class Trainer:
         """Train and validate the next epoch of all active runs, or as much of it as the callbacks
         allow."""
         self._in_epoch = self.active
-        for i, group in enumerate(_groups(self._in_epoch, lambda run: _engine_key(run.config))):
+        for i, group in enumerate(_groups(self._in_epoch, lambda run: run.engine)):
             if i > 0 and self.should_stop():
                 break
             self._train_group(group)
         done = [run for run in self._in_epoch if run.active and run.checkpoint.partial.finished]
         for group in _groups(done, _validation_key):
-            results = self._engine(group).evaluate([r.state for r in group], group[0].validation)
+            results = group[0].engine.evaluate([r.state for r in group], group[0].validation)
             for run, result in zip(group, results, strict=True):
                 improved = run.end_epoch(result)
                 if run.error is None:
@@ -134,7 +127,7 @@ class Trainer:
             self._report(runs, [old + new for old, new in zip(before, done, strict=True)])
 
         begin = time.perf_counter()
-        results = self._engine(runs).train_epoch(
+        results = runs[0].engine.train_epoch(
             [run.state for run in runs],
             [run.next_epoch() for run in runs],
             should_stop=self.should_stop,
@@ -158,30 +151,23 @@ class Trainer:
 
     def _test(self) -> None:
         finished = [run for run in self.runs if run.finished and run.error is None]
-        for group in _groups(finished, lambda run: _engine_key(run.config)):
-            engine = self._engine(group)
+        for group in _groups(finished, lambda run: run.engine):
+            engine = group[0].engine
             best = [
                 engine.new_state(run.checkpoint.best, run.config.optimizer_config) for run in group
             ]
             for run, result in zip(group, engine.evaluate(best, self.data.test), strict=True):
                 run.test = result
 
-    def _engine(self, runs: Sequence[TrainingRun]) -> _SharedEngine:
-        return self._engines[_engine_key(runs[0].config)]
-
     def _tell(self, what: Callable[[Callback], object]) -> None:
         for callback in self.callbacks:
             what(callback)
 
 
-def _engine_key(config: TrainConfig) -> EngineKey:
-    return config.engine, config.device, config.normalize, config.block_steps
-
-
-def _validation_key(run: TrainingRun) -> tuple[EngineKey, int]:
+def _validation_key(run: TrainingRun) -> tuple[Engine, int]:
     """The validation images of the sliding loader depend on the batch size."""
     batch = run.config.batch_size if run.config.loader == "sliding" else 0
-    return _engine_key(run.config), batch
+    return run.engine, batch
 
 
 def _groups(
@@ -203,49 +189,3 @@ def thread_count(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _SharedEngine:
-    """The engine that runs share: training images and normalisation on one device.
-
-    This class is the only place that knows how engines are made and called.
-    """
-
-    def __init__(
-        self,
-        kind: type[Engine],
-        train: Subset,
-        normalization: Normalization,
-        device: torch.device,
-        block_steps: int,
-    ) -> None:
-        if block_steps and not issubclass(kind, BlockedEngine):
-            raise UserError(
-                f"block_steps is for the engine blocked, not {kind.name}; leave it out",
-                EXIT_USAGE,
-                options=("block_steps",),
-            )
-        self._kind, self._train, self._normalization = kind, train, normalization
-        self._device, self._block_steps = device, block_steps
-
-    def new_state(self, parameters: Mapping[str, Tensor], options: OptimizerConfig) -> State:
-        """Return a copy of the parameters with a fresh optimizer state."""
-        engine = self._kind(parameters, self._train, self._normalization, options, self._device)
-        if isinstance(engine, BlockedEngine) and self._block_steps:
-            engine.block_steps = self._block_steps
-        return engine
-
-    def train_epoch(
-        self,
-        states: Sequence[State],
-        epochs: Sequence[Epoch],
-        *,
-        should_stop: Callable[[], bool],
-        on_progress: Callable[[list[EpochMetrics]], None],
-    ) -> list[EpochMetrics | NonFiniteLossError]:
-        """Train each state for its epoch, or for as much of it as ``should_stop`` allows."""
-        return self._kind.train_together(states, epochs, should_stop, on_progress)  # type: ignore[arg-type]
-
-    def evaluate(self, states: Sequence[State], part: Subset) -> list[EvalMetrics]:
-        """Return loss and accuracy of each state on ``part``."""
-        return self._kind.evaluate_together(states, part)  # type: ignore[arg-type]

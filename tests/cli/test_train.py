@@ -293,9 +293,9 @@ def test_a_signal_stops_after_the_step(
     quick = [*QUICK, "--quiet", "--engine", STEPWISE]
     assert main([*quick, "--out", "whole"]) == 0
     engine = ENGINES[STEPWISE]
-    train_together, steps = engine.train_together, 0
+    train_epoch, steps = engine.train_epoch, 0
 
-    def with_signal(engines: Any, epochs: Any, should_stop: Any, on_progress: Any) -> Any:
+    def with_signal(self: Any, states: Any, epochs: Any, *, should_stop: Any, **how: Any) -> Any:
         def stop() -> bool:
             nonlocal steps
             steps += 1
@@ -303,11 +303,11 @@ def test_a_signal_stops_after_the_step(
                 os.kill(os.getpid(), number)
             return bool(should_stop())
 
-        return train_together(engines, epochs, stop, on_progress)
+        return train_epoch(self, states, epochs, should_stop=stop, **how)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_together", with_signal)
+        patch.setattr(engine, "train_epoch", with_signal)
         assert main([*quick, "--out", "a run"]) == 130
     assert signal.getsignal(number) is before
     command = "python -m fastmlp.train --resume 'a run'"

@@ -34,7 +34,7 @@ def test_a_sliding_epoch_sees_few_images(
     images: int, batch: int, steps: int, distinct: int
 ) -> None:
     config = replace(CONFIG, loader="sliding", batch_size=batch)
-    order = make_epoch(config, 2, images, None).order
+    order = make_epoch(config, 2, images, None).order.indices
     shuffled = epoch_order(0, 2, images)
     assert len(order) == steps * batch
     for step in (0, 1, steps - 1):
@@ -56,20 +56,23 @@ def test_validation_through_a_sliding_loader() -> None:
 
 
 @pytest.mark.parametrize("loader", ["shuffle", "sliding"])
-def test_equal_seeds_share_the_very_same_tensors(loader: str) -> None:
-    """By their identity engines know that networks can go through the same images together."""
+def test_equal_seeds_share_the_very_same_order(loader: str) -> None:
+    """By its identity engines know that networks can use the same images together."""
     config = replace(CONFIG, loader=loader, augment="flip,shift:1")
     first = make_epoch(config, 1, 60, SHAPE)
     other = replace(config, lr=0.5, hidden=(3,), momentum=0.0, nesterov=False)
     second = make_epoch(other, 1, 60, SHAPE, start_step=2)
     assert first.order is second.order
-    assert first.moves is not None
-    assert first.moves is second.moves
+    assert first.order.flip_shifts is not None
     for changed, epoch in ((replace(config, seed=1), 1), (config, 2)):
         third = make_epoch(changed, epoch, 60, SHAPE)
-        assert not torch.equal(first.order, third.order)
-        assert third.moves is not None
-        assert not torch.equal(first.moves.values, third.moves.values)
+        assert not torch.equal(first.order.indices, third.order.indices)
+        assert third.order.flip_shifts is not None
+        moved = [epoch.order.flip_shifts.values for epoch in (first, third)]
+        assert not torch.equal(*moved)
+    still = make_epoch(replace(config, augment="none"), 1, 60, SHAPE)
+    assert still.order is not first.order
+    assert still.order.indices is first.order.indices
 
 
 def test_batch_sizes_share_the_shuffled_order_but_not_the_sliding_one() -> None:
@@ -79,26 +82,26 @@ def test_batch_sizes_share_the_shuffled_order_but_not_the_sliding_one() -> None:
             config = replace(CONFIG, loader=loader, batch_size=batch)
             orders[loader, batch] = make_epoch(config, 0, 60, None).order
     assert orders["shuffle", 4] is orders["shuffle", 8]
-    assert torch.equal(orders["shuffle", 4].sort().values, torch.arange(60))
-    assert not torch.equal(orders["sliding", 4], orders["sliding", 8])
+    assert torch.equal(orders["shuffle", 4].indices.sort().values, torch.arange(60))
+    assert not torch.equal(orders["sliding", 4].indices, orders["sliding", 8].indices)
 
 
 def test_every_use_of_an_image_is_moved_afresh() -> None:
     config = replace(CONFIG, loader="sliding", augment="flip,shift:1", batch_size=4)
-    epoch = make_epoch(config, 0, 402, SHAPE)
-    assert epoch.moves is not None
-    assert epoch.moves.shape == SHAPE
-    assert epoch.moves.values.shape == (len(epoch.order), 3)
-    assert len(epoch.order) == 400
-    uses = epoch.moves.values[epoch.order == epoch.order[3]]
+    order = make_epoch(config, 0, 402, SHAPE).order
+    assert order.flip_shifts is not None
+    assert order.flip_shifts.shape == SHAPE
+    assert order.flip_shifts.values.shape == (len(order), 3)
+    assert len(order) == 400
+    uses = order.flip_shifts.values[order.indices == order.indices[3]]
     assert len(uses) == 4
     assert len(uses.unique(dim=0)) > 1
-    assert sorted(epoch.moves.values.unique().tolist()) == [-1, 0, 1]
+    assert sorted(order.flip_shifts.values.unique().tolist()) == [-1, 0, 1]
 
 
 def test_nothing_is_moved_without_augmentation() -> None:
-    assert make_epoch(CONFIG, 0, 60, SHAPE).moves is None
-    assert make_epoch(replace(CONFIG, augment="flip"), 0, 60, None).moves is None
+    assert make_epoch(CONFIG, 0, 60, SHAPE).order.flip_shifts is None
+    assert make_epoch(replace(CONFIG, augment="flip"), 0, 60, None).order.flip_shifts is None
     with pytest.raises(ValueError, match="images of 2 x 2 cannot be shifted by 2 pixels"):
         make_epoch(replace(CONFIG, augment="shift:2"), 0, 60, SHAPE)
 

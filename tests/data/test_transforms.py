@@ -261,7 +261,7 @@ def test_all_engines_train_on_the_same_pictures(options, hidden, order, threads)
         random = generator()
         for _ in range(2):
             moves = RandomFlipShift(True, 2).draw(len(order), (3, 5, 5), random)
-            stats = engine.train_epoch(order, 0.01, moves=moves)
+            stats = engine.train_epoch(order, 0.01, flip_shifts=moves)
         ends.append((flat(engine), stats))
     for state, stats in ends[1:]:
         assert stats.correct == ends[0][1].correct

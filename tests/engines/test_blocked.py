@@ -111,7 +111,7 @@ def test_moved_images(options, repeats, batch, threads):
     data, options = problem(inputs=3 * 5 * 5), {"batch_size": batch, **options}
     order = torch.randint(0, 20, (211,)) if repeats else torch.randperm(211)
     moves = RandomFlipShift(True, 3).draw(211, (3, 5, 5), torch.Generator())
-    assert_is_sgd(data, options, order, lr=0.01, moves=moves)
+    assert_is_sgd(data, options, order, lr=0.01, flip_shifts=moves)
     assert_threads_change_nothing(threads, data, options, order, moves, hidden=(300,))
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ from support.tiny import stop_after, tiny_data
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmlp.engines import blocked_cuda
-from fastmlp.engines import blocked_pipeline as blocked_runner
+from fastmlp.engines import blocked_cuda, blocked_pipeline
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines.blocked_pipeline import BlockedPipeline, PipelineShape
 from fastmlp.engines.cuda_graph import SideStream
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.engines.registry import choose_engine
@@ -58,7 +59,7 @@ def _emulated(threads: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     PyTorch would only spin."""
     threads(1)
     operators = emulation.operators()
-    monkeypatch.setattr(blocked_runner, "run_kernel", operators.blocked_chain_)
+    monkeypatch.setattr(blocked_pipeline, "run_kernel", operators.blocked_chain_)
     emulation.configure(ORDERS["shuffled"])
     yield
     operators.release_tensors()
@@ -99,17 +100,24 @@ def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
         def join(self):
             self.work()
 
-    def train() -> list[dict[str, Tensor]]:
-        engines, epochs = many(CPU, torch.float32, NETWORKS[:networks])
-        for engine in engines:
-            engine.block_steps = 4
-        BlockedCudaEngine.train_together(engines, epochs)
-        shapes = [shape for engine in engines for shape in engine._runners]
-        assert all(shape.overlapped for shape in shapes)
-        return [engine.parameters_state() for engine in engines]
+    shapes: list[PipelineShape] = []
 
+    def note(shape: PipelineShape, *args: Any) -> BlockedPipeline:
+        shapes.append(shape)
+        return BlockedPipeline(shape, *args)
+
+    def train() -> list[dict[str, Tensor]]:
+        engine, states, epochs = many(CPU, torch.float32, NETWORKS[:networks])
+        for state in states:
+            state.block_steps = 4
+        engine.train_epoch(states, epochs)
+        return [state.parameters_state() for state in states]
+
+    monkeypatch.setattr(blocked_cuda, "BlockedPipeline", note)
     first = train()
-    monkeypatch.setattr(blocked_runner, "SideStream", Late)
+    assert shapes
+    assert all(shape.overlapped for shape in shapes)
+    monkeypatch.setattr(blocked_pipeline, "SideStream", Late)
     for ours, theirs in zip(train(), first, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.blocked import OPTIMIZERS, Network, assert_same_state, flat, make, problem
+from support.blocked import CPU, OPTIMIZERS, Network, assert_same_state, flat, new_state, problem
 from support.marks import needs_native
 
-from fastmlp.data.transforms import Normalization, RandomFlipShift
+from fastmlp.data.sampling import EpochOrder
+from fastmlp.data.transforms import RandomFlipShift
 from fastmlp.engines import blocked
 from fastmlp.engines.base import Epoch
 from fastmlp.engines.blocked import BlockedEngine
@@ -62,38 +63,33 @@ def data():
 
 
 def build(networks, data, orders, engine=BlockedEngine, moves=None, dtype=torch.float32):
-    """The engines, and their epochs."""
-    engines, epochs = [], []
+    """An engine, the networks' states and their epochs."""
+    made, states, epochs = engine(*data, CPU), [], []
+    named = {n: EpochOrder(order, moves and moves[: len(order)]) for n, order in orders.items()}
     for network in networks:
         options = {"batch_size": 8, **network.options}
         shape = {"steps": 8, **network.shape}
-        engines.append(make(engine, data, options, dtype=dtype, **shape))
-        moved = moves and moves[: len(orders[network.order])]
-        epochs.append(Epoch(orders[network.order], network.lr, moved, network.start_step))
-    return engines, epochs
+        states.append(new_state(made, data[0].images.shape[1], options, dtype=dtype, **shape))
+        epochs.append(Epoch(named[network.order], network.lr, network.start_step))
+    return made, states, epochs
 
 
 def train_alone(networks, data, orders, **how):
-    """What :meth:`Engine.train_epoch` makes of each network, two epochs long."""
-    engines, epochs = build(networks, data, orders, **how)
+    """What :meth:`Engine.train_epoch` makes of each network by itself, two epochs long."""
+    engine, states, epochs = build(networks, data, orders, **how)
     results = []
-    for engine, epoch in zip(engines, epochs, strict=True):
+    for state, epoch in zip(states, epochs, strict=True):
         for _ in range(2):
-            try:
-                stats = engine.train_epoch(
-                    epoch.order, epoch.lr, moves=epoch.moves, start_step=epoch.start_step
-                )
-            except NonFiniteLossError as error:
-                stats = error
-        results.append(stats)
-    return engines, results
+            (result,) = engine.train_epoch([state], [epoch])
+        results.append(result)
+    return states, results
 
 
 def train_together(networks, data, orders, **how):
     """The same, side by side."""
-    engines, epochs = build(networks, data, orders, **how)
-    type(engines[0]).train_together(engines, epochs)
-    return engines, type(engines[0]).train_together(engines, epochs)
+    engine, states, epochs = build(networks, data, orders, **how)
+    engine.train_epoch(states, epochs)
+    return states, engine.train_epoch(states, epochs)
 
 
 def assert_same(ours, theirs, names):
@@ -159,17 +155,17 @@ def test_those_on_the_same_images_share_them(data, orders, monkeypatch):
     monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)
     names = ["plain", "another seed", "momentum, sharing the images", "deep, sharing the images"]
     names += ["a longer block", "another batch", "another order", "taken up at a block"]
-    engines, epochs = build([NETWORKS[name] for name in names], data, orders)
-    BlockedEngine.train_together(engines, epochs)
+    engine, states, epochs = build([NETWORKS[name] for name in names], data, orders)
+    engine.train_epoch(states, epochs)
     assert calls[0] == (5, [0, 0, 0, 0, 1, 2, 3, 4])
-    equal = [Epoch(orders["first"].clone(), 0.05) for _ in engines[:2]]
+    equal = [Epoch(EpochOrder(orders["first"]), 0.05) for _ in states[:2]]
     calls.clear()
-    BlockedEngine.train_together(engines[:2], equal)
+    engine.train_epoch(states[:2], equal)
     assert calls[0] == (2, [0, 1])  # equal orders are not compared
     moves = RandomFlipShift(True, 2).draw(IMAGES, (3, 5, 5), torch.Generator())
-    epochs = [Epoch(orders["first"], 0.05, moved) for moved in (None, moves, moves)]
+    still, moved = (EpochOrder(orders["first"], each) for each in (None, moves))
     calls.clear()
-    BlockedEngine.train_together(engines[:3], epochs)
+    engine.train_epoch(states[:3], [Epoch(order, 0.05) for order in (still, moved, moved)])
     assert calls[0] == (2, [0, 1, 1])
 
 
@@ -182,38 +178,37 @@ def test_one_that_diverges_leaves_the_others_alone(dtype, seconds, data, orders,
     monkeypatch.setattr(blocked, "CALL_SECONDS", seconds)
     healthy = dict(list(NETWORKS.items())[:6])
     networks = {**healthy, "bad": Network(lr=1e20), "after": Network("second")}
-    engines, epochs = build(networks.values(), data, orders, dtype=dtype)
-    results = BlockedEngine.train_together(engines, epochs)
+    engine, states, epochs = build(networks.values(), data, orders, dtype=dtype)
+    results = engine.train_epoch(states, epochs)
     error = results[6]
     assert isinstance(error, NonFiniteLossError)
     assert not math.isfinite(error.loss)
-    alone, his = build(networks.values(), data, orders, dtype=dtype)
-    for i, (engine, epoch) in enumerate(zip(alone, his, strict=True)):
+    engine, alone, epochs = build(networks.values(), data, orders, dtype=dtype)
+    for i, (state, epoch) in enumerate(zip(alone, epochs, strict=True)):
+        (result,) = engine.train_epoch([state], [epoch])
         if i == 6:
-            with pytest.raises(NonFiniteLossError) as caught:
-                engine.train_epoch(epoch.order, epoch.lr)
-            assert 0 < caught.value.step == error.step
+            assert isinstance(result, NonFiniteLossError)
+            assert 0 < result.step == error.step
         else:
-            assert results[i] == engine.train_epoch(epoch.order, epoch.lr)
-            assert_same_state(engines[i], engine)
+            assert results[i] == result
+            assert_same_state(states[i], state)
 
 
 def test_a_stop_is_for_all_and_they_go_on_from_there(data, orders, monkeypatch):
     monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)
     networks = list(NETWORKS.values())
-    whole, stats = build(networks, data, orders)
-    stats = BlockedEngine.train_together(whole, stats)
-    parts, epochs = build(networks, data, orders)
-    first = BlockedEngine.train_together(parts, epochs, lambda: True)
+    engine, whole, epochs = build(networks, data, orders)
+    stats = engine.train_epoch(whole, epochs)
+    engine, parts, epochs = build(networks, data, orders)
+    first = engine.train_epoch(parts, epochs, should_stop=lambda: True)
     assert [part.steps for part in first[:3]] == [8, 8, 8]
     assert [first[i].finished for i in (0, 7, 15)] == [False, False, True]
     left = [i for i, part in enumerate(first) if not part.finished]
     starts = [epochs[i].start_step + first[i].steps for i in left]
     again = [
-        Epoch(epochs[i].order, epochs[i].lr, None, start)
-        for i, start in zip(left, starts, strict=True)
+        Epoch(epochs[i].order, epochs[i].lr, start) for i, start in zip(left, starts, strict=True)
     ]
-    second = BlockedEngine.train_together([parts[i] for i in left], again)
+    second = engine.train_epoch([parts[i] for i in left], again)
     for one, other in zip(whole, parts, strict=True):
         assert_same_state(one, other)
     for i, part in zip(left, second, strict=True):
@@ -230,9 +225,9 @@ def test_progress_of_all(data, orders, monkeypatch):
     monkeypatch.setattr(blocked, "REPORT_SECONDS", 0.0)
     monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)
     networks = [Network(), Network("long"), Network(lr=1e20), Network("short")]
-    engines, epochs = build(networks, data, orders)
+    engine, states, epochs = build(networks, data, orders)
     seen = []
-    end = BlockedEngine.train_together(engines, epochs, None, seen.append)
+    end = engine.train_epoch(states, epochs, on_progress=seen.append)
     assert [stats[0].steps for stats in seen] == [8, 16, *[19] * (len(seen) - 2)]
     assert [stats[1].steps for stats in seen] == [*range(8, 39, 8), 39]
     assert [stats[3].steps for stats in seen] == [5] * len(seen)
@@ -240,28 +235,25 @@ def test_progress_of_all(data, orders, monkeypatch):
     assert [seen[-1][i] for i in (0, 1, 3)] == [end[i] for i in (0, 1, 3)]
 
 
-def test_networks_on_other_images_are_refused(data, orders):
-    part, norm = data
-    epochs = [Epoch(orders["first"], 0.05)] * 2
-    one = make(BlockedEngine, data, {"batch_size": 8})
+def test_networks_that_do_not_go_together_are_refused(data, orders):
+    engine, (one, other), epochs = build([Network(), Network()], data, orders)
+    _, (double,), _ = build([Network()], data, orders, dtype=torch.float64)
     before = flat(one)
-    for other in (
-        problem(images=IMAGES, inputs=75),
-        (part, Normalization("unit", norm.scale * 2, norm.shift)),
-        (part, Normalization("unit", norm.scale, norm.shift + 1)),
-    ):
-        engines = [one, make(BlockedEngine, other, {"batch_size": 8})]
-        with pytest.raises(
-            ValueError, match=r"must share their training images|one normalisation and dtype"
-        ):
-            BlockedEngine.train_together(engines, epochs)
+    with pytest.raises(ValueError, match="must have one dtype"):
+        engine.train_epoch([one, double], epochs)
+    flip_shifts = [
+        RandomFlipShift(True, 1).draw(IMAGES, shape, torch.Generator())
+        for shape in ((3, 5, 5), (1, 5, 15))
+    ]
+    moved = [Epoch(EpochOrder(orders["first"], each), 0.05) for each in flip_shifts]
+    with pytest.raises(ValueError, match="must be for images of one shape"):
+        engine.train_epoch([one, other], moved)
     with pytest.raises(ValueError, match="start_step must be from 0 to 18, got 19"):
-        BlockedEngine.train_together(
-            [one, one], [epochs[0], Epoch(orders["first"], 0.05, None, 19)]
-        )
+        engine.train_epoch([one, other], [epochs[0], Epoch(epochs[0].order, 0.05, 19)])
     with pytest.raises(ValueError, match="shorter"):
-        BlockedEngine.train_together([one, one], epochs[:1])
+        engine.train_epoch([one, other], epochs[:1])
     assert all(map(torch.equal, flat(one).values(), before.values()))
+    assert engine.train_epoch([], []) == []
 
 
 @pytest.mark.parametrize("engine", [EagerEngine, ReferenceEngine])
@@ -273,11 +265,12 @@ def test_engines_of_single_steps_take_turns(engine, data, orders, threads, monke
     assert [isinstance(result, NonFiniteLossError) for result in alone[1]] == [False, True, False]
     assert_same(train_together(networks, data, orders, engine=engine), alone, range(3))
     seen = []
-    engines, epochs = build(networks, data, orders, engine=engine)
-    end = engine.train_together(engines, epochs, None, seen.append)
+    made, states, epochs = build(networks, data, orders, engine=engine)
+    end = made.train_epoch(states, epochs, on_progress=seen.append)
     assert {len(stats) for stats in seen} == {3}
     assert (seen[-1][0], seen[-1][2]) == (end[0], end[2])
-    stopped = engine.train_together(*build(networks, data, orders, engine=engine), lambda: True)
+    made, states, epochs = build(networks, data, orders, engine=engine)
+    stopped = made.train_epoch(states, epochs, should_stop=lambda: True)
     assert [stats.steps for stats in stopped] == [1, 1, 1]
 
 

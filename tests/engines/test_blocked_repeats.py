@@ -15,6 +15,7 @@ from support.blocked import (
 )
 from support.marks import needs_native
 
+from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.transforms import RandomFlipShift
 from fastmlp.engines.base import Epoch
 from fastmlp.engines.blocked import fresh_images
@@ -41,7 +42,7 @@ def test_images_that_a_step_adds():
         (torch.zeros(5).long(), 8, None, 8),  # one step
         (torch.tensor([0, 1, 2, 3, 1]), 2, None, 1),
     ):
-        assert fresh_images(Epoch(order, 0.1, moved), batch) == fresh
+        assert fresh_images(Epoch(EpochOrder(order, moved), 0.1), batch) == fresh
 
 
 REPEATS = {

@@ -9,18 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 from support.compare import assert_within_2x
+from support.single import SingleNetwork, single
 from support.tiny import CLASSES, FEATURES, stop_after, tiny_data
 from torch import Tensor, nn
 
-from fastmlp.data.sampling import epoch_order
+from fastmlp.data.sampling import EpochOrder, epoch_order
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization, make_normalization
-from fastmlp.engines.base import Engine
-from fastmlp.engines.blocked import BlockedEngine
+from fastmlp.engines.base import Epoch
 from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import mlp_ref, train_epoch_ref
-from fastmlp.engines.registry import ENGINES, choose_engine, resolve_device
+from fastmlp.engines.registry import ENGINES, EnginePool, choose_engine, resolve_device
 from fastmlp.nn.init import initial_parameters
 from fastmlp.ops._load import native_available
 from fastmlp.utils.errors import UserError
@@ -57,9 +57,9 @@ def _one_thread(threads: Callable[[int], None]) -> None:
 
 def make_engine(
     name: str, options: OptimizerConfig, hidden: tuple[int, ...] = (16,), kind: str = "standard"
-) -> Engine:
+) -> SingleNetwork:
     data = tiny_data(IMAGES)
-    return ENGINES[name](start(hidden), data.train, normalization(kind), options, CPU)
+    return single(ENGINES[name], start(hidden), data.train, normalization(kind), options, CPU)
 
 
 def start(hidden: tuple[int, ...]) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ def test_an_epoch_agrees_with_plain_pytorch(
     monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
     engine = make_engine(name, options, hidden)
     if name == "blocked" and steps is not None:
-        engine.block_steps = 1  # it stops between blocks
+        engine.state.block_steps = 1  # it stops between blocks
     elif steps is not None:
         monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 1)
     stats = engine.train_epoch(epoch_order(0, 0, IMAGES), 0.05, should_stop=stop_after(steps))
@@ -131,20 +131,19 @@ def test_an_epoch_agrees_with_plain_pytorch(
 def test_an_epoch_in_two_parts_is_the_same_epoch(
     name: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BlockedEngine, "block_steps", 4)
     monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     between = {"blocked": 4, "graph": 3}.get(name, 1)  # steps between two chances to stop
     options = OptimizerConfig(2, momentum=0.9, nesterov=True, weight_decay=0.01)
     order = epoch_order(0, 0, IMAGES)
-    whole = make_engine(name, options)
+    whole, first, second = (make_engine(name, options) for _ in range(3))
+    for engine in (whole, first, second):
+        engine.state.block_steps = 4
     stats = whole.train_epoch(order, 0.05)
-    first = make_engine(name, options)
     before = first.train_epoch(order, 0.05, should_stop=stop_after(stop))
     assert before.steps == min(stop * between, 45)
     if before.finished:  # some stops are beyond the last block
         return
-    second = make_engine(name, options)
     second.load_state_dict(first.state_dict())
     after = second.train_epoch(order, 0.05, start_step=before.steps)
     assert torch.equal(flat(second.parameters_state()), flat(whole.parameters_state()))
@@ -168,6 +167,52 @@ def test_engines_take_over_from_each_other() -> None:
     truth = reference(options, (16,), None, torch.float64)[0]
     for end in ends:
         torch.testing.assert_close(end.double(), truth, rtol=1e-4, atol=1e-6)
+
+
+@native
+@pytest.mark.parametrize(
+    "config", [OptimizerConfig(8, momentum=0.9), OptimizerConfig(8, optimizer="adam")], ids=str
+)
+def test_engines_train_one_state_by_turns(config: OptimizerConfig) -> None:
+    """A state belongs to no engine: each goes on with what the one before it left in it."""
+    parameters = {name: tensor.double() for name, tensor in start((16,)).items()}
+    train = tiny_data(IMAGES).train
+    engines = {name: kind(train, normalization(), CPU) for name, kind in ENGINES.items()}
+    if config.optimizer != "sgd":
+        del engines["blocked"]
+    state, truth = (engines["reference"].new_state(parameters, config) for _ in range(2))
+    turns = [*engines, *engines]  # each after some other, and once more with what it recorded
+    for turn, name in enumerate(turns):
+        epoch = Epoch(EpochOrder(epoch_order(0, turn, IMAGES)), 0.01)
+        engines[name].train_epoch([state], [epoch])
+        engines["reference"].train_epoch([truth], [epoch])
+    ours, theirs = state.state_dict(), truth.state_dict()
+    assert ours.keys() == theirs.keys()
+    for kind, tensors in theirs.items():
+        assert list(ours[kind]) == list(tensors)
+        torch.testing.assert_close(flat(ours[kind]), flat(tensors), rtol=1e-9, atol=1e-11)
+    assert not any(tensor.requires_grad for tensor in state.tensors)
+
+
+def test_runs_on_the_same_data_share_an_engine() -> None:
+    train, device = tiny_data(IMAGES).train, torch.device("cpu")
+    pool, kind = EnginePool(train), ENGINES["reference"]
+    engine = pool.get(kind, normalization(), CPU)
+    assert pool.get(kind, normalization(), device) is engine
+    assert pool.get(kind, normalization("unit"), CPU) is not engine
+    assert pool.get(ENGINES["eager"], normalization(), CPU) is not engine
+    assert EnginePool(train).get(kind, normalization(), CPU) is not engine
+
+
+def test_block_steps_are_for_the_engine_that_has_blocks() -> None:
+    for name, kind in ENGINES.items():
+        engine = kind(tiny_data(IMAGES).train, normalization(), CPU)
+        if name == "blocked":
+            state = engine.new_state(start((16,)), OptimizerConfig(8), block_steps=3)
+            assert state.block_steps == 3
+            continue
+        with pytest.raises(ValueError, match=f"block_steps is for the engine blocked, not {name};"):
+            engine.new_state(start((16,)), OptimizerConfig(8), block_steps=3)
 
 
 @each_engine
@@ -222,15 +267,18 @@ def test_chunks_begin_at_the_same_steps_wherever_an_epoch_is_taken_up(
 ) -> None:
     """A batch keeps its alignment in memory, on which the rounding of a product may depend."""
     monkeypatch.setattr("fastmlp.engines.stepwise.CHUNK_ROWS", 32)
-    engine, order = make_engine(name, OptimizerConfig(8)), epoch_order(0, 0, IMAGES)
     gathered: list[Tensor] = []
-    inputs = engine._inputs
 
-    def note(images: Tensor) -> Tensor:
-        gathered.append(images)
-        return inputs(images)
+    class Noted(Normalization):
+        def apply(self, images: Tensor) -> Tensor:
+            gathered.append(images)
+            return super().apply(images)
 
-    monkeypatch.setattr(engine, "_inputs", note)
+    norm = normalization()
+    noted = Noted(norm.name, norm.scale, norm.shift)
+    train, config = tiny_data(IMAGES).train, OptimizerConfig(8)
+    engine = single(ENGINES[name], start((16,)), train, noted, config, CPU)
+    order = epoch_order(0, 0, IMAGES)
     engine.train_epoch(order, 0.05, start_step=start_step)
     chunks = torch.split(tiny_data(IMAGES).train.images[order], 32)[start_step // 4 :]
     assert len(gathered) == len(chunks)
@@ -257,7 +305,8 @@ def test_the_first_bad_step_is_named(name: str) -> None:
     images = torch.zeros_like(train.images)
     images[order[4 * 8 + 3]] = 255  # the only image that is not black is in step 4 and overflows
     scale = torch.full((FEATURES,), 3e36)
-    engine = ENGINES[name](
+    engine = single(
+        ENGINES[name],
         start((16,)),
         Subset(images, train.labels),
         Normalization("unit", scale, torch.zeros(FEATURES)),

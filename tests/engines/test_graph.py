@@ -1,7 +1,7 @@
 """The graph engine on CPU tensors: its recordings as a tape that replays as a CUDA graph does.
 
 How it runs with recordings that simply call their work is in test_engines.py, on a GPU in
-test_cuda_engines.py.
+tests/gpu/test_engines.py.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_it_is_chosen_on_cuda(monkeypatch):
 @needs_native
 def test_the_trainer_runs_it(tmp_path, monkeypatch, threads):
     threads(1)
-    monkeypatch.setattr(GraphEngine, "why_not", staticmethod(lambda *args: None))
+    monkeypatch.setattr(GraphEngine, "unsupported_reason", staticmethod(lambda *args: None))
     monkeypatch.setattr("fastmlp.engines.graph.CapturedGraph", TapeGraph)
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     config = TrainConfig(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.blocked import problem
 from support.marks import needs_native
+from support.single import single
 
 from fastmlp.data.sampling import epoch_order
 from fastmlp.data.splits import Subset
@@ -33,7 +34,7 @@ def final_loss(
     part, norm = data
     start = initial_parameters([part.images.shape[1], 19, 5], "kaiming", seed)
     options = OptimizerConfig(batch_size=8, momentum=0.5, weight_decay=1e-3)
-    engine = kind(start, part, norm, options, device)
+    engine = single(kind, start, part, norm, options, device)
     for epoch in range(EPOCHS):
         stats = engine.train_epoch(epoch_order(seed, epoch, 121), 0.003)
     return stats.loss

@@ -1,6 +1,6 @@
 """Adam and AdamW in the engines and in runs, against nn.Sequential under torch.optim.
 
-What the graph engine does beyond its steps is in graph_cases.py.
+What the graph engine does beyond its steps is in support/graph_suite.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 import torch
 from support.blocked import assert_blocked_refuses
 from support.compare import assert_within_2x
+from support.single import SingleNetwork, single
 from support.tiny import (
     CLASSES,
     FEATURES,
@@ -28,7 +29,6 @@ from torch import Tensor, nn
 
 from fastmlp.data.sampling import epoch_order
 from fastmlp.data.transforms import make_normalization
-from fastmlp.engines.base import Engine
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.registry import ENGINES
 from fastmlp.nn.init import initial_parameters
@@ -71,9 +71,10 @@ def make(
     hidden: tuple[int, ...] = (16,),
     dtype: torch.dtype = torch.float64,
     **options: Any,
-) -> Engine:
+) -> SingleNetwork:
     train = tiny_data(IMAGES).train
-    return ENGINES[name](
+    return single(
+        ENGINES[name],
         start(hidden, dtype),
         train,
         make_normalization("standard", train.images),
@@ -82,7 +83,7 @@ def make(
     )
 
 
-def train(engine: Engine) -> None:
+def train(engine: SingleNetwork) -> None:
     for epoch, lr in enumerate(LRS):
         engine.train_epoch(epoch_order(0, epoch, IMAGES), lr)
 
@@ -116,7 +117,7 @@ def plain_pytorch(
     return {"parameters": {n: p.detach() for n, p in named.items()}, **kept}
 
 
-def assert_close(engine: Engine, truth: dict[str, dict[str, Tensor]]) -> None:
+def assert_close(engine: SingleNetwork, truth: dict[str, dict[str, Tensor]]) -> None:
     state = engine.state_dict()
     assert list(state) == list(truth)
     for kind, tensors in truth.items():

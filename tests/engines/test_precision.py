@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.blocked import assert_blocked_refuses
+from support.single import SingleNetwork, single
 from support.tiny import (
     CLASSES,
     FEATURES,
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 
 from fastmlp.data.sampling import epoch_order
 from fastmlp.data.transforms import make_normalization
-from fastmlp.engines.base import Engine
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.registry import ENGINES
 from fastmlp.nn.init import initial_parameters
@@ -58,11 +58,11 @@ def start(hidden: tuple[int, ...] = (31, 8)) -> dict[str, Tensor]:
     return initial_parameters([FEATURES, *hidden, CLASSES], "kaiming", seed=3)
 
 
-def make(name: str, options: dict[str, Any], precision: str = "bfloat16") -> Engine:
+def make(name: str, options: dict[str, Any], precision: str = "bfloat16") -> SingleNetwork:
     train = tiny_data(IMAGES).train
     norm = make_normalization("standard", train.images)
     asked = OptimizerConfig(**{"batch_size": 8, "precision": precision, **options})
-    return ENGINES[name](start(), train, norm, asked, CPU)
+    return single(ENGINES[name], start(), train, norm, asked, CPU)
 
 
 def plain_pytorch(options: dict[str, Any], steps: int, autocast: bool = True) -> Tensor:
@@ -149,8 +149,9 @@ def test_what_makes_no_sense() -> None:
     train = tiny_data(IMAGES).train
     norm = make_normalization("standard", train.images)
     doubles = {name: tensor.double() for name, tensor in start().items()}
+    config = OptimizerConfig(8, precision="bfloat16")
     with pytest.raises(ValueError, match=r"precision bfloat16 wants float32 .*, got torch.float64"):
-        ENGINES["reference"](doubles, train, norm, OptimizerConfig(8, precision="bfloat16"), CPU)
+        single(ENGINES["reference"], doubles, train, norm, config, CPU)
 
 
 def test_the_engine_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

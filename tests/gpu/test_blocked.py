@@ -1,4 +1,4 @@
-"""Blocked SGD on a GPU: the cases of blocked_cuda_cases.py, streams, graphs, devices."""
+"""Blocked SGD on a GPU: the cases of support/blocked_cuda_suite.py, streams, graphs, devices."""
 
 from __future__ import annotations
 

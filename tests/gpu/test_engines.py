@@ -1,4 +1,4 @@
-"""The engines on a GPU; graph_cases.py says what the graph engine must do."""
+"""The engines on a GPU; support/graph_suite.py says what the graph engine must do."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from support.graph_suite import (
     order_of,
     problem,
 )
+from support.single import SingleNetwork
 from support.tiny import assert_same_tensors, stop_after, tiny_data
 
 from fastmlp import native_available
+from fastmlp.data.splits import Subset
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.graph import GraphEngine
 from fastmlp.engines.reference import ReferenceEngine
@@ -55,14 +57,12 @@ def test_the_other_engines_train_as_on_the_cpu(kind, options):
     assert_close(*engines)
 
 
-def large() -> GraphEngine:
+def large() -> SingleNetwork:
     """Batches for which our own kernels split their sums, and chunks with a rest."""
     part, norm = problem(3072)
     norm = replace(norm, scale=norm.scale / 10)
-    engine: GraphEngine = make(
-        GraphEngine, GPU, {"batch_size": 8, "momentum": 0.9}, (256, 64), data=(part, norm)
-    )
-    return engine
+    options = {"batch_size": 8, "momentum": 0.9}
+    return make(GraphEngine, GPU, options, (256, 64), data=(part, norm))
 
 
 def test_thirty_runs_give_the_same_bits():
@@ -100,7 +100,7 @@ def test_on_a_side_stream_behind_a_slow_producer():
     """Whoever replays on another stream than the present one trains other parameters. All that is
     needed is on the GPU and recorded before, so that nothing waits for the producer."""
     want, engine, order = large(), large(), order_of().to(GPU)
-    start = {name: tensor.clone() for name, tensor in want._parameters.items()}
+    start = {name: tensor.clone() for name, tensor in want.state.parameters.items()}
     want.train_epoch(order, 0.002)
     engine.train_epoch(order, 0.003)
     stream = torch.cuda.Stream()
@@ -128,9 +128,14 @@ def test_a_second_gpu_while_the_first_is_the_present_one():
 
 
 def test_engines_share_their_images():
-    data = problem()
-    one, other = (make(GraphEngine, GPU, {}, data=data) for _ in range(2))
-    assert one._images.data_ptr() == other._images.data_ptr()
+    images = torch.zeros(20_000, 3072, dtype=torch.uint8)
+    data = Subset(images, torch.zeros(20_000, dtype=torch.int64)), problem(3072)[1]
+    before = torch.cuda.memory_allocated()
+    engines = [GraphEngine(*data, GPU)]
+    one = torch.cuda.memory_allocated() - before
+    engines.append(EagerEngine(*data, GPU))
+    both = torch.cuda.memory_allocated() - before
+    assert images.numel() <= one == both
 
 
 def test_a_run_is_trained_stopped_and_resumed(tmp_path):

@@ -151,26 +151,26 @@ def test_no_images():
 def test_engines_together_on_a_part_of_its_own(count):
     data, (part, _) = problem(), problem(images=count)
     hidden = [(19,), (7, 3), (64,)]
-    engines = [
+    networks = [
         make(BlockedEngine, data, {"batch_size": 8}, hidden=sizes, dtype=torch.float64, seed=i)
         for i, sizes in enumerate(hidden)
     ]
-    stats = BlockedEngine.evaluate_together(engines, part)
-    assert stats == [engine.evaluate(part) for engine in engines]
+    stats = networks[0].engine.evaluate([network.state for network in networks], part)
+    assert stats == [network.evaluate(part) for network in networks]
     for i, (mine, sizes) in enumerate(zip(stats, hidden, strict=True)):
         plain = {"hidden": sizes, "dtype": torch.float64, "seed": i}
         theirs = make(ReferenceEngine, data, {"batch_size": 8}, **plain).evaluate(part)
         assert mine == EvalMetrics(pytest.approx(theirs.loss, rel=1e-12), theirs.accuracy, count)
 
 
-def test_engines_with_another_normalisation_are_refused():
-    part, norm = data = problem()
-    other = part, Normalization("unit", norm.scale * 2, norm.shift)
-    engines = [make(BlockedEngine, each, {"batch_size": 8}) for each in (data, other)]
-    with pytest.raises(
-        ValueError, match=r"must share their training images|one normalisation and dtype"
-    ):
-        BlockedEngine.evaluate_together(engines, part)
+def test_networks_of_several_dtypes_are_refused():
+    part, _ = data = problem()
+    one, other = (
+        make(BlockedEngine, data, {"batch_size": 8}, dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
+    with pytest.raises(ValueError, match=r"must have one dtype, got .*float32.*float64"):
+        one.engine.evaluate([one.state, other.state], part)
 
 
 def test_what_does_not_fit_is_refused():

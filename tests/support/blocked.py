@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from support.compare import assert_within_2x
+from support.single import SingleNetwork
 from support.tiny import CLASSES, FEATURES
 
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization
+from fastmlp.engines.base import Engine, TrainState
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
@@ -51,18 +54,34 @@ def problem(images=211, inputs=37, classes=5, planes=None):
 def make(
     engine, data, options, hidden=(19,), dtype=torch.float32, classes=5, steps=None, seed=3
 ):  # fmt: skip
-    part, norm = data
-    sizes = [part.images.shape[1], *hidden, classes]
-    parameters = initial_parameters(sizes, "kaiming", seed=seed)
+    """A network on a new engine of this kind."""
+    made = engine(*data, CPU)
+    inputs = data[0].images.shape[1]
+    state = new_state(made, inputs, options, hidden, dtype, classes, steps, seed)
+    return SingleNetwork(made, state)
+
+
+def new_state(
+    engine: Engine,
+    inputs: int,
+    options: dict[str, Any],
+    hidden: Sequence[int] = (19,),
+    dtype: torch.dtype = torch.float32,
+    classes: int = 5,
+    steps: int | None = None,
+    seed: int = 3,
+) -> TrainState:
+    """A network for an engine; ``steps`` forces the length of its blocks."""
+    parameters = initial_parameters([inputs, *hidden, classes], "kaiming", seed=seed)
     parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
-    made = engine(parameters, part, norm, OptimizerConfig(**options), CPU)
-    if steps is not None:
-        made.block_steps = steps
-    return made
+    # Only the blocked engines know blocks.
+    forced = steps if engine.name == "blocked" else None
+    return engine.new_state(parameters, OptimizerConfig(**options), block_steps=forced)
 
 
-def flat(engine):
-    state = engine.state_dict()
+def flat(network):
+    """All tensors of a network, or of its state."""
+    state = network.state_dict()
     return {f"{kind}.{k}": t for kind, part in state.items() for k, t in part.items()}
 
 
@@ -72,14 +91,16 @@ def assert_same_state(one, other):
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def assert_is_sgd(data, options, order, lr=0.05, moves=None, **shape):
+def assert_is_sgd(data, options, order, lr=0.05, flip_shifts=None, **shape):
     """Two epochs in float64: what plain PyTorch has, up to rounding."""
     engines = [
         make(engine, data, options, dtype=torch.float64, **shape)
         for engine in (BlockedEngine, ReferenceEngine)
     ]
     for _ in range(2):
-        mine, theirs = [engine.train_epoch(order, lr, moves=moves) for engine in engines]
+        mine, theirs = [
+            engine.train_epoch(order, lr, flip_shifts=flip_shifts) for engine in engines
+        ]
         assert mine.loss_sum == pytest.approx(theirs.loss_sum, rel=1e-6)  # kept in float32
         assert (mine.correct, mine.steps, mine.finished) == (theirs.correct, theirs.steps, True)
     ours, reference = flat(engines[0]), flat(engines[1])
@@ -99,13 +120,13 @@ def assert_as_close_as_pytorch(data, options, order, lr, steps=None):
         assert_within_2x(flat(ours)[name], flat(theirs)[name], true)
 
 
-def assert_threads_change_nothing(threads, data, options, order, moves=None, **shape):
+def assert_threads_change_nothing(threads, data, options, order, flip_shifts=None, **shape):
     """Of a network large enough that csrc/plan.h gives its blocks several threads."""
     runs = []
     for count in (1, 2, 3, 1):
         threads(count)
         engine = make(BlockedEngine, data, options, **shape)
-        runs.append((engine, engine.train_epoch(order, 0.05, moves=moves)))
+        runs.append((engine, engine.train_epoch(order, 0.05, flip_shifts=flip_shifts)))
     for engine, stats in runs[1:]:
         assert_same_state(runs[0][0], engine)
         assert stats == runs[0][1]

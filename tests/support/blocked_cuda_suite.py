@@ -1,31 +1,42 @@
-"""What is asked of the engine for GPUs, on one (test_cuda_blocked.py) and on CPU tensors with an
-emulated kernel (test_blocked_cuda.py)."""
+"""What is asked of the engine for GPUs, on one (tests/gpu/test_blocked.py) and on CPU tensors with
+an emulated kernel (tests/engines/test_blocked_cuda.py)."""
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from support.blocked import ENDS, OPTIMIZER, OPTIMIZERS, Network, assert_same_state, flat, problem
+from support.blocked import (
+    ENDS,
+    OPTIMIZER,
+    OPTIMIZERS,
+    Network,
+    assert_same_state,
+    flat,
+    new_state,
+    problem,
+)
 from support.chain_suite import DTYPE
 from support.compare import assert_within_2x
+from support.single import SingleNetwork
 from support.tiny import stop_after
 
+from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization, RandomFlipShift
 from fastmlp.engines import blocked_cuda
-from fastmlp.engines.base import Engine, Epoch
+from fastmlp.engines.base import Engine, Epoch, TrainState
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
-from fastmlp.engines.blocked_pipeline import Runner, Shape
+from fastmlp.engines.blocked_pipeline import BlockedPipeline, PipelineShape
 from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
-from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
-from fastmlp.nn.init import initial_parameters
 from fastmlp.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -42,17 +53,15 @@ def make(
     dtype: torch.dtype = torch.float32,
     steps: int | None = None,
     seed: int = 3,
-) -> Any:
-    part, norm = data
-    sizes = [part.images.shape[1], hidden, classes]
-    start = initial_parameters(sizes, "kaiming", seed=seed)
-    start = {name: tensor.to(dtype) for name, tensor in start.items()}
-    made: Any = engine(start, part, norm, OptimizerConfig(**options), device)
-    made.block_steps = steps
-    return made
+) -> SingleNetwork:
+    made, inputs = engine(*data, device), data[0].images.shape[1]
+    state = new_state(made, inputs, options, (hidden,), dtype, classes, steps, seed)
+    return SingleNetwork(made, state)
 
 
-def assert_close_states(one: Engine, other: Engine, rtol: float = 1e-10) -> None:
+def assert_close_states(
+    one: SingleNetwork | TrainState, other: SingleNetwork | TrainState, rtol: float = 1e-10
+) -> None:
     ours, theirs = flat(one), flat(other)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -61,18 +70,24 @@ def assert_close_states(one: Engine, other: Engine, rtol: float = 1e-10) -> None
 
 def many(
     device: torch.device, dtype: torch.dtype, networks: Sequence[Network] | None = None
-) -> tuple[list[Any], list[Epoch]]:
-    """The same engines and epochs at each call."""
-    torch.manual_seed(7)
-    data = problem(images=150)
-    orders = {name: torch.randperm(150) for name in ("first", "second", "third")}
-    orders["short"] = orders["third"][:77].clone()
-    engines, epochs = [], []
+) -> tuple[Engine, list[TrainState], list[Epoch]]:
+    """An engine, the networks' states and epochs: the same at each call."""
+    engine = BlockedCudaEngine(*data_of_many(), device)
+    orders = {name: EpochOrder(torch.randperm(150)) for name in ("first", "second", "third")}
+    orders["short"] = EpochOrder(orders["third"].indices[:77].clone())
+    states, epochs = [], []
     for network in networks or NETWORKS:
         options = {"batch_size": 8, **network.options}
-        engines.append(make(BlockedCudaEngine, data, options, device, dtype=dtype, **network.shape))
-        epochs.append(Epoch(orders[network.order], network.lr, None, network.start_step))
-    return engines, epochs
+        shape = {**network.shape, "hidden": (network.shape.get("hidden", 19),)}
+        states.append(new_state(engine, 37, options, dtype=dtype, **shape))
+        epochs.append(Epoch(orders[network.order], network.lr, network.start_step))
+    return engine, states, epochs
+
+
+def data_of_many() -> tuple[Subset, Normalization]:
+    """What they train on."""
+    torch.manual_seed(7)
+    return problem(images=150)
 
 
 NETWORKS = (
@@ -136,12 +151,13 @@ class EngineTests:
     @pytest.mark.parametrize("chunk_bytes", [1 << 28, 1], ids=["together", "one by one"])
     def test_each_of_many_is_what_it_is_alone(self, device, dtype, chunk_bytes, monkeypatch):
         monkeypatch.setattr(blocked_cuda, "CHUNK_BYTES", chunk_bytes)
-        (together, epochs), (alone, _), (again, _) = (many(device, dtype) for _ in range(3))
+        engine, together, epochs = many(device, dtype)
+        (one, alone, _), (rerun, again, _) = (many(device, dtype) for _ in range(2))
         for _ in range(2):
-            results = BlockedCudaEngine.train_together(together, epochs)
-            assert BlockedCudaEngine.train_together(again, epochs) == results
+            results = engine.train_epoch(together, epochs)
+            assert rerun.train_epoch(again, epochs) == results
             for mine, other, epoch, stats in zip(together, alone, epochs, results, strict=True):
-                (his,) = BlockedCudaEngine.train_together([other], [epoch])
+                (his,) = one.train_epoch([other], [epoch])
                 assert (stats.steps, stats.finished) == (his.steps, True)
                 assert stats.loss_sum == pytest.approx(his.loss_sum, rel=1e-5)
                 assert_close_states(mine, other, 1e-10 if dtype == torch.float64 else 1e-4)
@@ -202,20 +218,20 @@ class EngineTests:
         monkeypatch.setattr(blocked_cuda, "CHUNK_BLOCKS", 1)
         networks = [Network(), Network("second", lr=1e20), Network("third"), Network(lr=1e20)]
         healthy = [replace(network, lr=0.05) for network in networks]
-        (engines, epochs), (twins, fine) = (many(device, dtype, n) for n in (networks, healthy))
-        results = BlockedCudaEngine.train_together(engines, epochs)
-        theirs = BlockedCudaEngine.train_together(twins, fine)
+        engine, states, epochs = many(device, dtype, networks)
+        results = engine.train_epoch(states, epochs)
+        other, twins, fine = many(device, dtype, healthy)
+        theirs = other.train_epoch(twins, fine)
         for i in (0, 2):
-            assert_same_state(engines[i], twins[i])
+            assert_same_state(states[i], twins[i])
             assert results[i] == theirs[i]
         for i in (1, 3):
             error = results[i]
             assert isinstance(error, NonFiniteLossError)
             assert 0 < error.step < 19
             assert not math.isfinite(error.loss)
-        (alone,), (epoch,) = many(device, dtype, networks[1:2])
-        with pytest.raises(NonFiniteLossError):
-            alone.train_epoch(epoch.order, epoch.lr)
+        engine, alone, epochs = many(device, dtype, networks[1:2])
+        assert isinstance(engine.train_epoch(alone, epochs)[0], NonFiniteLossError)
 
     def test_the_first_bad_step_is_named(self, device):
         (part, _), order = problem(images=90), torch.randperm(90)
@@ -253,16 +269,16 @@ class EngineTests:
         theirs = make(ReferenceEngine, data, options, dtype=torch.float64)
         for start in (0, 3):
             for engine in (ours, theirs):
-                engine.train_epoch(order, 0.01, moves=moves, start_step=start)
+                engine.train_epoch(order, 0.01, flip_shifts=moves, start_step=start)
         assert_close_states(ours, theirs)
 
     def test_evaluation(self, device, monkeypatch):
         part = problem(images=150)[0]
-        engines, _ = many(device, torch.float32, NETWORKS[:3])
-        whole = BlockedCudaEngine.evaluate_together(engines, part)
+        engine, states, _ = many(device, torch.float32, NETWORKS[:3])
+        whole = engine.evaluate(states, part)
         monkeypatch.setattr(blocked_cuda, "EVALUATION_ROWS", 40)
-        for engine, stats in zip(engines, whole, strict=True):
-            parts = engine.evaluate(part)
+        for state, stats in zip(states, whole, strict=True):
+            (parts,) = engine.evaluate([state], part)
             assert (
                 (parts.accuracy, parts.count)
                 == (stats.accuracy, stats.count)
@@ -272,14 +288,15 @@ class EngineTests:
                 )
             )
             assert parts.loss == pytest.approx(stats.loss, rel=1e-6)
-            twin = make(ReferenceEngine, problem(), {"batch_size": 8})
-            twin.load_parameters(engine.parameters_state())
-            norm = engine._normalization
-            twin._normalization = replace(norm, scale=norm.scale.cpu(), shift=norm.shift.cpu())
+            twin = make(ReferenceEngine, data_of_many(), {"batch_size": 8})
+            twin.load_parameters(state.parameters_state())
             his = twin.evaluate(part)
             assert stats.loss == pytest.approx(his.loss, rel=1e-5)
             assert stats.accuracy == his.accuracy
-        assert BlockedCudaEngine.evaluate_together([], part) == []
+        assert engine.evaluate([], part) == []
+        double = make(BlockedCudaEngine, data_of_many(), {"batch_size": 8}, dtype=torch.float64)
+        with pytest.raises(ValueError, match="must have one dtype"):
+            engine.evaluate([states[0], double.state], part)
 
     def test_progress_counts_up(self, device, monkeypatch):
         monkeypatch.setattr(blocked_cuda, "REPORT_SECONDS", 0.0)
@@ -291,43 +308,46 @@ class EngineTests:
         assert seen[-1] == end
 
     def test_one_recording_serves_all_epochs_of_a_shape(self, device, monkeypatch):
-        made: list[Shape] = []
+        made: list[PipelineShape] = []
+        alive: weakref.WeakSet[BlockedPipeline] = weakref.WeakSet()
 
-        class Counted(Runner):
-            def __init__(self, shape: Shape, *args: Any) -> None:
+        class Counted(BlockedPipeline):
+            def __init__(self, shape: PipelineShape, *args: Any) -> None:
                 made.append(shape)
+                alive.add(self)
                 super().__init__(shape, *args)
 
-        monkeypatch.setattr(blocked_cuda, "Runner", Counted)
-        engines, epochs = many(device, torch.float32, NETWORKS[:-1])
+        monkeypatch.setattr(blocked_cuda, "BlockedPipeline", Counted)
+        engine, states, epochs = many(device, torch.float32, NETWORKS[:-1])
         for _ in range(3):
-            BlockedCudaEngine.train_together(engines, epochs)
+            engine.train_epoch(states, epochs)
         groups = sorted((shape.groups, shape.networks) for shape in made)
         assert groups == [(1, 1), (1, 1), (1, 2), (1, 3), (2, 1)]
-        BlockedCudaEngine.train_together(engines[:2], epochs[:2])
+        engine.train_epoch(states[:2], epochs[:2])
         assert len(made) == 5  # it is the shape of the two that follow "second"
-        assert all(len(engine._runners) == 1 for engine in engines)  # the others are gone
-        BlockedCudaEngine.train_together(engines[1::-1], epochs[1::-1])
+        gc.collect()
+        assert len(alive) == 1  # the others are gone
+        engine.train_epoch(states[1::-1], epochs[1::-1])
         assert len(made) == 5  # nor does it matter which of them comes first
 
     @OPTIMIZER
     def test_networks_of_about_one_width_share_a_launch(self, device, options, monkeypatch):
-        made: list[Shape] = []
-        monkeypatch.setattr(blocked_cuda, "Runner", lambda *a: made.append(a[0]) or Runner(*a))
+        made: list[PipelineShape] = []
+        monkeypatch.setattr(
+            blocked_cuda, "BlockedPipeline", lambda *a: made.append(a[0]) or BlockedPipeline(*a)
+        )
         widths = (19, 70, 33, 60, 1)
         networks = [Network(options=options, shape={"hidden": hidden}) for hidden in widths]
-        engines, epochs = many(device, torch.float64, networks)
-        BlockedCudaEngine.train_together(engines, epochs)
-        BlockedCudaEngine.train_together(engines[::-1], epochs[::-1])  # in each other's places
+        engine, states, epochs = many(device, torch.float64, networks)
+        engine.train_epoch(states, epochs)
+        engine.train_epoch(states[::-1], epochs[::-1])  # in each other's places
         assert [(shape.hidden, shape.networks) for shape in made] == [(60, 4), (70, 1)]
-        for engine, epoch, hidden in zip(engines, epochs, widths, strict=True):
-            part, norm = Subset(engine._images.cpu(), engine._labels.cpu()), engine._normalization
-            data = part, replace(norm, scale=norm.scale.cpu(), shift=norm.shift.cpu())
+        for state, epoch, hidden in zip(states, epochs, widths, strict=True):
             how = {"hidden": hidden, "dtype": torch.float64}
-            twin = make(ReferenceEngine, data, {"batch_size": 8, **options}, **how)
+            twin = make(ReferenceEngine, data_of_many(), {"batch_size": 8, **options}, **how)
             for _ in range(2):
-                twin.train_epoch(epoch.order, epoch.lr)
-            assert_close_states(engine, twin)
+                twin.train_epoch(epoch.order.indices, epoch.lr)
+            assert_close_states(state, twin)
 
     def test_what_does_not_fit_is_refused(self, device):
         engine = make(BlockedCudaEngine, problem(), {"batch_size": 8}, device)
@@ -335,6 +355,6 @@ class EngineTests:
             engine.train_epoch(torch.randperm(211), 0.05, start_step=27)
         with pytest.raises(ValueError, match=r"an order must be in \[0, 211\)"):
             engine.train_epoch(torch.tensor([3, 211]), 0.05)
-        engine.block_steps = 400
+        engine.state.block_steps = 400
         with pytest.raises(UserError, match="block_steps 400 is too long"):
             engine.train_epoch(torch.randint(0, 211, (4000,)), 0.05)

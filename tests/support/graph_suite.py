@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from support.compare import assert_within_2x
+from support.single import SingleNetwork, single
 from support.tiny import stop_after
 from torch import Tensor
 
+from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization, RandomFlipShift
+from fastmlp.engines import graph
 from fastmlp.engines.base import Engine, Epoch
 from fastmlp.engines.eager import EagerEngine
-from fastmlp.engines.graph import GraphEngine
+from fastmlp.engines.graph import GraphEngine, aligned_batches
 from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
@@ -41,6 +48,7 @@ BITS = pytest.mark.parametrize(
     [*(OPTIONS[name] for name in ("plain", "all", "adamw")), {"precision": "bfloat16"}],
     ids=["plain", "all", "adamw", "bfloat16"],
 )
+KINDS = (GraphEngine, ReferenceEngine)
 DEPTHS = pytest.mark.parametrize("hidden", [(), (19,), (12, 7), (31, 8, 17)], ids=str)
 
 
@@ -60,27 +68,28 @@ def make(
     hidden: tuple[int, ...] = (19,),
     dtype: torch.dtype = torch.float32,
     data: tuple[Subset, Normalization] | None = None,
-) -> Any:
+) -> SingleNetwork:
     part, norm = data or problem()
     sizes = [part.images.shape[1], *hidden, CLASSES]
     parameters = initial_parameters(sizes, "kaiming", seed=3)
     parameters = {name: tensor.to(dtype) for name, tensor in parameters.items()}
-    return kind(parameters, part, norm, OptimizerConfig(**{"batch_size": 8, **options}), device)
+    config = OptimizerConfig(**{"batch_size": 8, **options})
+    return single(kind, parameters, part, norm, config, device)
 
 
-def flat(engine: Engine) -> dict[str, Tensor]:
+def flat(engine: SingleNetwork) -> dict[str, Tensor]:
     state = engine.state_dict()
     return {f"{kind}.{k}": t for kind, part in state.items() for k, t in part.items()}
 
 
-def assert_same_bits(one: Engine, other: Engine) -> None:
+def assert_same_bits(one: SingleNetwork, other: SingleNetwork) -> None:
     mine, theirs = flat(one), flat(other)
     assert mine.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.equal(mine[name], tensor), name
 
 
-def assert_close(one: Engine, other: Engine) -> None:
+def assert_close(one: SingleNetwork, other: SingleNetwork) -> None:
     """In float64: equal up to rounding."""
     mine, theirs = flat(one), flat(other)
     assert mine.keys() == theirs.keys()
@@ -97,6 +106,20 @@ class GraphTests:
     @pytest.fixture(autouse=True)
     def _chunks_of_four(self, monkeypatch):
         monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
+
+    @pytest.fixture
+    def recorded(self, device, monkeypatch) -> list[weakref.ref[Any]]:
+        """Weak references to all recordings that are made."""
+        made: list[weakref.ref[Any]] = []
+        kind = graph.CapturedGraph
+
+        def record(work: Callable[[], None], where: torch.device) -> Any:
+            recording = kind(work, where)
+            made.append(weakref.ref(recording))
+            return recording
+
+        monkeypatch.setattr(graph, "CapturedGraph", record)
+        return made
 
     @EACH_OPTION
     @DEPTHS
@@ -176,12 +199,12 @@ class GraphTests:
     @pytest.mark.parametrize("inputs", [37, 64])
     def test_batches_lie_at_addresses_equally_round(self, device, inputs, precision):
         """How a library sums may depend on them."""
-        data = problem(inputs)
-        engine = make(GraphEngine, device, {"precision": precision}, data=data)
-        batches = engine._batches(torch.arange(40, device=device), 5, None)
+        part, norm = problem(inputs)
+        x = norm.apply(part.images[:40].to(device)).to(getattr(torch, precision))
+        batches = aligned_batches(x, 5)
         assert {(b.data_ptr() - batches[0].data_ptr()) % 256 for b in batches} == {0}
-        want = data[1].apply(data[0].images[:40]).to(getattr(torch, precision))
-        torch.testing.assert_close(torch.cat(batches).cpu(), want)
+        assert [len(batch) for batch in batches] == [8] * 5
+        assert torch.equal(torch.cat(batches), x)
 
     @BITS
     @pytest.mark.parametrize("start", [1, 4, 13, 24, 25])
@@ -226,7 +249,7 @@ class GraphTests:
         for epoch in range(3):
             moves = RandomFlipShift(True, 2).draw(IMAGES, (3, 5, 5), random) if epoch < 2 else None
             for engine in engines:
-                engine.train_epoch(order_of(seed=epoch), 0.02, moves=moves)
+                engine.train_epoch(order_of(seed=epoch), 0.02, flip_shifts=moves)
         assert_close(*engines)
 
     @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, OPTIONS["adam"]], ids=str)
@@ -244,7 +267,7 @@ class GraphTests:
             assert_close(second, truth)
 
     @pytest.mark.parametrize("options", [{"momentum": 0.9}, {"optimizer": "adam"}], ids=str)
-    def test_back_to_the_start(self, device, options):
+    def test_back_to_the_start(self, device, options, recorded):
         """A fresh start has no momentum, also where the engine had some."""
         engine = make(GraphEngine, device, options)
         fresh = engine.state_dict()
@@ -252,7 +275,7 @@ class GraphTests:
         assert kept
         assert not any(fresh[kind] for kind in kept)
         engine.train_epoch(order_of(), 0.05)
-        once, chunks = engine.state_dict(), dict(engine._chunks)
+        once, count = engine.state_dict(), len(recorded)
         assert all(list(once[kind]) == list(once["parameters"]) for kind in kept)
         engine.load_state_dict(fresh)
         assert not any(engine.state_dict()[kind] for kind in kept)
@@ -260,18 +283,16 @@ class GraphTests:
         for kind, tensors in once.items():
             for name, tensor in tensors.items():
                 assert torch.equal(engine.state_dict()[kind][name], tensor)
-        assert engine._chunks == chunks  # nothing was recorded again
+        assert len(recorded) == count == 3  # nothing was recorded again
 
-    def test_a_learning_rate_needs_no_new_recording(self, device):
+    def test_a_learning_rate_needs_no_new_recording(self, device, recorded):
         engine = make(GraphEngine, device, {})
         engine.train_epoch(order_of(), 0.05)
-        chunks = dict(engine._chunks)
         before = engine.parameters_state()
         engine.train_epoch(order_of(), 0.0)
         for name, tensor in engine.parameters_state().items():
             assert torch.equal(tensor, before[name])
-        assert engine._chunks == chunks
-        assert len(chunks) == 3  # of chunks, of single steps, of the last batch
+        assert len(recorded) == 3  # of chunks, of single steps, of the last batch
 
     def test_the_first_bad_step_is_named(self, device):
         part, norm = problem()
@@ -295,14 +316,46 @@ class GraphTests:
             assert stats.loss == pytest.approx(want.loss, rel=1e-5)
             assert (stats.accuracy, stats.count) == (want.accuracy, IMAGES)
 
-    def test_several_engines(self, device):
+    def test_several_networks(self, device):
         options = [{}, {"momentum": 0.9}, {"batch_size": 16}, {"optimizer": "adam"}]
         alone = [make(GraphEngine, device, each) for each in options]
-        together = [make(GraphEngine, device, each) for each in options]
+        together = [make(GraphEngine, device, each).state for each in options]
+        engine = GraphEngine(*problem(), device)
         for epoch in range(2):
             orders = [order_of(seed=10 * epoch + i) for i in range(4)]
             stats = [e.train_epoch(o, 0.05) for e, o in zip(alone, orders, strict=True)]
-            epochs = [Epoch(order, 0.05) for order in orders]
-            assert GraphEngine.train_together(together, epochs) == stats
+            epochs = [Epoch(EpochOrder(order), 0.05) for order in orders]
+            assert engine.train_epoch(together, epochs) == stats
         for one, other in zip(together, alone, strict=True):
-            assert_same_bits(one, other)
+            assert_same_bits(SingleNetwork(engine, one), other)
+
+    def test_a_state_may_change_under_its_recordings(self, device, recorded):
+        """Other tensors in its place, and another optimizer: neither is overlooked."""
+        engine, truth = (make(k, device, {"momentum": 0.9}, dtype=torch.float64) for k in KINDS)
+        for network in (engine, truth):
+            network.train_epoch(order_of(), 0.05)
+            state = network.state
+            state.parameters = {n: t.clone().mul_(0.5) for n, t in state.parameters.items()}
+            state.optimizer_state["momentum"] = {
+                name: tensor.clone().mul_(2)
+                for name, tensor in state.optimizer_state["momentum"].items()
+            }
+            network.train_epoch(order_of(seed=1), 0.05)
+        assert len(recorded) == 3
+        assert_close(engine, truth)
+        for network in (engine, truth):
+            network.state.config = replace(network.state.config, momentum=0.5, weight_decay=0.1)
+            network.train_epoch(order_of(seed=2), 0.05)
+        assert len(recorded) == 6
+        assert_close(engine, truth)
+
+    def test_the_recordings_of_a_state_end_with_it(self, device, recorded):
+        engine = GraphEngine(*problem(), device)
+        network = SingleNetwork(engine, make(GraphEngine, device, {}).state)
+        network.train_epoch(order_of(), 0.05)
+        gc.collect()
+        assert len(recorded) == 3
+        assert all(recording() is not None for recording in recorded)
+        del network
+        gc.collect()
+        assert all(recording() is None for recording in recorded)
