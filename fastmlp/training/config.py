@@ -56,6 +56,9 @@ class TrainConfig:
     1e-3 or so. ``momentum`` and ``nesterov`` are SGD's: where None is given they become 0.9 and
     true for SGD, 0 and false for another optimizer, which accepts nothing else.
 
+    ``precision`` "bfloat16" runs the layers as ``torch.autocast`` does, forward and backward; the
+    parameters, the loss and the optimizer stay float32.
+
     Raises :class:`UserError` (exit code 2) where a value cannot be used.
     """
 
