@@ -19,7 +19,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Runs a command and exits with its code; without ``argv``, from the command line."""
+    """Run a command and exit with its code; without ``argv``, that of the command line."""
     run_command(_dispatch, sys.argv[1:] if argv is None else argv)
 
 

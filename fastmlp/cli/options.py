@@ -1,4 +1,4 @@
-"""The flags that the commands ``train`` and ``sweep`` have in common."""
+"""The flags of the commands, derived from the options of :class:`TrainConfig`."""
 
 from __future__ import annotations
 
@@ -6,206 +6,95 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from fastmlp.cli.parser import ArgumentParser
+from fastmlp.cli.parser import ArgumentParser, as_flag
 from fastmlp.data.cifar10 import DIRECTORY_VARIABLE, cache_folder
-from fastmlp.data.dataset import DATASETS, current_name
 from fastmlp.data.download import URL_VARIABLE
-from fastmlp.data.splits import TEST_SETS, parse_split
-from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS
-from fastmlp.engines.registry import ENGINES
-from fastmlp.nn.init import INITS
-from fastmlp.training.config import LOADERS, LR_SCHEDULES, NORMALIZATIONS, TrainConfig
+from fastmlp.training.config import OPTIONS, TrainConfig
+from fastmlp.training.options import Option
+
+NO_DEFAULT = "%(default).0s"
+"""Ends a help text: prints nothing, and keeps argparse from adding "(default: None)"."""
+CACHE = str(cache_folder()).replace("%", "%%")  # a "%" in a path is no format of argparse
+IF_NOT_GIVEN = {
+    "data_dir": f"; if not given, ${DIRECTORY_VARIABLE}, then {CACHE}{NO_DEFAULT}",
+    "data_url": f"; if not given, ${URL_VARIABLE}, then the official host{NO_DEFAULT}",
+}
+"""What stands for the default of an option that has none, at the end of its help text."""
 
 
-def add_training_arguments(
-    group: argparse._ArgumentGroup, defaults: TrainConfig, lists: bool = False
+def add_options(
+    container: argparse._ActionsContainer,
+    group: str,
+    defaults: TrainConfig | None = None,
+    *,
+    lists: bool = False,
 ) -> None:
-    """Adds a flag for each field that decides what is trained. With ``lists`` those that a sweep
-    can vary take several values, with commas between them."""
-    add = group.add_argument
-    number, whole = (_list_of(kind) if lists else kind for kind in (float, int))
-    x, n = ("X[,X...]", "N[,N...]") if lists else ("X", "N")
-    if lists:
-        widths = "-".join(map(str, defaults.hidden))
-        what = "widths of the hidden layers, several of one network as 512-256"
-        add("--hidden", type=_hidden_list, metavar="H[-H...][,...]", default=widths, help=what)
-    else:
-        widths = ",".join(map(str, defaults.hidden))
-        add("--hidden", metavar="H[,H...]", default=widths, help="widths of the hidden layers")
-    add("--init", default=defaults.init, help=f"initial parameters: {INITS}")
-    add(
-        "--normalize",
-        choices=NORMALIZATIONS,
-        default=defaults.normalize,
-        help="pixels divided by 255, or standardised",
-    )
-    add(
-        "--augment",
-        metavar="none|flip|shift:N|flip,shift:N",
-        default=defaults.augment,
-        help="flip and shift the images at random, afresh every epoch",
-    )
-    add(
-        "--loader",
-        choices=LOADERS,
-        default=defaults.loader,
-        help="sliding repeats a slip: batch i is the images i to i + N of the shuffled ones",
-    )
-    add("--batch-size", type=whole, metavar=n, default=defaults.batch_size, help="images a step")
-    add("--epochs", type=int, metavar="N", default=defaults.epochs, help="passes over the data")
-    _add_step_arguments(group, defaults, number, x)
-    add("--seed", type=int, metavar="N", default=defaults.seed, help="of all random numbers")
+    """Add a flag for each option of a group. With ``lists`` those that a sweep can vary take
+    several values, with commas between them."""
+    for each in OPTIONS.values():
+        if each.group == group:
+            add_option(container, each, defaults, lists=lists)
 
 
-def _add_step_arguments(
-    group: argparse._ArgumentGroup, defaults: TrainConfig, number: Callable[[str], Any], x: str
+def add_option(
+    container: argparse._ActionsContainer,
+    option: Option,
+    defaults: TrainConfig | None = None,
+    *,
+    lists: bool = False,
 ) -> None:
-    """The flags that say how a step moves the parameters; ``number`` reads one, or several that are
-    shown as ``x``."""
-    add = group.add_argument
-    add(
-        "--optimizer",
-        choices=OPTIMIZERS,
-        default=defaults.optimizer,
-        help="adam and adamw as in torch.optim; try --lr 1e-3 with them",
-    )
-    add("--lr", type=number, metavar=x, default=defaults.lr, help="learning rate")
-    add(
-        "--lr-decay",
-        type=number,
-        metavar=x,
-        default=defaults.lr_decay,
-        help="factor on the learning rate after every epoch",
-    )
-    add(
-        "--lr-schedule",
-        choices=LR_SCHEDULES,
-        default=defaults.lr_schedule,
-        help="cosine goes down to nearly 0 at the last epoch",
-    )
-    add(
-        "--momentum",
-        type=number,
-        metavar=x,
-        default=defaults.momentum,
-        help="of sgd alone; 0: none",
-    )
-    add(
-        "--nesterov",
-        action=argparse.BooleanOptionalAction,
-        default=defaults.nesterov,
-        help="Nesterov's momentum, of sgd alone",
-    )
-    add(
-        "--weight-decay",
-        type=number,
-        metavar=x,
-        default=defaults.weight_decay,
-        help="times the parameter, added to the gradient; adamw takes it from the parameter",
-    )
-    add(
-        "--grad-average",
-        action=argparse.BooleanOptionalAction,
-        default=defaults.grad_average,
-        help="divide the mean gradient by the batch size once more",
-    )
-    add(
-        "--precision",
-        choices=PRECISIONS,
-        default=defaults.precision,
-        help="bfloat16 runs the layers as torch.autocast does",
-    )
+    """Add the flag of an option, whose default is that of ``defaults``."""
+    kind, choices = option.constraint.kind, option.constraint.choices
+    default = getattr(defaults, option.name) if defaults is not None else option.default
+    help_text = option.help + IF_NOT_GIVEN.get(option.name, "")
+    settings: dict[str, Any] = {"metavar": option.metavar, "choices": choices}
+    if kind is bool:
+        settings = {"action": argparse.BooleanOptionalAction}
+    elif kind is tuple:
+        default = ("-" if lists else ",").join(map(str, default))
+        if lists:
+            help_text += ", several of one network as 512-256"
+            settings |= {"type": _list_of(_widths, "widths"), "metavar": "H[-H...][,...]"}
+    elif lists and option.listed:
+        metavar = f"{option.metavar}[,{option.metavar}...]"
+        settings |= {"type": _list_of(kind, f"{kind.__name__} values"), "metavar": metavar}
+    elif kind is not str:
+        settings["type"] = kind
+    elif option.constraint.parse is not None:
+        settings["type"] = option.read  # refused before anything is loaded
+    elif option.normalize is not None:
+        settings["type"] = option.normalize
+    container.add_argument(as_flag(option.name), default=default, help=help_text, **settings)
 
 
-def add_machine_arguments(group: argparse._ArgumentGroup) -> None:
-    """Adds the flags that say where and how a run is made."""
-    add = group.add_argument
-    add("--device", metavar="auto|cpu|cuda[:N]", default=TrainConfig.device, help="where to run")
-    add(
-        "--engine",
-        choices=("auto", *ENGINES),
-        default=TrainConfig.engine,
-        help="how to run an epoch; auto takes the fastest that works here and says which",
-    )
-    add(
-        "--block-steps",
-        type=int,
-        metavar="N",
-        default=TrainConfig.block_steps,
-        help="steps in a block of the engine blocked; 0 leaves the number to it",
-    )
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        default=TrainConfig.threads,
-        help="CPU threads; 0 leaves the number to PyTorch",
-    )
+def add_data_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add ``--dataset --data-dir --data-url --split --test-set``, whose values are the arguments
+    of :func:`load_dataset` and :func:`split_dataset` of the same names."""
+    add_options(parser, "data")
+
+
+def add_source_arguments(parser: argparse._ActionsContainer, dataset: bool = True) -> None:
+    """Add ``--data-dir`` and ``--data-url``, and ``--dataset`` if it is wanted."""
+    for name in (*(("dataset",) if dataset else ()), "data_dir", "data_url"):
+        add_option(parser, OPTIONS[name])
 
 
 def given_flags(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """The flags that stand on the command line, without any default: argparse sets a default only
-    where the namespace has no such attribute yet."""
+    """Return the flags that stand on the command line, without any default: argparse sets a default
+    only where the namespace has no such attribute yet."""
     absent = object()
     namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), absent))
     values = vars(parser.parse_args(argv, namespace))
     return {name: value for name, value in values.items() if value is not absent}
 
 
-def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+def _list_of(read: Callable[[str], Any], what: str) -> Callable[[str], list[Any]]:
     def values(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
+        return [read(part) for part in text.split(",")]
 
-    values.__name__ = f"list of {kind.__name__} values"  # argparse names it in its errors
+    values.__name__ = f"list of {what}"  # argparse names it in its errors
     return values
 
 
-def _hidden_list(text: str) -> list[tuple[int, ...]]:
-    return [tuple(map(int, part.split("-"))) for part in text.split(",")]
-
-
-_hidden_list.__name__ = "list of widths"
-
-
-def add_data_arguments(parser: argparse._ActionsContainer) -> None:
-    """Adds ``--dataset --data-dir --data-url --split --test-set``, whose values are the arguments
-    of :func:`load_dataset` and :func:`split_dataset` of the same names."""
-    add_source_arguments(parser)
-    parser.add_argument(
-        "--split",
-        type=lambda text: parse_split(text) and text,  # refused before anything is downloaded
-        default="60/20/20",
-        metavar="TRAIN/VAL/TEST",
-        help="percentages of the 50,000 training images, in their order",
-    )
-    parser.add_argument(
-        "--test-set",
-        choices=TEST_SETS,
-        default="split",
-        help="test on the third part of the split or on the 10,000 official test images",
-    )
-
-
-def add_source_arguments(parser: argparse._ActionsContainer, dataset: bool = True) -> None:
-    if dataset:
-        parser.add_argument(
-            "--dataset",
-            type=current_name,
-            choices=DATASETS,
-            default="auto",
-            help="auto: CIFAR-10 if found or downloadable, else the built-in synthetic set",
-        )
-    cache = str(cache_folder()).replace("%", "%%")  # a "%" in a path is no format of argparse
-    # "%(default).0s" prints nothing; it keeps "(default: None)" away.
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="where CIFAR-10 lies or is downloaded to; if not given, "
-        f"${DIRECTORY_VARIABLE}, then {cache}%(default).0s",
-    )
-    parser.add_argument(
-        "--data-url",
-        metavar="URL",
-        help="a mirror of either official archive; if not given, "
-        f"${URL_VARIABLE}, then the official host%(default).0s",
-    )
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("-")))

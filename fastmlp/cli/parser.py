@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -32,14 +33,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None) -> NoReturn:
-    """Runs ``main(argv)`` and exits with its code; a :class:`UserError` or ``OSError`` becomes
-    one line on standard error."""
+    """Run ``main(argv)`` and exit with its code; a :class:`UserError` or ``OSError`` becomes one
+    line on standard error."""
     _prepare_streams()
     try:
         code = main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun all processes make one mistake
-            print(f"fastmlp: error: {error}", file=sys.stderr)
+            print(f"fastmlp: error: {with_flags(error)}", file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:
         code = EXIT_FAILURE  # the reader of our output (head, less) has left
@@ -59,9 +60,22 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None)
     sys.exit(code)
 
 
+def with_flags(error: UserError) -> str:
+    """Return the sentence of an error with the options that it names written as flags."""
+    sentence = str(error)
+    for name in error.options:
+        sentence = re.sub(rf"\b{name}\b", as_flag(name), sentence, count=1)
+    return sentence
+
+
+def as_flag(name: str) -> str:
+    """Return the flag of an option: ``batch_size`` is ``--batch-size``."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _prepare_streams() -> None:
-    """What cannot be written in the terminal's encoding is escaped, and what is written to a
-    stream that the caller closed (``2>&-``) is dropped, instead of ending in a traceback."""
+    """Escape what the terminal's encoding lacks, and drop what is written to a stream that the
+    caller closed (``2>&-``), instead of ending in a traceback."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open to the end)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):

@@ -15,38 +15,33 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fastmlp.cli.options import (
-    add_data_arguments,
-    add_machine_arguments,
-    add_training_arguments,
-    given_flags,
-)
+from fastmlp.cli.options import NO_DEFAULT, add_options, given_flags
 from fastmlp.cli.parser import ArgumentParser
+from fastmlp.cli.progress import Lines, make_bar
 from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult, Trial
 from fastmlp.sweeps.search_space import VARY, plan, shown
 from fastmlp.sweeps.sweep import sweep
-from fastmlp.training.config import TrainConfig, load_config_file
+from fastmlp.training.config import OPTIONS, TrainConfig, load_config_file
 from fastmlp.training.presets import PRESETS, resolve_config
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 RUNS = Path("runs")
-"""Where a sweep's folder is made when ``--out`` names none."""
+"""The folder in which a sweep's folder is made when ``--out`` names none."""
 REPORT_SECONDS = 10.0
-"""How often a line is printed where there is no terminal to draw on."""
+"""The time between two lines where there is no terminal to draw on."""
 FILE_WIDTH = 200
-"""Columns of a table that no terminal limits."""
-LISTED = ("hidden", "batch_size", "lr", "lr_decay", "momentum", "weight_decay")
-"""Flags that take several values."""
+"""The width of a table that no terminal limits, in characters."""
+LISTED = [name for name, option in OPTIONS.items() if option.listed]
+"""The flags that take several values."""
 ROWS = 20
-"""Configurations in the table that is drawn while a sweep runs; the file has all of them."""
+"""The number of configurations in the printed table; the file has all of them."""
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code, raises :class:`UserError` for a user's mistake."""
+    """Run the command and return its exit code; raise :class:`UserError` for a user's mistake."""
     flags = given_flags(_build_parser(), argv)
     if flags.get("out") == "":
         raise UserError("--out must be a folder, got an empty name", EXIT_USAGE)
@@ -71,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def _base_and_values(flags: dict[str, Any]) -> tuple[TrainConfig, dict[str, list[Any]]]:
-    """The configuration to start from, and the lists of more than one value."""
+    """Return the configuration to start from, and the lists of more than one value."""
     file = load_config_file(flags.pop("config")) if "config" in flags else {}
     file_preset = file.pop("preset", "sweep")
     preset = flags.pop("preset", file_preset)
@@ -83,7 +78,7 @@ def _base_and_values(flags: dict[str, Any]) -> tuple[TrainConfig, dict[str, list
 
 
 def _tell(result: SweepResult, out: Path, view: _View) -> int:
-    """The last lines; returns the exit code."""
+    """Write the last lines and return the exit code."""
     if not ProcessGroup.from_environment().is_first:
         return EXIT_INTERRUPTED if result.interrupted else 0
     view.show(result)
@@ -107,24 +102,24 @@ def _tell(result: SweepResult, out: Path, view: _View) -> int:
     return 0
 
 
-class _View:
-    """What a person sees: on a terminal a table that is drawn anew after each epoch over a bar that
-    moves within it, elsewhere a line now and then."""
+class _View(Lines):
+    """The display of a sweep: on a terminal a table that is drawn anew after each epoch over a bar
+    that moves within it, elsewhere a line now and then."""
 
     def __init__(self, quiet: bool, epochs: int) -> None:
+        first = ProcessGroup.from_environment().is_first
+        super().__init__(sys.stdout, quiet or not first)
         width = None if sys.stdout.isatty() else FILE_WIDTH
         self._console = Console(file=sys.stdout, highlight=False, width=width)
-        self._quiet, self._epochs = quiet, epochs
+        self._epochs = epochs
         self._live: Live | None = None
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self._console)
-        self._task = self._progress.add_task("", total=epochs)
-        self._first = ProcessGroup.from_environment().is_first
+        self._bar = make_bar(self._console)
+        self._task = self._bar.add_task("", total=epochs)
         self._next_line = time.monotonic() + REPORT_SECONDS
 
     def __enter__(self) -> _View:
-        if self._console.is_terminal and not self._quiet and self._first:
-            self._live = Live(self._progress, console=self._console, transient=True)
+        if self._console.is_terminal and self.verbose:
+            self._live = Live(self._bar, console=self._console, transient=True)
             self._live.start()
         return self
 
@@ -133,33 +128,24 @@ class _View:
             self._live.stop()
 
     def update(self, result: SweepResult, epoch: int) -> None:
-        """``result`` is what there is after so many epochs."""
+        """Show the result after a number of epochs."""
         self.move(epoch)
         if self._live is not None:
-            self._live.update(Group(_table(result), self._progress))
+            self._live.update(Group(_table(result), self._bar))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + REPORT_SECONDS
             best = max(result.trials, key=lambda trial: trial.score)
             self.say(f"epoch {epoch}/{self._epochs}  best validation so far {best.score:.2%}")
 
     def move(self, epochs: float) -> None:
-        """So many epochs are done, and a part of one."""
+        """Move the bar to a number of epochs, the last one perhaps under way."""
         description = f"epoch {int(epochs)}/{self._epochs}"
-        self._progress.update(self._task, completed=epochs, description=description)
+        self._bar.update(self._task, completed=epochs, description=description)
 
     def show(self, result: SweepResult) -> None:
-        """The table as it stands."""
-        if not self._quiet:
+        """Print the table as it stands."""
+        if self.verbose:
             self._console.print(_table(result))
-
-    def say(self, text: str) -> None:
-        """A line for those who want to follow."""
-        if not self._quiet and self._first:
-            self.final(text)
-
-    def final(self, text: str) -> None:
-        """A line that even a quiet sweep writes."""
-        print(text, flush=True)
 
 
 def _table(result: SweepResult) -> Table:
@@ -193,8 +179,9 @@ def _build_parser() -> ArgumentParser:
         "beats the --config file, which beats the preset; the defaults shown are those of the "
         "preset 'sweep'.",
     )
-    add_data_arguments(parser.add_argument_group("data"))
-    add, none = parser.add_argument_group("sweep").add_argument, "%(default).0s"
+    base = resolve_config({}, preset="sweep")
+    add_options(parser.add_argument_group("data"), "data")
+    add = parser.add_argument_group("sweep").add_argument
     add(
         "--vary",
         metavar=VARY.replace(", ", "|").replace(" or ", "|"),
@@ -209,15 +196,14 @@ def _build_parser() -> ArgumentParser:
         help="drop the worse half after an eighth, a quarter and a half of the epochs",
     )
     add("--preset", choices=PRESETS, default="sweep", help="where the base comes from")
-    add("--config", metavar="FILE", help=f"TOML file of values of the base{none}")
+    add("--config", metavar="FILE", help=f"TOML file of values of the base{NO_DEFAULT}")
     add(
         "--out",
         metavar="DIR",
-        help="folder for the results; a sweep that is in it goes on "
-        f"(default: runs/sweep-DATE-TIME){none}",
+        help="folder for the results; a sweep that is in it resumes "
+        f"(default: runs/sweep-DATE-TIME){NO_DEFAULT}",
     )
     add("--quiet", action="store_true", help="only errors and the final line")
-    base = resolve_config({}, preset="sweep")
-    add_training_arguments(parser.add_argument_group("training"), base, lists=True)
-    add_machine_arguments(parser.add_argument_group("machine"))
+    add_options(parser.add_argument_group("training"), "training", base, lists=True)
+    add_options(parser.add_argument_group("machine"), "machine")
     return parser

@@ -2,7 +2,7 @@
 
 python -m fastmlp.train                       about a minute on two cores
 python -m fastmlp.train --preset course       the exercise this project grew out of
-python -m fastmlp.train --resume runs/NAME    goes on where a run stopped
+python -m fastmlp.train --resume runs/NAME    resumes where a run stopped
 """
 
 from __future__ import annotations
@@ -18,32 +18,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastmlp.cli.options import (
-    add_data_arguments,
-    add_machine_arguments,
-    add_training_arguments,
-    given_flags,
-)
-from fastmlp.cli.parser import ArgumentParser
-from fastmlp.cli.progress import Progress
-from fastmlp.training.api import Run, fit, resume
+from fastmlp.cli.options import add_option, add_options, given_flags
+from fastmlp.cli.parser import ArgumentParser, as_flag
+from fastmlp.cli.progress import Progress, ShowRun
+from fastmlp.training.api import fit, resume
 from fastmlp.training.checkpoint import RunDirectory
-from fastmlp.training.config import TrainConfig, load_config_file
+from fastmlp.training.config import OPTIONS, TrainConfig, load_config_file
 from fastmlp.training.presets import PRESETS, resolve_config
+from fastmlp.training.run import RunResult
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 RUNS = Path("runs")
-"""Where a run's folder is made when ``--out`` names none."""
+"""The folder in which a run's folder is made when ``--out`` names none."""
 RESUME_FLAGS = ("resume", "epochs", "device", "data_dir", "quiet", "json")
-"""What may stand beside --resume; all else is as the run was started."""
+"""The flags that --resume allows; all else is as the run was started."""
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code, raises :class:`UserError` for a user's mistake."""
+    """Run the command and return its exit code; raise :class:`UserError` for a user's mistake."""
     flags = given_flags(_build_parser(), argv)
     for name in ("out", "resume"):
         if flags.get(name) == "":
-            raise UserError(f"{_as_flag(name)} must be a folder, got an empty name", EXIT_USAGE)
+            raise UserError(f"{as_flag(name)} must be a folder, got an empty name", EXIT_USAGE)
     quiet, as_json = flags.pop("quiet", False), flags.pop("json", False)
     progress = Progress(sys.stderr if as_json else sys.stdout, quiet=quiet, bar=sys.stderr.isatty())
     if "resume" in flags:
@@ -64,29 +60,32 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _start(flags: dict[str, Any], progress: Progress) -> Run:
+def _start(flags: dict[str, Any], progress: Progress) -> RunResult:
     out = flags.pop("out", None)
     file = load_config_file(flags.pop("config")) if "config" in flags else {}
     file_preset = file.pop("preset", "default")
     preset = flags.pop("preset", file_preset)
     config = resolve_config(flags, file, preset)
     with contextlib.nullcontext(out) if out is not None else _new_folder(preset) as folder:
-        return fit(config, out=folder, progress=progress)
+        callbacks = [ShowRun(progress, Path(folder).expanduser())]
+        return fit(config, out=folder, callbacks=callbacks, verbose=progress.verbose)
 
 
-def _resume(flags: dict[str, Any], progress: Progress) -> Run:
+def _resume(flags: dict[str, Any], progress: Progress) -> RunResult:
     for name in flags:
         if name not in RESUME_FLAGS:
-            allowed = ", ".join(_as_flag(flag) for flag in RESUME_FLAGS[1:])
+            allowed = ", ".join(as_flag(flag) for flag in RESUME_FLAGS[1:])
             raise UserError(
-                f"{_as_flag(name)} cannot be given with --resume, which allows only {allowed}",
+                f"{as_flag(name)} cannot be given with --resume, which allows only {allowed}",
                 EXIT_USAGE,
             )
-    return resume(flags.pop("resume"), progress=progress, **flags)
+    folder = flags.pop("resume")
+    callbacks = [ShowRun(progress, Path(folder).expanduser())]
+    return resume(folder, callbacks=callbacks, verbose=progress.verbose, **flags)
 
 
 def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) -> bool:
-    """Says so where the run to resume is at its end and is not to be made longer."""
+    """Return whether the run to resume is at its end and is not to be made longer, and say so."""
     folder = RunDirectory(flags["resume"])
     if not folder.finished:
         return False
@@ -104,8 +103,8 @@ def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) 
     return True
 
 
-def _tell(run: Run, progress: Progress) -> None:
-    """The last lines of a run."""
+def _tell(run: RunResult, progress: Progress) -> None:
+    """Write the last lines of a run."""
     summary, best = run.summary, run.summary["best"]
     synthetic = ", on the built-in set and not CIFAR-10" if summary["synthetic"] else ""
     progress.say("")
@@ -139,7 +138,7 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _new_folder(preset: str) -> Iterator[Path]:
-    """Makes a folder named after the preset and the time, which no other process has; it is gone
+    """Make a folder named after the preset and the time, which no other process has; remove it
     again where nothing was written into it."""
     name = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -155,10 +154,6 @@ def _new_folder(preset: str) -> Iterator[Path]:
             path.rmdir()
 
 
-def _as_flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="fastmlp train",
@@ -166,10 +161,11 @@ def _build_parser() -> ArgumentParser:
         epilog="A flag beats the --config file, which beats the preset; the defaults shown are "
         "those of the preset 'default'.",
     )
-    add_data_arguments(parser.add_argument_group("data"))
+    defaults = TrainConfig()
+    add_options(parser.add_argument_group("data"), "data", defaults)
     _add_run_arguments(parser.add_argument_group("run"))
-    add_training_arguments(parser.add_argument_group("training"), TrainConfig())
-    add_machine_arguments(parser.add_argument_group("machine"))
+    add_options(parser.add_argument_group("training"), "training", defaults)
+    add_options(parser.add_argument_group("machine"), "machine", defaults)
     return parser
 
 
@@ -184,14 +180,8 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
         default=none,
         help="folder for the run, new or empty (default: runs/PRESET-DATE-TIME)",
     )
-    add("--resume", metavar="RUN", default=none, help="go on with the run in this folder")
-    add(
-        "--save-every",
-        type=int,
-        metavar="N",
-        default=TrainConfig.save_every,
-        help="epochs between two saves",
-    )
+    add("--resume", metavar="RUN", default=none, help="resume the run in this folder")
+    add_option(group, OPTIONS["save_every"])
     add("--quiet", action="store_true", default=none, help="only errors and the final line")
     add(
         "--json",

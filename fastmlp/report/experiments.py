@@ -8,9 +8,9 @@ from itertools import product
 from typing import Any
 
 from fastmlp.engines.metrics import EpochRecord
-from fastmlp.training.api import Run
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.presets import resolve_config
+from fastmlp.training.run import RunResult
 
 RECIPES = {"course": "the course's recipe", "course-fixed": "the recipe corrected"}
 """Presets and their names in the text."""
@@ -149,7 +149,7 @@ class Outcome:
     diverged: str | None
 
     @classmethod
-    def of(cls, run: Run) -> Outcome:
+    def of(cls, run: RunResult) -> Outcome:
         """Summarise a finished run."""
         test = run.test if run.diverged is None else None
         accuracy, loss = (test.accuracy, test.loss) if test else (None, None)

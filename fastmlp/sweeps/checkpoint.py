@@ -4,11 +4,11 @@
     epochs.csv        a row for each epoch of each run
     sweep-NAME.png    a picture for each hyper-parameter that was varied
     best.toml         the best configuration, as ``train --config`` takes it
-    resume-N.pt       where all runs of process N stand; what a stopped sweep goes on from
-    .lock             empty; the process whose sweep it is holds a lock on it
+    resume-N.pt       the state of all runs of process N, from which a stopped sweep resumes
+    .lock             empty; the first process of the sweep holds a lock on it
 
-A sweep goes on with every run that it finds in such a folder: the same command finishes one that
-was stopped, another one with more values or seeds only adds to it.
+A sweep resumes every run that it finds in such a folder: the same command finishes one that was
+stopped, another one with more values or seeds only adds to it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ import torch
 
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.sweeps.search_space import shown
+from fastmlp.training.callbacks import Callback
 from fastmlp.training.checkpoint import (
-    LOCK,
     Checkpoint,
-    RunDirectory,
     state_from_dict,
     state_to_dict,
     torch_bytes,
@@ -39,30 +38,31 @@ from fastmlp.training.checkpoint import (
 )
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.utils.errors import UserError, describe_os_error
-from fastmlp.utils.files import write_text
+from fastmlp.utils.files import LOCK, locked_folder, write_text
 
 if TYPE_CHECKING:
     from fastmlp.sweeps.distributed import ProcessGroup
-    from fastmlp.sweeps.results import SweepResult
+    from fastmlp.sweeps.results import SweepResult, SweepShare
+    from fastmlp.training.trainer import Trainer
 
 SAVE_SECONDS = 30.0
-"""How much work a killed sweep may lose, about."""
+"""The work that a killed sweep loses, at most about."""
 
 
 def config_key(config: TrainConfig) -> str:
-    """The same for configurations that come to the same."""
+    """Return a key that is equal for configurations with equal results."""
     return json.dumps(config.essentials(), sort_keys=True)
 
 
 def _present(key: str) -> str:
-    """A :func:`config_key` that may have been made before there were all the fields of today: what
-    it does not name had its default."""
+    """Return the key of today for one that may be older than some options: what it does not name
+    had its default."""
     return config_key(config_from_dict(json.loads(key)))
 
 
 class SweepDirectory:
-    """The folder at ``path``. Its methods raise :class:`UserError` where a file cannot be read or
-    written."""
+    """The folder of a sweep at ``path``. Its methods raise :class:`UserError` where a file cannot
+    be read or written."""
 
     def __init__(self, path: str | Path, rank: int) -> None:
         self.path = Path(os.path.expanduser(path))
@@ -73,9 +73,8 @@ class SweepDirectory:
     @classmethod
     @contextlib.contextmanager
     def at(cls, path: str | Path, workers: ProcessGroup) -> Iterator[SweepDirectory]:
-        """The folder, which no other sweep may use meanwhile; it is made, and is gone again where
-        nothing was written into it. Raises :class:`UserError` where there is something in it that
-        is no sweep."""
+        """Yield the folder, locked against other sweeps; it is made, and removed again where
+        nothing was written into it. Raises :class:`UserError` where it holds something else."""
         folder = cls(path, workers.rank)
         names = os.listdir(folder.path) if folder.path.is_dir() else []
         content = [n for n in names if n != LOCK and not (n[0] == "." and n.endswith(".tmp"))]
@@ -88,10 +87,7 @@ class SweepDirectory:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
-        locked = (
-            RunDirectory(folder.path).locked() if workers.is_first else contextlib.nullcontext()
-        )
-        with locked:
+        with locked_folder(folder.path) if workers.is_first else contextlib.nullcontext():
             try:
                 yield folder
             finally:
@@ -100,7 +96,7 @@ class SweepDirectory:
                     folder.path.rmdir()
 
     def read_states(self) -> dict[str, Checkpoint]:
-        """Where the runs in the folder stand, by :func:`config_key`."""
+        """Return the states of the runs in the folder, by :func:`config_key`."""
         states: dict[str, Checkpoint] = {}
         for path in sorted(self.path.glob("resume-*.pt")):
             try:
@@ -122,19 +118,19 @@ class SweepDirectory:
         return states
 
     def save_now_and_then(self, states: Callable[[], Mapping[str, Checkpoint]]) -> None:
-        """Saves if the last time was a while ago."""
+        """Save if the last time was a while ago."""
         if time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save(states())
 
     def save(self, states: Mapping[str, Checkpoint]) -> None:
-        """Writes where this process's runs stand."""
+        """Write the states of this process's runs."""
         self._others.update(states)
         values = {key: state_to_dict(state) for key, state in self._others.items()}
         write_file(self._resume, torch_bytes(values))
         self._saved = time.monotonic()
 
     def write(self, result: SweepResult) -> None:
-        """Writes the results and the pictures."""
+        """Write the results and the pictures."""
         try:
             result.to_csv(self.path / "results.csv")
             write_text(self.path / "epochs.csv", _epochs_csv(result))
@@ -143,6 +139,27 @@ class SweepDirectory:
             result.plot(self.path)
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
+
+
+class SaveSweep(Callback):
+    """Saves the states of this process's runs now and then, and at the end."""
+
+    def __init__(self, folder: SweepDirectory, share: SweepShare) -> None:
+        self._folder, self._share = folder, share
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self._folder.save_now_and_then(lambda: self._states(trainer))
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        self._folder.save(self._states(trainer))
+
+    def _states(self, trainer: Trainer) -> dict[str, Checkpoint]:
+        """Return the states by key, without those of runs that diverged, which are lost."""
+        return {
+            config_key(config): run.save_point()
+            for config, run in zip(self._share.seeded, trainer.runs, strict=True)
+            if run.error is None
+        }
 
 
 def _progress(state: Checkpoint) -> tuple[int, int]:
@@ -161,7 +178,7 @@ def _epochs_csv(result: SweepResult) -> str:
 
 
 def as_toml(config: TrainConfig) -> str:
-    """The configuration as ``train --config`` reads it, without what belongs to the machine."""
+    """Return the configuration as ``train --config`` reads it, without the machine's options."""
     lines = [
         f"{name} = {json.dumps(value)}"
         for name, value in config.essentials().items()

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """``size`` processes, of which this is number ``rank``; one where torchrun started none."""
+    """``size`` processes, of which this is number ``rank``; a single one without torchrun."""
 
     rank: int = 0
     size: int = 1
@@ -26,14 +26,14 @@ class ProcessGroup:
 
     @classmethod
     def from_environment(cls) -> ProcessGroup:
-        """As torchrun says, without meeting the others."""
+        """Return the group that torchrun describes, without connecting to the others."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         return cls(*(int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True)))
 
     @classmethod
     def join(cls) -> ProcessGroup:
-        """Meets the other processes, which all have to do so; they stay together to their end,
-        because PyTorch does not let them meet twice."""
+        """Connect to the other processes, which all have to do so, until the process ends: PyTorch
+        does not let them connect twice."""
         workers = cls.from_environment()
         if workers.size > 1 and not dist.is_initialized():
             dist.init_process_group("gloo")  # only Python objects are exchanged
@@ -42,21 +42,21 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process is the one that writes files and lines."""
         return self.rank == 0
 
     def placed(self, config: TrainConfig) -> TrainConfig:
-        """The configuration, on this process's own GPU where it leaves the device open."""
+        """Return the configuration, on this process's own GPU where it leaves the device open."""
         if self.size == 1 or config.device != "auto" or not torch.cuda.is_available():
             return config
         return replace(config, device=f"cuda:{self.local_rank % torch.cuda.device_count()}")
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This process's part of the items: one of every ``size``."""
+        """Return this process's part of the items: one of every ``size``."""
         return list(items[self.rank :: self.size])
 
     def gather(self, items: list[T]) -> list[T]:
-        """The items of all processes, to each of them."""
+        """Return the items of all processes to each of them."""
         if self.size == 1:
             return items
         lists: list[Any] = [None] * self.size
@@ -64,7 +64,8 @@ class ProcessGroup:
         return [item for each in lists for item in each]
 
     def first_then_others(self, action: Callable[[], T]) -> T:
-        """``action()`` in the first process, then in all others: for what is there afterwards."""
+        """Return ``action()``, called in the first process and then in all others, which may use
+        what the first has left."""
         if self.size == 1:
             return action()
         result = action() if self.is_first else None

@@ -1,4 +1,4 @@
-"""What came of a sweep: trials, tables, pictures."""
+"""The results of a sweep: trials, tables, pictures."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmlp.sweeps.search_space import shown
-from fastmlp.training.api import Run
 from fastmlp.training.config import TrainConfig
+from fastmlp.training.run import RunResult
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import write_text
 
 if TYPE_CHECKING:
     from fastmlp.plotting.sweeps import SweepPoint
+    from fastmlp.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A configuration and what its runs with different seeds came to; accuracies are shares, 0 to
-    1, nan where no run has got so far."""
+    """A configuration and its runs with different seeds; accuracies are shares, 0 to 1, nan where
+    no run has got so far."""
 
     config: TrainConfig
-    runs: list[Run]
+    runs: list[RunResult]
 
     @property
     def status(self) -> str:
@@ -46,27 +47,27 @@ class Trial:
 
     @property
     def final_val(self) -> tuple[float, float]:
-        """The same after the last epoch."""
+        """Mean and standard deviation over the seeds of the last validation accuracy."""
         return mean_sd([run.history[-1].val_acc if run.history else math.nan for run in self.runs])
 
     @property
     def final_train(self) -> tuple[float, float]:
-        """The same of the training accuracy."""
+        """Mean and standard deviation over the seeds of the last training accuracy."""
         return mean_sd(
             [run.history[-1].train_acc if run.history else math.nan for run in self.runs]
         )
 
     @property
     def score(self) -> float:
-        """What trials are compared by: the mean best validation accuracy, 0 for a diverged one and
+        """The mean best validation accuracy, by which trials are compared; 0 for a diverged one and
         where a run has not got so far."""
         done = self.status != "diverged" and all(run.history for run in self.runs)
         return self.best_val[0] if done else 0.0
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of a sample; the latter is 0 for a single value. Both are nan
-    where a value is."""
+    """Return mean and standard deviation of a sample; the latter is 0 for a single value. Both are
+    nan where a value is."""
     if any(map(math.isnan, values)):
         return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
@@ -74,10 +75,10 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What came of a sweep: a trial for each configuration, in the order they were planned."""
+    """The result of a sweep: a trial for each configuration, in the order they were planned."""
 
     base: TrainConfig
-    """What "one at a time" starts from."""
+    """The configuration that "one at a time" starts from."""
     values: dict[str, list[Any]]
     """The hyper-parameters that were varied, and their values."""
     trials: list[Trial]
@@ -85,7 +86,7 @@ class SweepResult:
     """Whether it was stopped before its end."""
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunResult]:
         """All runs: every configuration with every seed."""
         return [run for trial in self.trials for run in trial.runs]
 
@@ -103,7 +104,7 @@ class SweepResult:
         return best.config
 
     def points(self, name: str) -> list[SweepPoint]:
-        """The trials by the value of one hyper-parameter: those that have the base's values
+        """Return the trials by the value of one hyper-parameter: those that have the base's values
         otherwise, or, where there are none for some value, all that have it."""
         by_value: dict[Any, list[Trial]] = {}
         for trial in self.trials:
@@ -127,7 +128,7 @@ class SweepResult:
         return sorted(points, key=lambda p: p.value) if len(numbers) == len(points) else points
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes a row for each run to a file: the values that were varied, the seed, how it ended,
+        """Write a row for each run to a file: the values that were varied, the seed, how it ended,
         its accuracies (shares, 0 to 1) and seconds of training."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -151,7 +152,7 @@ class SweepResult:
         write_text(path, text.getvalue())
 
     def plot(self, folder: str | Path) -> list[Path]:
-        """Draws a picture ``sweep-NAME.png`` for each hyper-parameter into the folder."""
+        """Draw a picture ``sweep-NAME.png`` for each hyper-parameter into the folder."""
         from fastmlp.plotting.sweeps import sweep_picture  # matplotlib takes a second to import
 
         targets = []
@@ -169,11 +170,13 @@ RESULT_COLUMNS = (
 
 
 def make_result(
-    base: TrainConfig, values: dict[str, list[Any]], configs: list[TrainConfig], runs: list[Run]
+    base: TrainConfig,
+    values: dict[str, list[Any]],
+    configs: list[TrainConfig],
+    runs: list[RunResult],
 ) -> SweepResult:
-    """The runs as trials of the configurations that they belong to; those without a run yet are
-    left out."""
-    of: dict[TrainConfig, list[Run]] = {config: [] for config in configs}
+    """Return the runs as trials of their configurations, leaving out those without a run yet."""
+    of: dict[TrainConfig, list[RunResult]] = {config: [] for config in configs}
     for run in runs:
         of[replace(run.config, seed=base.seed)].append(run)
     trials = [
@@ -182,3 +185,27 @@ def make_result(
         if mine
     ]
     return SweepResult(base, values, trials)
+
+
+@dataclass(frozen=True)
+class SweepShare:
+    """The plan of a sweep, and the runs of it that this process trains."""
+
+    base: TrainConfig
+    values: dict[str, list[Any]]
+    configs: list[TrainConfig]
+    """The configurations of the whole sweep, with the base's seed."""
+    seeded: list[TrainConfig]
+    """The configurations of this process's runs, each with its own seed."""
+
+    def runs(self, trainer: Trainer) -> list[RunResult]:
+        """Return what this process's runs have come to so far."""
+        return [run.result(config) for config, run in zip(self.seeded, trainer.runs, strict=True)]
+
+    def result(self, runs: list[RunResult]) -> SweepResult:
+        """Return the result that consists of these runs."""
+        return make_result(self.base, self.values, self.configs, runs)
+
+    def without_seed(self, config: TrainConfig) -> TrainConfig:
+        """Return the configuration, with the base's seed, that a run belongs to."""
+        return replace(config, seed=self.base.seed)

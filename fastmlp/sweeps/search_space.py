@@ -1,4 +1,4 @@
-"""Which configurations a sweep tries: one hyper-parameter at a time, a grid, or at random."""
+"""The configurations that a sweep tries: one hyper-parameter at a time, a grid, or at random."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.training.config import TrainConfig
+from fastmlp.training.config import OPTIONS, TrainConfig
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
-SWEPT = (
-    *("lr", "batch_size", "hidden", "lr_decay", "momentum", "weight_decay"),
-    *("init", "normalize", "lr_schedule", "augment"),
-)
-"""Fields of :class:`TrainConfig` that a sweep can vary."""
+VARIED = [name for name, option in OPTIONS.items() if option.varied]
+"""The options that a sweep can vary."""
 VARY = "one, grid or random:N"
 MAX_RUNS = 100_000
-"""In a sweep: more than any machine has memory for."""
+"""The largest number of runs in a sweep: more than any machine has memory for."""
 
 
 def plan(
     base: TrainConfig, values: Mapping[str, Sequence[Any]], vary: str = "one"
 ) -> tuple[TrainConfig, list[TrainConfig]]:
-    """The configurations to try, each once, and the one that "one" starts from, first of them.
+    """Return the configuration that "one" starts from, and all configurations to try, each once.
 
     ``values`` are those of each hyper-parameter that is varied. ``vary``: "one" changes one of them
     at a time, all others being the base's, where the base has the first of the values unless its
@@ -37,9 +34,9 @@ def plan(
     names = list(values)
     lists: dict[str, list[Any]] = {}
     for name in names:
-        if name not in SWEPT:
+        if name not in VARIED:
             raise UserError(
-                f"{name} cannot be varied, only {', '.join(SWEPT)} can; give it one value",
+                f"{name} cannot be varied, only {', '.join(VARIED)} can; give it one value",
                 EXIT_USAGE,
             )
         if isinstance(values[name], str) or not isinstance(values[name], Iterable):
@@ -67,7 +64,7 @@ def plan(
 
 
 def check_count(configs: int, seeds: int = 1) -> None:
-    """Raises :class:`UserError` where these are too many runs to make at all."""
+    """Raise :class:`UserError` where these are too many runs."""
     if configs * seeds > MAX_RUNS:
         raise UserError(
             f"A sweep has at most {MAX_RUNS:,} runs, and this one would have {configs * seeds:,}; "
@@ -95,7 +92,8 @@ def _random_changes(
 
 
 def _draw(values: Sequence[Any], random: np.random.Generator) -> Any:
-    """From the interval of numbers above 0, or of widths of a single layer; else one of them."""
+    """Draw from the interval of numbers above 0, or of widths of a single layer; else one of the
+    values."""
     single = all(isinstance(value, tuple) and len(value) == 1 for value in values)
     numbers = [value[0] for value in values] if single else list(values)
     if not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
@@ -109,7 +107,7 @@ def _draw(values: Sequence[Any], random: np.random.Generator) -> Any:
 
 
 def shown(value: Any) -> float | int | str:
-    """A value as a person writes it: a network of one hidden layer by its width."""
+    """Return a value as a person writes it: a network of one hidden layer by its width."""
     if isinstance(value, tuple):
         return value[0] if len(value) == 1 else "-".join(map(str, value))
     return value  # type: ignore[no-any-return]

@@ -1,16 +1,16 @@
-"""The folder of a run: what is in it, and how it is written so that a crash never spoils it.
+"""The folder of a run: its files, each written so that a crash never spoils it.
 
     config.json    the configuration, every "auto" resolved
     metrics.csv    one row per epoch
     best.pt        state_dict with the highest validation accuracy so far
     last.pt        state_dict as of the last save
-    resume.pt      everything that --resume goes on from
+    resume.pt      everything that a resumed run needs
     summary.json   results, versions and device; only in the folder of a finished run
     curves.png     loss and accuracy by epoch
-    .lock          empty; the process whose run it is holds a lock on it
+    .lock          empty; the process that trains the run holds a lock on it
 
 Each file is replaced as a whole. ``resume.pt`` is written after the others and holds all that is in
-them, so resuming puts them right whenever the program was killed. The ``state_dict`` files load
+them, so a resumed run repairs them whenever the program was killed. The ``state_dict`` files load
 into ``nn.Sequential(nn.Linear, nn.ReLU, nn.Linear)`` with ``torch.load(..., weights_only=True)``.
 """
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -33,32 +32,32 @@ from torch import Tensor
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.utils.errors import UserError, describe_os_error
-from fastmlp.utils.files import write_bytes
+from fastmlp.utils.files import LOCK, locked_folder, write_bytes
 
 FORMAT = 1
 """The version of ``resume.pt``."""
-LOCK = ".lock"
 
 
 @dataclass
 class Checkpoint:
-    """Where a run stands: all that changes in its course, and what identifies its data."""
+    """The state of a run: all that changes in its course, and the fingerprint of its data."""
 
     fingerprint: str
-    """Of the data: a run goes on only with the same."""
+    """The hash of the data, which must be the same when the run resumes."""
     engine_reason: str
-    """Why its engine was chosen."""
+    """Why the engine was chosen."""
     engine: dict[str, dict[str, Tensor]]
-    """``Engine.state_dict()``."""
+    """The ``state_dict`` of parameters and optimizer state."""
     history: list[EpochRecord] = field(default_factory=list)
     """The finished epochs."""
     partial: EpochMetrics = field(default_factory=EpochMetrics)
-    """What is done of the epoch after them, and in how many seconds."""
+    """The steps done of the epoch after them."""
     partial_seconds: float = 0.0
+    """The time that those steps took."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """The parameters after the best epoch; empty before the first."""
     seconds: float = 0.0
-    """All sittings together, without loading the data."""
+    """The duration of the run in all sittings, without loading the data."""
 
     @property
     def best_record(self) -> EpochRecord:
@@ -67,8 +66,8 @@ class Checkpoint:
 
 
 class RunDirectory:
-    """The folder at ``path``. Its methods raise :class:`UserError` where a file cannot be read or
-    written."""
+    """The folder of a run at ``path``. Its methods raise :class:`UserError` where a file cannot be
+    read or written."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(os.path.expanduser(path))
@@ -76,10 +75,10 @@ class RunDirectory:
     @classmethod
     @contextlib.contextmanager
     def new(cls, path: str | Path) -> Iterator[RunDirectory]:
-        """A folder for a new run, which no other process may use meanwhile. It is made at once, and
-        is gone again where nothing was written into it.
+        """Yield a folder for a new run, locked against other processes. It is made at once, and
+        removed again where nothing was written into it.
 
-        Raises :class:`UserError` where there is something already.
+        Raises :class:`UserError` where it exists and is not empty.
         """
         folder = cls(path)
         folder._check_empty()
@@ -88,8 +87,8 @@ class RunDirectory:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(describe_os_error(error)) from error
-        with folder.locked():
-            folder._check_empty()  # nobody can have filled it since
+        with locked_folder(folder.path):
+            folder._check_empty()  # another process may have filled it
             try:
                 yield folder
             finally:
@@ -102,30 +101,12 @@ class RunDirectory:
     @classmethod
     @contextlib.contextmanager
     def existing(cls, path: str | Path) -> Iterator[RunDirectory]:
-        """The folder of a run that goes on, which no other process may use meanwhile; raises
-        :class:`UserError` where it is none."""
+        """Yield the folder of a run to resume, locked against other processes; raise
+        :class:`UserError` where it is not the folder of a run."""
         folder = cls(path)
         folder.read_config()
-        with folder.locked():
+        with locked_folder(folder.path):
             yield folder
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder's lock; the system lets go of it however the process ends."""
-        try:
-            file = open(self.path / LOCK, "a")  # noqa: SIM115 (closed below)
-        except OSError as error:
-            raise UserError(describe_os_error(error)) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another process is using {self.path}; wait for it or pass another folder"
-                ) from error
-            except OSError:
-                pass  # a file system without locks, which is no reason not to train
-            yield
 
     def _content(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path.name != LOCK]
@@ -143,11 +124,11 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run in it went through all its epochs."""
+        """Whether the run finished all its epochs."""
         return (self.path / "summary.json").exists()
 
     def read_config(self) -> TrainConfig:
-        """The configuration of the run in it."""
+        """Return the configuration of the run."""
         if not (self.path / "config.json").exists():
             what, remedy = "does not exist", "pass --resume a folder that has a config.json"
             if self.path.exists():
@@ -158,11 +139,11 @@ class RunDirectory:
         return config_from_dict(self._read_json("config.json"), str(self.path / "config.json"))
 
     def write_config(self, config: TrainConfig) -> None:
-        """Writes ``config.json``; from then on the folder is that of a run."""
+        """Write ``config.json``, which makes the folder that of a run."""
         self._write("config.json", _json_bytes(config.to_dict()))
 
     def read_state(self) -> Checkpoint:
-        """Where the run stands, from ``resume.pt``."""
+        """Return the state of the run, from ``resume.pt``."""
         path = self.path / "resume.pt"
         try:
             data = path.read_bytes()  # torch.load itself raises an OSError for a file cut short
@@ -179,19 +160,19 @@ class RunDirectory:
             ) from error
 
     def save(self, state: Checkpoint) -> None:
-        """Writes where the run stands into all files that a run under way has."""
+        """Write the state of the run into all files that a run under way has."""
         self.save_best(state)
         self._write("last.pt", torch_bytes(state.engine["parameters"]))
         self.write_metrics(state)
         self._write("resume.pt", torch_bytes(state_to_dict(state)))
 
     def save_best(self, state: Checkpoint) -> None:
-        """Writes ``best.pt``, once there is a best epoch."""
+        """Write ``best.pt``, once there is a best epoch."""
         if state.best:
             self._write("best.pt", torch_bytes(state.best))
 
     def write_metrics(self, state: Checkpoint) -> None:
-        """Writes ``metrics.csv``, all of it."""
+        """Write the whole of ``metrics.csv``."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([column.name for column in fields(EpochRecord)])
@@ -199,11 +180,11 @@ class RunDirectory:
         self._write("metrics.csv", text.getvalue().encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes ``summary.json``, which says that the run is finished."""
+        """Write ``summary.json``, which marks the run as finished."""
         self._write("summary.json", _json_bytes(summary))
 
     def read_summary(self) -> dict[str, Any]:
-        """The results of a finished run."""
+        """Return the results of a finished run."""
         summary = self._read_json("summary.json")
         for key, kinds in (("epochs", (int,)), ("test_accuracy", (int, float))):
             if type(summary.get(key)) not in kinds:
@@ -211,8 +192,8 @@ class RunDirectory:
         return summary
 
     def reopen(self) -> None:
-        """Before a run goes on: removes the summary, which it will outdate, and what a killed
-        program left half-written."""
+        """Prepare to resume: remove the summary, which will be outdated, and what a killed program
+        left half-written."""
         try:
             for path in (self.path / "summary.json", *self.path.glob(".*.tmp")):
                 path.unlink(missing_ok=True)
@@ -236,7 +217,7 @@ class RunDirectory:
 
 
 def write_file(target: Path, data: bytes | memoryview) -> None:
-    """Writes a file as a whole; raises :class:`UserError` where it cannot be written."""
+    """Write a file as a whole; raise :class:`UserError` where it cannot be written."""
     try:
         write_bytes(target, data)
     except OSError as error:
@@ -245,7 +226,7 @@ def write_file(target: Path, data: bytes | memoryview) -> None:
 
 
 def state_to_dict(state: Checkpoint) -> dict[str, Any]:
-    """What ``resume.pt`` holds of a run."""
+    """Return the content of ``resume.pt``."""
     values = {item.name: getattr(state, item.name) for item in fields(state)}
     values["format"] = FORMAT
     values["history"] = [asdict(record) for record in state.history]
@@ -254,7 +235,7 @@ def state_to_dict(state: Checkpoint) -> dict[str, Any]:
 
 
 def state_from_dict(values: dict[str, Any]) -> Checkpoint:
-    """Its reverse; raises any error where the values are not what they should be."""
+    """Return the state in the content of ``resume.pt``; raise any error where that is damaged."""
     if values.pop("format") != FORMAT:
         raise ValueError("resume.pt has another format")
     values["history"] = [EpochRecord(**record) for record in values["history"]]
@@ -267,8 +248,8 @@ def _json_bytes(values: Mapping[str, Any]) -> bytes:
 
 
 def torch_bytes(value: object) -> memoryview:
-    """What ``torch.save`` writes; through memory, because on a full disk ``torch.save`` itself
-    raises errors that do not say so."""
+    """Return what ``torch.save`` writes; in memory, because on a full disk ``torch.save`` raises
+    errors that do not say so."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getbuffer()

@@ -1,25 +1,36 @@
-"""What a training run does: one frozen dataclass, its presets, and how values are put together.
-
-A value comes from the command line, else from the ``--config`` file, else from the preset, else it
-is the field's default.
-"""
+"""What a training run does, as one frozen dataclass whose fields are its options."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmlp.data.dataset import current_name
+from fastmlp.data.dataset import DATASETS, current_name
+from fastmlp.data.splits import TEST_SETS, parse_split
 from fastmlp.data.transforms import parse_augmentation
-from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS
+from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS, OptimizerConfig
 from fastmlp.engines.registry import ENGINES
-from fastmlp.nn.init import parse_init
+from fastmlp.nn.init import INITS, parse_init
+from fastmlp.training.options import (
+    ABOVE_ZERO,
+    BELOW_ONE,
+    DEVICE,
+    FLAG,
+    NOT_NEGATIVE,
+    WIDTHS,
+    one_of,
+    option,
+    options_of,
+    parse_widths,
+    text,
+    whole,
+)
+from fastmlp.training.schedules import LR_SCHEDULES, decayed
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 if sys.version_info >= (3, 11):
@@ -27,34 +38,23 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-LR_SCHEDULES = ("constant", "cosine")
-NORMALIZATIONS = ("unit", "standard")
-LOADERS = ("shuffle", "sliding")
-MACHINE_FIELDS = (
-    *("data_dir", "data_url", "device", "engine", "block_steps", "threads", "save_every"),
-)
-"""Fields that do not decide what a run comes to, up to rounding."""
 MAX_BLOCK_STEPS = 1024
 """A block holds all its images and their Gram matrix in memory."""
 MAX_THREADS = 4096
 """More than any machine has; OpenMP aborts the process over far larger numbers."""
-_DEPENDS: Any = None
-"""The default of a field that follows from other fields."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a run computes; written to ``config.json`` in its folder.
+    """The options of a training run; written to ``config.json`` in its folder.
 
     The defaults are those of the preset ``default``: chosen on validation accuracy among
     configurations that finish in about a minute on two cores.
 
     ``optimizer`` is one of ``torch.optim.SGD``, ``Adam`` and ``AdamW``, the latter two with betas
     of 0.9 and 0.999 and an eps of 1e-8, which are not fields; they want a smaller ``lr`` than SGD,
-    1e-3 or so. ``momentum``, 0.9 where none is given, and ``nesterov``, on where there is momentum,
-    are SGD's: with another optimizer they are 0 and off, and nothing else is taken.
-    ``weight_decay`` times the parameter is added to the gradient; ``adamw`` takes it from the
-    parameter itself.
+    1e-3 or so. ``momentum`` and ``nesterov`` are SGD's: where None is given they become 0.9 and
+    true for SGD, 0 and false for another optimizer, which accepts nothing else.
 
     ``precision`` "bfloat16" runs the layers as ``torch.autocast`` does, forward and backward; the
     parameters, the loss and the optimizer stay float32.
@@ -62,106 +62,218 @@ class TrainConfig:
     Raises :class:`UserError` (exit code 2) where a value cannot be used.
     """
 
-    dataset: str = "auto"
-    data_dir: str | None = None
-    data_url: str | None = None
-    split: str = "60/20/20"
-    test_set: str = "split"
-    hidden: tuple[int, ...] = (256,)
-    init: str = "kaiming"
-    normalize: str = "standard"
-    augment: str = "none"
-    loader: str = "shuffle"
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    lr: float = 0.02
-    lr_decay: float = 1.0
-    lr_schedule: str = "cosine"
-    momentum: float = _DEPENDS
-    nesterov: bool = _DEPENDS
-    weight_decay: float = 0.01
-    grad_average: bool = False
-    precision: str = "float32"
-    epochs: int = 40
-    seed: int = 0
-    device: str = "auto"
-    engine: str = "auto"
-    block_steps: int = 0
-    threads: int = 0
-    save_every: int = 1
+    dataset: str = option(
+        "auto",
+        "auto: CIFAR-10 if found or downloadable, else the built-in synthetic set",
+        text("the name of a data set", choices=DATASETS),
+        group="data",
+        normalize=current_name,
+    )
+    data_dir: str | None = option(
+        None,
+        "where CIFAR-10 lies or is downloaded to",
+        text("a folder", none=True),
+        group="data",
+        metavar="DIR",
+        machine=True,
+    )
+    data_url: str | None = option(
+        None,
+        "a mirror of either official archive",
+        text("an address", none=True),
+        group="data",
+        metavar="URL",
+        machine=True,
+    )
+    split: str = option(
+        "60/20/20",
+        "percentages of the 50,000 training images, in their order",
+        text("percentages like 60/20/20", parse=parse_split),
+        group="data",
+        metavar="TRAIN/VAL/TEST",
+    )
+    test_set: str = option(
+        "split",
+        "test on the third part of the split or on the 10,000 official test images",
+        text("the name of a test part", choices=TEST_SETS),
+        group="data",
+    )
+    hidden: tuple[int, ...] = option(
+        (256,),
+        "widths of the hidden layers",
+        WIDTHS,
+        metavar="H[,H...]",
+        varied=True,
+        normalize=parse_widths,
+    )
+    init: str = option(
+        "kaiming",
+        f"initial parameters: {INITS}",
+        text("the name of an initialisation", parse=parse_init),
+        varied=True,
+    )
+    normalize: str = option(
+        "standard",
+        "pixels divided by 255, or standardised",
+        one_of(("unit", "standard")),
+        varied=True,
+    )
+    augment: str = option(
+        "none",
+        "flip and shift the images at random, afresh every epoch",
+        text("the name of an augmentation", parse=parse_augmentation),
+        metavar="none|flip|shift:N|flip,shift:N",
+        varied=True,
+    )
+    loader: str = option(
+        "shuffle",
+        "sliding repeats a slip: batch i is the images i to i + N of the shuffled ones",
+        one_of(("shuffle", "sliding")),
+    )
+    batch_size: int = option(128, "images a step", whole(1), metavar="N", varied=True)
+    optimizer: str = option(
+        "sgd",
+        "adam and adamw as in torch.optim; they want a learning rate of 1e-3 or so",
+        one_of(OPTIMIZERS),
+    )
+    lr: float = option(0.02, "learning rate", ABOVE_ZERO, metavar="X", varied=True)
+    lr_decay: float = option(
+        1.0,
+        "factor on the learning rate after every epoch",
+        ABOVE_ZERO,
+        metavar="X",
+        varied=True,
+    )
+    lr_schedule: str = option(
+        "cosine",
+        "cosine goes down to nearly 0 at the last epoch",
+        one_of(LR_SCHEDULES),
+        varied=True,
+    )
+    momentum: float | None = option(
+        None, "of sgd alone; 0: none", BELOW_ONE, metavar="X", varied=True
+    )
+    nesterov: bool | None = option(None, "Nesterov's momentum, of sgd alone", FLAG)
+    weight_decay: float = option(
+        0.01,
+        "times the parameter, added to the gradient; adamw takes it from the parameter",
+        NOT_NEGATIVE,
+        metavar="X",
+        varied=True,
+    )
+    grad_average: bool = option(False, "divide the mean gradient by the batch size once more", FLAG)
+    precision: str = option(
+        "float32", "bfloat16 runs the layers as torch.autocast does", one_of(PRECISIONS)
+    )
+    epochs: int = option(40, "passes over the data", whole(1), metavar="N")
+    seed: int = option(0, "of all random numbers", whole(0), metavar="N")
+    device: str = option(
+        "auto",
+        "where to run",
+        DEVICE,
+        group="machine",
+        metavar="auto|cpu|cuda[:N]",
+        machine=True,
+    )
+    engine: str = option(
+        "auto",
+        "how to run an epoch; auto takes the fastest that works here and says which",
+        one_of(("auto", *ENGINES)),
+        group="machine",
+        machine=True,
+    )
+    block_steps: int = option(
+        0,
+        "steps in a block of the engine blocked; 0 leaves the number to it",
+        whole(0, MAX_BLOCK_STEPS),
+        group="machine",
+        metavar="N",
+        machine=True,
+    )
+    threads: int = option(
+        0,
+        "CPU threads; 0 leaves the number to PyTorch",
+        whole(0, MAX_THREADS),
+        group="machine",
+        metavar="N",
+        machine=True,
+    )
+    save_every: int = option(
+        1, "epochs between two saves", whole(1), group="run", metavar="N", machine=True
+    )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", _parse_hidden(self.hidden))
-        object.__setattr__(self, "dataset", current_name(self.dataset))
-        if self.momentum is _DEPENDS:
-            object.__setattr__(self, "momentum", 0.9 if self.optimizer == "sgd" else 0.0)
-        if self.nesterov is _DEPENDS:
+        sgd = self.optimizer == "sgd"
+        if self.momentum is None:
+            object.__setattr__(self, "momentum", 0.9 if sgd else 0.0)
+        if self.nesterov is None:
             object.__setattr__(self, "nesterov", self.momentum != 0)
-        for name, (accepts, wanted) in _RULES.items():
-            value = getattr(self, name)
-            if not accepts(value):
-                raise UserError(f"{name} must be {wanted}, got {_shown(value)}", EXIT_USAGE)
-        try:
-            parse_init(self.init)
-            parse_augmentation(self.augment)
-        except ValueError as error:
-            raise UserError(str(error), EXIT_USAGE) from error
-        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+        for name, each in OPTIONS.items():
+            object.__setattr__(self, name, each.read(getattr(self, name)))
+        if not sgd and (self.momentum or self.nesterov):
             raise UserError(
                 f"momentum and nesterov are for the optimizer sgd, not {self.optimizer}; leave "
                 "them out, or set them to 0 and false",
                 EXIT_USAGE,
+                options=("momentum", "nesterov"),
             )
         if self.nesterov and self.momentum == 0:
             raise UserError(
-                "nesterov needs a momentum above 0, got momentum 0; turn nesterov off", EXIT_USAGE
+                "nesterov needs a momentum above 0, got momentum 0; turn nesterov off",
+                EXIT_USAGE,
+                options=("nesterov",),
             )
-        if not math.isfinite(self._decayed_lr(self.epochs - 1)):
+        if not math.isfinite(decayed(self.lr, self.lr_decay, self.epochs - 1)):
             raise UserError(
                 f"lr {self.lr:g} times lr_decay {self.lr_decay:g} after every epoch grows beyond "
-                f"all numbers in {self.epochs} epochs; use an lr_decay of at most 1",
+                f"all numbers in {self.epochs} epochs; make it at most 1",
                 EXIT_USAGE,
+                options=("lr", "lr_decay"),
             )
 
     def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0.
+        """Return the learning rate of an epoch, counted from 0.
 
         ``lr * lr_decay**epoch``, times ``(1 + cos(pi * epoch / epochs)) / 2`` under "cosine".
         """
-        lr = self._decayed_lr(epoch)
-        if self.lr_schedule == "cosine":
-            lr *= 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
-        return lr
+        factor = LR_SCHEDULES[self.lr_schedule](epoch, self.epochs)
+        return decayed(self.lr, self.lr_decay, epoch) * factor
 
-    def _decayed_lr(self, epoch: int) -> float:
-        try:
-            return self.lr * float(self.lr_decay) ** epoch
-        except OverflowError:
-            return math.inf
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        """The options of a step, as the engines take them."""
+        return OptimizerConfig(
+            batch_size=self.batch_size,
+            momentum=self.momentum or 0.0,
+            nesterov=bool(self.nesterov),
+            weight_decay=self.weight_decay,
+            grad_average=self.grad_average,
+            optimizer=self.optimizer,
+            precision=self.precision,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them (``hidden`` as a list)."""
+        """Return the fields as JSON has them (``hidden`` as a list)."""
         return {**asdict(self), "hidden": list(self.hidden)}
 
     def essentials(self) -> dict[str, Any]:
-        """:meth:`to_dict` without :data:`MACHINE_FIELDS`: what decides the results."""
-        return {k: v for k, v in self.to_dict().items() if k not in MACHINE_FIELDS}
+        """Return :meth:`to_dict` without what belongs to the machine: what decides the results."""
+        return {k: v for k, v in self.to_dict().items() if not OPTIONS[k].machine}
+
+
+OPTIONS = options_of(TrainConfig)
+"""The options by name."""
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "the configuration") -> TrainConfig:
-    """A configuration from a mapping of field names; raises :class:`UserError` for unknown ones.
-
-    ``source`` is how an error names where the values came from.
-    """
-    known = [field.name for field in fields(TrainConfig)]
-    for key in values:
-        if key not in known:
-            raise UserError(f"{source} has an unknown key {key!r}; {_suggestion(key, known)}", 2)
+    """Return a configuration from a mapping of option names; raise :class:`UserError` for unknown
+    ones. ``source`` is how an error names where the values came from."""
+    _check_keys(values, list(OPTIONS), source)
     return TrainConfig(**values)
 
 
 def load_config_file(path: str | Path) -> dict[str, Any]:
-    """The values of a TOML file: field names of :class:`TrainConfig` (``-`` or ``_``), ``preset``.
+    """Return the values of a TOML file: option names (``-`` or ``_``) and ``preset``.
 
     Raises :class:`UserError` where the file is missing, is not TOML or has unknown keys.
     """
@@ -172,108 +284,13 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too long or too deep
         raise UserError(f"The config file {path} is not valid TOML: {error}", 2) from error
     values = {key.replace("-", "_"): value for key, value in values.items()}
-    known = ["preset", *(field.name for field in fields(TrainConfig))]
-    for key in values:
-        if key not in known:
-            raise UserError(f"{path} has an unknown key {key!r}; {_suggestion(key, known)}", 2)
+    _check_keys(values, ["preset", *OPTIONS], path)
     return values
 
 
-def _suggestion(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-
-
-def _parse_hidden(hidden: object) -> tuple[int, ...]:
-    """Layer widths from 256, "256", "512,256" or a sequence of whole numbers."""
-    parts: object = hidden
-    if isinstance(hidden, str):
-        parts = [int(part) if _is_digits(part) else part for part in hidden.split(",")]
-    elif isinstance(hidden, int):
-        parts = [hidden]
-    if isinstance(parts, (list, tuple)) and parts and all(_is_whole(1)(part) for part in parts):
-        return tuple(parts)
-    raise UserError(
-        f"hidden must be one or more layer widths like 256 or 512,256, got {_shown(hidden)}",
-        EXIT_USAGE,
-    )
-
-
-def _shown(value: object) -> str:
-    """``repr``, no longer than a person reads; Python refuses to write integers of many digits."""
-    try:
-        text = repr(value)
-    except ValueError:
-        text = "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_digits(text: str) -> bool:
-    """Whether ``text`` is a whole number, not too long for :func:`_is_whole`."""
-    return re.fullmatch(r"\s*\d{1,19}\s*", text) is not None
-
-
-def _is_whole(least: int, most: int = 2**63 - 1) -> Callable[[object], bool]:
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def _is_number(accepts: Callable[[float], bool]) -> Callable[[object], bool]:
-    return lambda value: (
-        type(value) in (int, float)
-        and abs(value) <= sys.float_info.max  # type: ignore[arg-type]  # of an int of any length
-        and accepts(value)  # type: ignore[arg-type]
-    )
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_text_or_none(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_one_of(names: tuple[str, ...]) -> Callable[[object], bool]:
-    return lambda value: value in names
-
-
-def _is_device(value: object) -> bool:
-    return isinstance(value, str) and (
-        re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?", value) is not None
-    )
-
-
-_ENGINE_NAMES = ("auto", *ENGINES)
-
-_RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "dataset": (_is_text, "the name of a data set"),
-    "data_dir": (_is_text_or_none, "a folder"),
-    "data_url": (_is_text_or_none, "an address"),
-    "split": (_is_text, "percentages like 60/20/20"),
-    "test_set": (_is_text, "the name of a test part"),
-    "init": (_is_text, "the name of an initialisation"),
-    "normalize": (_is_one_of(NORMALIZATIONS), f"one of {', '.join(NORMALIZATIONS)}"),
-    "augment": (_is_text, "the name of an augmentation"),
-    "loader": (_is_one_of(LOADERS), f"one of {', '.join(LOADERS)}"),
-    "batch_size": (_is_whole(1), "a whole number of at least 1"),
-    "optimizer": (_is_one_of(tuple(OPTIMIZERS)), f"one of {', '.join(OPTIMIZERS)}"),
-    "lr": (_is_number(lambda v: v > 0), "a number above 0"),
-    "lr_decay": (_is_number(lambda v: v > 0), "a number above 0"),
-    "lr_schedule": (_is_one_of(LR_SCHEDULES), f"one of {', '.join(LR_SCHEDULES)}"),
-    "momentum": (_is_number(lambda v: 0 <= v < 1), "a number from 0 up to, but not, 1"),
-    "nesterov": (_is_flag, "true or false"),
-    "weight_decay": (_is_number(lambda v: v >= 0), "a number of at least 0"),
-    "grad_average": (_is_flag, "true or false"),
-    "precision": (_is_one_of(PRECISIONS), f"one of {', '.join(PRECISIONS)}"),
-    "epochs": (_is_whole(1), "a whole number of at least 1"),
-    "seed": (_is_whole(0), "a whole number of at least 0"),
-    "device": (_is_device, "auto, cpu, cuda or cuda:<number>"),
-    "engine": (_is_one_of(_ENGINE_NAMES), f"one of {', '.join(_ENGINE_NAMES)}"),
-    "block_steps": (_is_whole(0, MAX_BLOCK_STEPS), f"a whole number from 0 to {MAX_BLOCK_STEPS}"),
-    "threads": (_is_whole(0, MAX_THREADS), f"a whole number from 0 to {MAX_THREADS}"),
-    "save_every": (_is_whole(1), "a whole number of at least 1"),
-}
+def _check_keys(values: Mapping[str, Any], known: list[str], source: str | Path) -> None:
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            raise UserError(f"{source} has an unknown key {key!r}; {hint}", EXIT_USAGE)

@@ -1,4 +1,4 @@
-"""Configurations with a name, and how values are put together."""
+"""Named configurations, and the order in which values override each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastmlp.training.config import TrainConfig, config_from_dict
-from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.training.options import one_of
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -74,8 +74,8 @@ PRESETS["widest"] = {
 def resolve_config(
     flags: Mapping[str, Any], file: Mapping[str, Any] | None = None, preset: str = "default"
 ) -> TrainConfig:
-    """A configuration from the values given: flags beat the file, the file beats the preset. Raises
-    :class:`UserError` for an unknown preset or key and for values that cannot be used."""
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}", EXIT_USAGE)
+    """Return a configuration from the values given: flags beat the file, the file beats the
+    preset. Raises :class:`UserError` for an unknown preset or key and for values that cannot be
+    used."""
+    one_of(PRESETS).check("preset", preset)
     return config_from_dict({**PRESETS[preset], **(file or {}), **flags})

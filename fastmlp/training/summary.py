@@ -1,4 +1,4 @@
-"""The summary of a finished run: its results and all that one needs to reproduce them."""
+"""The summary of a finished run: its results and what is needed to reproduce them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from fastmlp.utils.environment import device_name, git_commit, package_version
 def make_summary(
     config: TrainConfig, data: DataSplits, state: Checkpoint, test: EvalMetrics
 ) -> dict[str, Any]:
-    """What ``summary.json`` holds; ``config`` has every "auto" resolved, ``test`` was measured
-    with the parameters of the best epoch. Losses are means per image, accuracies 0 to 1."""
+    """Return the content of ``summary.json``; ``config`` has every "auto" resolved, ``test`` was
+    measured with the parameters of the best epoch. Losses are means per image, accuracies 0 to
+    1."""
     seconds = sum(record.seconds for record in state.history)
     images = len(data.train.labels)
     return {

@@ -1,217 +1,191 @@
-"""A training run as such: its network, its epochs, what has come of it. Writes no files."""
+"""The training loop: runs side by side, an epoch at a time, with callbacks."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 
-from fastmlp.data.sampling import sliding_part
-from fastmlp.data.splits import DataSplits, Subset
-from fastmlp.engines.base import Epoch
-from fastmlp.engines.metrics import EpochMetrics, EpochRecord, EvalMetrics, NonFiniteLossError
-from fastmlp.engines.optimizers import OptimizerConfig
+import torch
+
+from fastmlp.data.splits import DataSplits
+from fastmlp.engines.base import Engine
+from fastmlp.engines.metrics import EpochMetrics
 from fastmlp.engines.registry import EnginePool, choose_engine, resolve_device
 from fastmlp.nn.init import initial_parameters
+from fastmlp.training.callbacks import Callback
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.data import make_epoch
+from fastmlp.training.run import TrainingRun, layer_sizes
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 
-class DivergedError(UserError):
-    """The loss became nan or infinite; ``epoch`` and ``step`` count from 1."""
+class Trainer:
+    """Trains runs on the same data side by side. Each comes to what it comes to alone: to the last
+    bit with engines that promise it, as ``blocked`` does on the CPU.
 
-    def __init__(self, message: str, epoch: int, step: int) -> None:
-        super().__init__(message)
-        self.epoch = epoch
-        self.step = step
-
-
-class Training:
-    """A run under way: ``state`` is where it stands, ``network`` what ``engine`` trains, ``config``
-    has every "auto" resolved. ``engines`` may be shared with other runs on the same data. Raises
-    :class:`UserError` where the configuration does not fit the data or the machine, or ``state``
-    does not fit either."""
+    ``checkpoints`` are where runs resume, None for one that begins. A run that diverges is left
+    behind with its error. Raises :class:`UserError` where a configuration does not fit the data or
+    the machine, or its checkpoint does not fit it.
+    """
 
     def __init__(
         self,
-        config: TrainConfig,
+        configs: Sequence[TrainConfig],
         data: DataSplits,
-        state: Checkpoint | None = None,
-        engines: EnginePool | None = None,
+        checkpoints: Sequence[Checkpoint | None] | None = None,
+        callbacks: Iterable[Callback] = (),
     ) -> None:
-        device = resolve_device(config.device)
-        self.sizes = [data.train.images.shape[1], *config.hidden, data.classes]
-        options = OptimizerConfig(
-            config.batch_size,
-            config.momentum,
-            config.nesterov,
-            config.weight_decay,
-            config.grad_average,
-            config.optimizer,
-            config.precision,
-        )
-        kind, reason = choose_engine(config.engine, device, self.sizes, options)
-        self.config = replace(config, device=str(device), engine=kind.name)
         self.data = data
-        self.images = self._count_images()
-        engines = engines or EnginePool(data.train)
-        self.engine = engines.get(kind, data.normalization(config.normalize), device)
-        parameters = initial_parameters(self.sizes, config.init, config.seed)
+        self.callbacks = list(callbacks)
+        self.runs: list[TrainingRun] = []
+        self._engines = EnginePool(data.train)
+        self._in_epoch: list[TrainingRun] = []
+        checkpoints = checkpoints or [None] * len(configs)
+        for config, checkpoint in zip(configs, checkpoints, strict=True):
+            self._add(config, checkpoint)
+
+    def _add(self, config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+        device, sizes = resolve_device(config.device), layer_sizes(config, self.data)
+        kind, reason = choose_engine(config.engine, device, sizes, config.optimizer_config)
+        if checkpoint is not None and config.engine == "auto":
+            checkpoint.engine_reason = reason
+        config = replace(config, device=str(device), engine=kind.name)
+        engine = self._engines.get(kind, self.data.normalization(config.normalize), device)
+        parameters = initial_parameters(sizes, config.init, config.seed)
         try:
-            self.network = self.engine.new_state(
-                parameters, options, block_steps=config.block_steps or None
+            state = engine.new_state(
+                parameters, config.optimizer_config, block_steps=config.block_steps or None
             )
         except ValueError as error:
-            raise UserError(str(error), EXIT_USAGE) from error
-        self.steps = -(-self.images // config.batch_size)
-        fingerprint = data.fingerprint
-        if state is None:
-            self.state = Checkpoint(fingerprint, reason, self.network.state_dict())
-        else:
-            self.state = state
-            if config.engine == "auto":
-                self.state.engine_reason = reason
-            self._go_on(fingerprint)
+            raise UserError(str(error), EXIT_USAGE, options=("block_steps",)) from error
+        self.runs.append(TrainingRun(config, self.data, engine, state, reason, checkpoint))
 
-    def _count_images(self) -> int:
-        """How many images an epoch uses; raises UserError where they cannot be augmented."""
-        try:
-            images = len(self.next_epoch_of(0).order)
-        except ValueError as error:
-            raise UserError(f"augment {self.config.augment}: {error}", EXIT_USAGE) from error
-        if self.config.augment != "none" and self.data.shape is None:
-            raise UserError(
-                "augment needs square images in one plane or three, not rows of "
-                f"{self.sizes[0]} numbers; use augment none",
-                EXIT_USAGE,
-            )
-        return images
-
-    def _go_on(self, fingerprint: str) -> None:
-        if fingerprint != self.state.fingerprint:
-            raise UserError(
-                f"The run was trained on other data ({self.state.fingerprint}) than the present "
-                f"({fingerprint}); pass the --data-dir it was started with"
-            )
-        partial, batch = self.state.partial, self.config.batch_size
-        try:
-            if not 0 <= partial.steps < self.steps or partial.samples != partial.steps * batch:
-                raise ValueError(
-                    f"{partial.steps} steps of {self.steps} are done, on {partial.samples} images"
-                )
-            self.network.load_state_dict(self.state.engine)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"resume.pt does not fit config.json: {error}") from error
+    @property
+    def active(self) -> list[TrainingRun]:
+        """The runs that have epochs left before their goals."""
+        return [run for run in self.runs if run.active]
 
     @property
     def epoch(self) -> int:
-        """The epoch, counted from 0, that is under way or comes next."""
-        return len(self.state.history)
+        """The number of epochs that the active runs have done."""
+        return max((run.epoch for run in self._in_epoch or self.active or self.runs), default=0)
 
     @property
-    def finished(self) -> bool:
-        """Whether all its epochs are done."""
-        return self.epoch >= self.config.epochs
+    def epochs_done(self) -> float:
+        """:attr:`epoch` with the share of the one under way."""
+        runs = self._in_epoch or self.active
+        images = sum(run.images for run in runs)
+        return self.epoch + sum(run.under_way.samples for run in runs) / max(images, 1)
 
-    @cached_property
-    def validation(self) -> Subset:
-        """What the epochs are compared on."""
-        part = self.data.val
-        if self.config.loader == "sliding":
-            return sliding_part(part, self.config.batch_size)
-        return part
+    def should_stop(self) -> bool:
+        """Whether a callback wants training to stop."""
+        return any(callback.should_stop() for callback in self.callbacks)
 
-    def next_epoch(self) -> Epoch:
-        """The epoch under way, from where it stands."""
-        return self.next_epoch_of(self.epoch, self.state.partial.steps)
-
-    def next_epoch_of(self, epoch: int, start_step: int = 0) -> Epoch:
-        """Any epoch, counted from 0."""
-        images = len(self.data.train.labels)
-        return make_epoch(self.config, epoch, images, self.data.shape, start_step)
-
-    def take(self, result: EpochMetrics | NonFiniteLossError, seconds: float) -> None:
-        """Notes what an engine has done of the epoch; raises :class:`DivergedError`."""
-        if isinstance(result, NonFiniteLossError):
-            raise self.diverged("The loss", result.step + 1, result.loss) from result
-        self.state.partial += result
-        self.state.partial_seconds += seconds
-
-    def end_epoch(self, validation: EvalMetrics) -> tuple[EpochRecord, bool]:
-        """Ends an epoch whose steps are done; returns its record and whether it is the best so far.
-        Raises :class:`DivergedError`."""
-        state = self.state
-        if not math.isfinite(validation.loss):
-            raise self.diverged("The validation loss", self.steps, validation.loss)
-        record = _record(
-            self.epoch,
-            state.partial,
-            validation,
-            self.config.lr_at(self.epoch),
-            state.partial_seconds,
-        )
-        improved = not state.history or record.val_acc > state.best_record.val_acc
-        state.history.append(record)
-        state.partial, state.partial_seconds = EpochMetrics(), 0.0
-        if improved:
-            state.best = self.network.parameters_state()
-        return record, improved
-
-    def diverged(self, what: str, step: int, loss: float) -> DivergedError:
-        """The error that says so."""
-        return DivergedError(
-            f"{what} became {loss} in epoch {self.epoch + 1} at step {step} of {self.steps} with a "
-            f"learning rate of {self.config.lr_at(self.epoch):g}; try a smaller --lr",
-            self.epoch + 1,
-            step,
-        )
-
-
-def train_epochs(
-    trainings: Sequence[Training],
-    should_stop: Callable[[], bool] | None = None,
-    on_progress: Callable[[list[EpochMetrics]], None] | None = None,
-) -> list[DivergedError | None]:
-    """Runs the next epoch of all these runs, side by side, or as much of it as ``should_stop``
-    allows; returns the errors of those that diverged.
-
-    They must share their engine. ``on_progress`` gets what is done since the call. Their epochs
-    are not ended: see :meth:`Training.end_epoch`.
-    """
-    begin = time.perf_counter()
-    results = trainings[0].engine.train_epoch(
-        [training.network for training in trainings],
-        [training.next_epoch() for training in trainings],
-        should_stop=should_stop,
-        on_progress=on_progress,
-    )
-    seconds = time.perf_counter() - begin
-    images = [r.samples if isinstance(r, EpochMetrics) else 0 for r in results]
-    errors: list[DivergedError | None] = []
-    for training, result, count in zip(trainings, results, images, strict=True):
+    def fit(self, *, test: bool = False) -> None:
+        """Train all runs to their goals, or until a callback stops them; then, with ``test``,
+        measure the best parameters of each on the test part."""
         try:
-            training.take(result, seconds * count / max(sum(images), 1))
-            errors.append(None)
-        except DivergedError as error:
-            errors.append(error)
-    return errors
+            self._tell(lambda callback: callback.on_train_begin(self))
+            while True:
+                while self.active and not self.should_stop():
+                    self.train_epoch()
+                raised = [callback.on_goals(self) for callback in self.callbacks]
+                if not any(raised):
+                    break
+            if test and not self.active:
+                self._test()
+            self._tell(lambda callback: callback.on_train_end(self))
+        finally:
+            self._tell(lambda callback: callback.close())
+
+    def train_epoch(self) -> None:
+        """Train and validate the next epoch of all active runs, or as much of it as the callbacks
+        allow."""
+        self._in_epoch = self.active
+        for i, group in enumerate(_groups(self._in_epoch, lambda run: run.engine)):
+            if i > 0 and self.should_stop():
+                break
+            self._train_group(group)
+        done = [run for run in self._in_epoch if run.active and run.checkpoint.partial.finished]
+        for group in _groups(done, _validation_key):
+            results = group[0].engine.evaluate([r.state for r in group], group[0].validation)
+            for run, result in zip(group, results, strict=True):
+                improved = run.end_epoch(result)
+                if run.error is None:
+                    self._end_epoch(run, improved)
+        self._in_epoch = []
+        self._tell(lambda callback: callback.on_epoch_end(self))
+
+    def _train_group(self, runs: list[TrainingRun]) -> None:
+        """Train runs that share an engine for the rest of their epochs."""
+        before = [run.checkpoint.partial for run in runs]
+
+        def report(done: Sequence[EpochMetrics]) -> None:
+            self._report(runs, [old + new for old, new in zip(before, done, strict=True)])
+
+        begin = time.perf_counter()
+        results = runs[0].engine.train_epoch(
+            [run.state for run in runs],
+            [run.next_epoch() for run in runs],
+            should_stop=self.should_stop,
+            on_progress=report,
+        )
+        seconds = time.perf_counter() - begin
+        images = [r.samples if isinstance(r, EpochMetrics) else 0 for r in results]
+        for run, result, count in zip(runs, results, images, strict=True):
+            run.add(result, seconds * count / max(sum(images), 1))
+        self._report(runs, [r.under_way if r.error else r.checkpoint.partial for r in runs])
+
+    def _report(self, runs: Sequence[TrainingRun], now: Sequence[EpochMetrics]) -> None:
+        """Tell the callbacks if more images have been used than they know of."""
+        if any(r.under_way.samples != n.samples for r, n in zip(runs, now, strict=True)):
+            for run, metrics in zip(runs, now, strict=True):
+                run.under_way = metrics
+            self._tell(lambda callback: callback.on_progress(self))
+
+    def _end_epoch(self, run: TrainingRun, improved: bool) -> None:
+        self._tell(lambda callback: callback.on_run_epoch_end(self, run, improved))
+
+    def _test(self) -> None:
+        finished = [run for run in self.runs if run.finished and run.error is None]
+        for group in _groups(finished, lambda run: run.engine):
+            engine = group[0].engine
+            best = [
+                engine.new_state(run.checkpoint.best, run.config.optimizer_config) for run in group
+            ]
+            for run, result in zip(group, engine.evaluate(best, self.data.test), strict=True):
+                run.test = result
+
+    def _tell(self, what: Callable[[Callback], object]) -> None:
+        for callback in self.callbacks:
+            what(callback)
 
 
-def _record(
-    epoch: int, train: EpochMetrics, validation: EvalMetrics, lr: float, seconds: float
-) -> EpochRecord:
-    """Rounded to what means something, so that an epoch in two sittings gives the same row."""
-    return EpochRecord(
-        epoch=epoch + 1,
-        train_loss=round(train.loss, 6),
-        train_acc=round(train.accuracy, 6),
-        val_loss=round(validation.loss, 6),
-        val_acc=round(validation.accuracy, 6),
-        lr=float(f"{lr:.8g}"),
-        seconds=round(seconds, 6),
-        images_per_s=round(train.samples / max(seconds, 1e-9), 1),
-    )
+def _validation_key(run: TrainingRun) -> tuple[Engine, int]:
+    """The validation images of the sliding loader depend on the batch size."""
+    batch = run.config.batch_size if run.config.loader == "sliding" else 0
+    return run.engine, batch
+
+
+def _groups(
+    runs: Sequence[TrainingRun], key: Callable[[TrainingRun], Hashable]
+) -> list[list[TrainingRun]]:
+    groups: defaultdict[Hashable, list[TrainingRun]] = defaultdict(list)
+    for run in runs:
+        groups[key(run)].append(run)
+    return list(groups.values())
+
+
+@contextlib.contextmanager
+def thread_count(count: int) -> Iterator[None]:
+    """Set PyTorch's number of threads, 0 for the present one: sums over the batch are split by
+    thread, so the same bits need the same number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -16,12 +16,16 @@ class UserError(Exception):
     """A mistake that the user can correct.
 
     ``str(error)`` is one sentence: what was wrong, what was expected, what to do. ``exit_code`` is
-    that of the command.
+    what a command ends with. ``options`` are the options that the sentence names; the command line
+    writes them as flags.
     """
 
-    def __init__(self, message: str, exit_code: int = EXIT_FAILURE) -> None:
+    def __init__(
+        self, message: str, exit_code: int = EXIT_FAILURE, options: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.options = options
 
 
 def describe_os_error(error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""Write files atomically: under a temporary name, then renamed."""
+"""Write files atomically: under a temporary name, then renamed; and lock folders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,40 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fastmlp.utils.errors import UserError, describe_os_error
+
+LOCK = ".lock"
+"""The empty file, in a folder, that a process holds a lock on."""
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the system releases it however the process ends.
+
+    Raises :class:`UserError` where another process holds it, or ``folder`` cannot be written. On a
+    file system without locks nothing is held.
+    """
+    path = folder / LOCK
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another process is using {folder}; wait for it or pass another folder"
+        ) from error
+    except OSError:
+        pass  # a file system without locks, which is no reason not to train
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         return
     stopped = False
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # None is a handler that Python did not install and could not put back.
+    # None is a handler that Python did not install and cannot restore.
     before = {
         n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.tiny import tiny_data
 
-from fastmlp.cli.progress import Progress
+from fastmlp.cli.progress import Progress, ShowRun
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
@@ -46,7 +46,8 @@ def test_quiet_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "130")
     stream = io.StringIO()
     play(Progress(stream, bar=True))
     drawn = capsys.readouterr().err
@@ -71,5 +72,5 @@ def test_the_bar_of_a_resumed_epoch_counts_what_was_done(
     seen: list[tuple[int, int]] = []
     progress = Progress()
     monkeypatch.setattr(progress, "step", lambda epoch, stats: seen.append((epoch, stats.samples)))
-    resume(tmp_path, tiny_data(), progress=progress)
+    resume(tmp_path, tiny_data(), callbacks=[ShowRun(progress, tmp_path)])
     assert seen[:5] == [(1, 48), (1, 64), (1, 80), (1, 90), (2, 16)]

@@ -25,9 +25,9 @@ from fastmlp.cli.sweep import main
 from fastmlp.sweeps import sweep as sweeping
 from fastmlp.sweeps.results import SweepResult
 from fastmlp.sweeps.sweep import sweep
-from fastmlp.training.cohort import Cohort
 from fastmlp.training.config import TrainConfig, load_config_file
 from fastmlp.training.presets import resolve_config
+from fastmlp.training.trainer import Trainer
 
 QUICK = ["--hidden=8", "--epochs=2", "--threads=1", "--device=cpu"]
 
@@ -227,12 +227,16 @@ MISTAKES: list[Any] = [
     (["--seeds", "two"], 2, "argument --seeds: invalid int value: 'two'"),
     (["--epochs", "1,2"], 2, "argument --epochs: invalid int value: '1,2'"),
     (["--augment", "spin"], 2, "augment must be none, flip, shift:N or flip,shift:N"),
-    (["--engine", "reference", "--block-steps", "2"], 2, "block_steps is for the engine blocked"),
+    (["--engine", "reference", "--block-steps", "2"], 2, "--block-steps is for the engine blocked"),
     (["--config", "no.toml"], 2, "Cannot read the config file no.toml"),
     (["--config", "wrong.toml"], 2, "unknown key 'epoch'; did you mean 'epochs'?"),
     (["--config", "list.toml"], 2, "lr must be a number above 0, got [0.1, 0.2]"),
     (["--nesterov"], 2, "nesterov needs a momentum above 0"),
-    (["--optimizer", "adam", "--momentum", "0,0.9"], 2, "momentum and nesterov are for the opt"),
+    (
+        ["--optimizer", "adam", "--momentum", "0,0.9"],
+        2,
+        "--momentum and --nesterov are for the opt",
+    ),
     (["--optimizer", "sgd,adam"], 2, "argument --optimizer: invalid choice: 'sgd,adam'"),
     (["--out", ""], 2, "--out must be a folder, got an empty name"),
     (["--out", "full"], 1, "full holds something else than a sweep; pass another --out"),
@@ -267,18 +271,18 @@ def test_a_signal_stops_and_the_same_command_goes_on(
     argv = [*QUICK, "--epochs=3", "--lr", "0.05,0.01", "--quiet"]
     assert main([*argv, "--out", "whole"]) == 0
     capsys.readouterr()
-    train_epoch, calls = Cohort.train_epoch, 0
+    train_epoch, calls = Trainer.train_epoch, 0
 
-    def with_signal(self: Cohort, *args: Any) -> None:
+    def with_signal(self: Trainer) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             os.kill(os.getpid(), number)
-        train_epoch(self, *args)
+        train_epoch(self)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(Cohort, "train_epoch", with_signal)
+        patch.setattr(Trainer, "train_epoch", with_signal)
         with pytest.raises(SystemExit) as info:
             run_command(main, [*argv, "--out", "a sweep"])
     assert info.value.code == 130

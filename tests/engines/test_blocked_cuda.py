@@ -27,8 +27,9 @@ from fastmlp.engines.blocked_pipeline import BlockedPipeline, PipelineShape
 from fastmlp.engines.cuda_graph import SideStream
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.engines.registry import choose_engine
-from fastmlp.training.cohort import Cohort
+from fastmlp.training.callbacks import StopWhen
 from fastmlp.training.config import TrainConfig
+from fastmlp.training.trainer import Trainer
 from fastmlp.utils.errors import UserError
 
 pytestmark = [
@@ -127,19 +128,22 @@ def test_a_cohort_of_runs_is_what_plain_pytorch_makes_of_it(monkeypatch):
     changes = [{}, {"lr": 0.01}, {"seed": 4, "momentum": 0.9}, {"loader": "sliding"}]
     changes += [{"augment": "flip,shift:1"}, {"batch_size": 32}, {"lr": 1e30}]
     monkeypatch.setattr(blocked_cuda, "CHUNK_BLOCKS", 1)
-    cohorts = []
+    trainers = []
     for engine in (BlockedCudaEngine, ReferenceEngine):
         choice = (engine, "a test wants it")
         monkeypatch.setattr("fastmlp.training.trainer.choose_engine", lambda *args, c=choice: c)
-        cohort = Cohort([replace(base, **change) for change in changes], tiny_data())
-        cohort.train_epoch()
-        while cohort.running:
-            cohort.train_epoch(should_stop=stop_after(3))
-        cohorts.append(cohort)
-    ours, theirs = cohorts
-    assert list(ours.errors) == list(theirs.errors) == [6]
-    for mine, other in zip(ours.trainings[:6], theirs.trainings[:6], strict=True):
-        for record, twin in zip(mine.state.history, other.state.history, strict=True):
+        trainer = Trainer([replace(base, **change) for change in changes], tiny_data())
+        trainer.train_epoch()
+        while trainer.active:
+            trainer.callbacks = [StopWhen(stop_after(3))]
+            trainer.train_epoch()
+        trainers.append(trainer)
+    ours, theirs = (trainer.runs for trainer in trainers)
+    assert [run.error is not None for run in ours] == [False] * 6 + [True]
+    assert [run.error is not None for run in theirs] == [False] * 6 + [True]
+    for mine, other in zip(ours[:6], theirs[:6], strict=True):
+        assert len(mine.checkpoint.history) == 2
+        for record, twin in zip(mine.checkpoint.history, other.checkpoint.history, strict=True):
             assert record.val_loss == pytest.approx(twin.val_loss, rel=1e-4)
             assert record.train_loss == pytest.approx(twin.train_loss, rel=1e-4)
             assert record.train_acc == pytest.approx(twin.train_acc, abs=0.02)

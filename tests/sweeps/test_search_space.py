@@ -128,8 +128,13 @@ def test_no_momentum_means_no_nesterov() -> None:
 
 
 MISTAKES: list[Any] = [
-    ({"epochs": [1, 2]}, "one", "epochs cannot be varied, only lr, batch_size, hidden, lr_decay"),
-    ({"learning_rate": [1]}, "one", "learning_rate cannot be varied, only lr,"),
+    (
+        {"epochs": [1, 2]},
+        "one",
+        "epochs cannot be varied, only hidden, init, normalize, augment, batch_size, lr, lr_decay, "
+        "lr_schedule, momentum, weight_decay can; give it one value",
+    ),
+    ({"learning_rate": [1]}, "one", "learning_rate cannot be varied, only hidden,"),
     ({"lr": []}, "grid", "lr has no values to try; give at least one"),
     ({"lr": [1e-3, -1]}, "one", "lr must be a number above 0, got -1"),
     ({"lr": 0.1}, "one", "lr must be a list of values to try, got 0.1"),

@@ -24,10 +24,11 @@ from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult, Trial, make_result, mean_sd
 from fastmlp.sweeps.sweep import sweep
 from fastmlp.training import api as fitting
-from fastmlp.training.api import Run, fit
+from fastmlp.training.api import fit
 from fastmlp.training.checkpoint import RunDirectory
-from fastmlp.training.cohort import Cohort
-from fastmlp.training.config import MACHINE_FIELDS, TrainConfig
+from fastmlp.training.config import OPTIONS, TrainConfig
+from fastmlp.training.run import RunResult
+from fastmlp.training.trainer import Trainer
 from fastmlp.utils.errors import UserError
 
 
@@ -44,13 +45,15 @@ def draws() -> None:
     """For a test that wants the pictures."""
 
 
-def made_run(config: TrainConfig, accuracies: list[float], diverged: str | None = None) -> Run:
+def made_run(
+    config: TrainConfig, accuracies: list[float], diverged: str | None = None
+) -> RunResult:
     """A run that came to these validation accuracies."""
     history = [
         EpochRecord(i + 1, 1.0, value / 2, 1.0, value, 0.1, 1.5, 60.0)
         for i, value in enumerate(accuracies)
     ]
-    return Run(config, None, history, {}, diverged=diverged)
+    return RunResult(config, None, history, {}, diverged=diverged)
 
 
 def trial(*accuracies: list[float], epochs: int = 3, diverged: bool = False) -> Trial:
@@ -246,7 +249,8 @@ def test_best_toml_is_what_train_takes(tmp_path: Path, monkeypatch: pytest.Monke
     argv = ["--config", str(tmp_path / "sweep" / "best.toml"), "--quiet", "--device", "cpu"]
     assert train.main([*argv, "--threads=1", "--out", str(tmp_path / "run")]) == 0
     config = RunDirectory(tmp_path / "run").read_config()
-    machine = {name: getattr(config, name) for name in (*MACHINE_FIELDS, "dataset")}
+    names = [name for name, option in OPTIONS.items() if option.machine]
+    machine = {name: getattr(config, name) for name in (*names, "dataset")}
     assert config == replace(result.best, **machine)
     best = RunDirectory(tmp_path / "run").read_state().best
     (run,) = (trial.runs[0] for trial in result.trials if trial.config == result.best)
@@ -334,12 +338,12 @@ def test_a_place_of_its_own_does_not_change_what_a_run_is(monkeypatch: pytest.Mo
     """As where every process has its own GPU."""
     used: list[int] = []
 
-    class Noting(Cohort):
+    class Noting(Trainer):
         def __init__(self, configs: Any, *args: Any) -> None:
             used.extend(config.save_every for config in configs)
             super().__init__(configs, *args)
 
-    monkeypatch.setattr(sweeping, "Cohort", Noting)
+    monkeypatch.setattr(sweeping, "Trainer", Noting)
     monkeypatch.setattr(ProcessGroup, "placed", lambda self, config: replace(config, save_every=7))
     result = sweep(replace(BASE, epochs=1), {"lr": [0.05, 0.5]}, data=DATA)
     assert used == [7, 7]

@@ -27,9 +27,9 @@ from fastmlp.data.transforms import make_normalization
 from fastmlp.engines.reference import mlp_ref, train_epoch_ref
 from fastmlp.nn.init import initial_parameters
 from fastmlp.ops._load import native_available
-from fastmlp.training.api import Run, fit, resume
+from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.trainer import DivergedError
+from fastmlp.training.run import DivergedError, RunResult
 from fastmlp.utils.errors import UserError
 
 DATA = tiny_data()
@@ -346,7 +346,7 @@ def test_a_diverging_run_says_where_and_keeps_the_best(engine: str, tmp_path: Pa
     text = str(info.value)
     assert f"in epoch {info.value.epoch} at step {info.value.step} of 12" in text
     assert "\n" not in text
-    assert "try a smaller --lr; the best parameters so far are in" in text
+    assert "try a smaller lr; the best parameters so far are in" in text
     assert info.value.epoch > 1
     assert len(rows(tmp_path)) == info.value.epoch - 1
     assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "best.pt").values())
@@ -388,7 +388,7 @@ def test_threads_are_those_of_the_run_only_while_it_runs(threads: Any) -> None:
         seen.append(torch.get_num_threads())
         return False
 
-    run: Run = fit(replace(CONFIG, threads=1), DATA, should_stop=stop)
+    run: RunResult = fit(replace(CONFIG, threads=1), DATA, should_stop=stop)
     assert set(seen) == {1}
     assert torch.get_num_threads() == 2
     assert run.summary["threads"] == 1

@@ -125,7 +125,7 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def flock(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fastmlp.training.checkpoint.fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     with RunDirectory.existing(path):  # as well as the file system allows
         pass
 

@@ -13,9 +13,11 @@ from support.tiny import assert_same_tensors, stop_after, tiny_data
 import fastmlp
 from fastmlp.ops._load import native_available
 from fastmlp.training import api as fitting
-from fastmlp.training.api import Run, fit, fit_many
-from fastmlp.training.cohort import Cohort
+from fastmlp.training.api import fit, fit_many
+from fastmlp.training.callbacks import Callback, StopWhen
 from fastmlp.training.config import TrainConfig
+from fastmlp.training.run import RunResult
+from fastmlp.training.trainer import Trainer
 from fastmlp.utils.errors import UserError
 
 DATA = tiny_data()
@@ -23,12 +25,12 @@ CONFIG = TrainConfig(hidden=(16,), batch_size=8, epochs=3, lr=0.05, device="cpu"
 ENGINES = ("blocked", "eager", "reference") if native_available() else ("reference",)
 
 
-def numbers(run: Run) -> list[tuple[Any, ...]]:
+def numbers(run: RunResult) -> list[tuple[Any, ...]]:
     """Its epochs without what the clock says."""
     return [astuple(replace(r, seconds=0.0, images_per_s=0.0)) for r in run.history]
 
 
-def assert_same(ours: Run, theirs: Run) -> None:
+def assert_same(ours: RunResult, theirs: RunResult) -> None:
     assert numbers(ours) == numbers(theirs)
     assert ours.test == theirs.test
     assert ours.test is not None
@@ -147,7 +149,7 @@ def test_threads_are_those_of_the_runs_only_while_they_run(threads: Any) -> None
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_cohort_goes_on_from_its_states_bit_by_bit(
+def test_runs_resume_from_their_states_bit_by_bit(
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
@@ -156,27 +158,31 @@ def test_a_cohort_goes_on_from_its_states_bit_by_bit(
     alone = [fit(config, DATA) for config in configs]
     states: list[Any] = [None] * len(configs)
     for calls in (1, 3, 1, 2, 40, 1000):
-        cohort, stop = Cohort(configs, DATA, states), stop_after(calls)
-        while cohort.running and not stop():
-            cohort.train_epoch(stop)
-        states = cohort.states()
-    assert cohort.running == []
-    tests = cohort.test()
-    for i, run in enumerate(alone):
-        state = cohort.trainings[i].state
-        ours = Run(configs[i], None, state.history, state.best, tests[i])
-        assert_same(ours, run)
+        trainer = Trainer(configs, DATA, states, [StopWhen(stop_after(calls))])
+        trainer.fit(test=True)
+        states = [run.save_point() for run in trainer.runs]
+    assert trainer.active == []
+    for ours, theirs in zip(trainer.runs, alone, strict=True):
+        assert_same(ours.result(), theirs)
 
 
 def test_goals_end_runs_early() -> None:
     config = replace(CONFIG, engine="reference")
-    cohort = Cohort([config, replace(config, normalize="unit"), config], DATA)
-    cohort.goals = [1, 3, 0]
-    totals = []
-    while cohort.running:
-        told: list[int] = []
-        cohort.train_epoch(on_progress=told.append)
-        totals.append(told[-1])
-    assert [training.epoch for training in cohort.trainings] == [1, 3, 0]
+    totals: list[int] = []
+
+    class Goals(Callback):
+        def on_train_begin(self, trainer: Trainer) -> None:
+            for run, goal in zip(trainer.runs, (1, 3, 0), strict=True):
+                run.goal = goal
+
+        def on_progress(self, trainer: Trainer) -> None:
+            self.images = sum(run.under_way.samples for run in trainer.runs)
+
+        def on_epoch_end(self, trainer: Trainer) -> None:
+            totals.append(self.images)
+
+    trainer = Trainer([config, replace(config, normalize="unit"), config], DATA, None, [Goals()])
+    trainer.fit(test=True)
+    assert [run.epoch for run in trainer.runs] == [1, 3, 0]
     assert totals == [180, 90, 90]
-    assert list(cohort.test()) == [1]
+    assert [run.test is not None for run in trainer.runs] == [False, True, False]

@@ -14,12 +14,12 @@ from support.tiny import FEATURES, assert_same_run, assert_same_tensors, tiny_da
 
 from fastmlp.data.sampling import sliding_part
 from fastmlp.data.splits import DataSplits, Subset
-from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.metrics import EpochMetrics, EvalMetrics, NonFiniteLossError
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.presets import resolve_config
-from fastmlp.training.trainer import DivergedError, Training, train_epochs
+from fastmlp.training.run import DivergedError
+from fastmlp.training.trainer import Trainer
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 DATA = tiny_data()
@@ -67,66 +67,76 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
     changes: dict[str, Any], data: DataSplits, words: str
 ) -> None:
     with pytest.raises(UserError) as info:
-        Training(replace(CONFIG, **changes), data)
+        Trainer([replace(CONFIG, **changes)], data)
     assert (str(info.value), info.value.exit_code) == (words, EXIT_USAGE)
 
 
 @needs_native
-def test_block_steps_reach_the_engine() -> None:
-    for steps, forced in ((0, None), (4, 4)):
-        training = Training(replace(CONFIG, engine="blocked", block_steps=steps), DATA)
-        assert isinstance(training.engine, BlockedEngine)
-        assert training.network.block_steps == forced
+@pytest.mark.parametrize(("steps", "blocks"), [(0, 2), (1, 12), (4, 3)])
+def test_block_steps_reach_the_engine(
+    steps: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch of 12 steps ends a block, and asks whether to stop, so many times."""
+    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)  # every call is one block
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return False
+
+    fit(replace(CONFIG, engine="blocked", block_steps=steps, epochs=1), DATA, should_stop=stop)
+    assert len(asked) == 1 + blocks  # the first before the epoch
 
 
 def test_validation_under_the_sliding_loader() -> None:
-    assert Training(CONFIG, DATA).validation is DATA.val
-    training = Training(replace(CONFIG, loader="sliding"), DATA)
+    sliding = replace(CONFIG, loader="sliding", epochs=1)
+    shuffled, run = Trainer([CONFIG, sliding], DATA).runs
+    assert shuffled.validation is DATA.val
     expected = sliding_part(DATA.val, 8)
     assert expected.total == 40
-    assert torch.equal(training.validation.images, expected.images)
-    assert (training.images, training.steps) == (88, 11)
-    run = fit(replace(CONFIG, loader="sliding", epochs=1), DATA)
-    training.network.load_parameters(run.best_parameters)
-    seen, whole = (
-        training.engine.evaluate([training.network], part)[0] for part in (expected, DATA.val)
-    )
-    assert run.history[0].val_loss == round(seen.loss, 6)
-    assert run.history[0].val_loss != round(whole.loss, 6)
+    assert torch.equal(run.validation.images, expected.images)
+    assert (run.images, run.steps) == (88, 11)
+    for part, same in ((expected, True), (DATA.val, False)):
+        result = fit(sliding, replace(DATA, test=part))
+        assert result.test is not None
+        assert (result.history[0].val_loss == round(result.test.loss, 6)) == same
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_validation_loss_that_is_no_number_diverged(loss: float) -> None:
-    training = Training(CONFIG, DATA)
-    assert train_epochs([training]) == [None]
-    with pytest.raises(DivergedError) as info:
-        training.end_epoch(EvalMetrics(loss, 0.0, 40))
-    assert str(info.value) == (
+    (run,) = Trainer([CONFIG], DATA).runs
+    run.add(EpochMetrics(12, 90, 45.0, 45, finished=True), 1.0)
+    assert not run.end_epoch(EvalMetrics(loss, 0.0, 40))
+    assert isinstance(run.error, DivergedError)
+    assert str(run.error) == (
         f"The validation loss became {loss} in epoch 1 at step 12 of 12 with a learning rate of "
-        "0.05; try a smaller --lr"
+        "0.05; try a smaller lr"
     )
-    assert (info.value.epoch, info.value.step) == (1, 12)
-    assert training.state.history == []
+    assert (run.error.epoch, run.error.step) == (1, 12)
+    assert run.checkpoint.history == []
+    assert not run.active
 
 
 def test_a_run_notes_its_parts_and_keeps_the_first_best() -> None:
-    training = Training(CONFIG, DATA)
-    training.take(EpochMetrics(5, 40, 44.0, 20), 2.0)
-    assert training.next_epoch().start_step == 5
-    training.take(EpochMetrics(7, 50, 46.0, 16, finished=True), 1.0)
-    record, improved = training.end_epoch(EvalMetrics(1.5, 0.25, 40))
+    (run,) = Trainer([CONFIG], DATA).runs
+    run.add(EpochMetrics(5, 40, 44.0, 20), 2.0)
+    assert run.next_epoch().start_step == 5
+    run.add(EpochMetrics(7, 50, 46.0, 16, finished=True), 1.0)
+    improved = run.end_epoch(EvalMetrics(1.5, 0.25, 40))
+    record = run.checkpoint.history[-1]
     assert improved
     assert (record.train_loss, record.train_acc) == (1.0, 0.4)
     assert (record.val_loss, record.val_acc, record.epoch) == (1.5, 0.25, 1)
     assert (record.lr, record.seconds, record.images_per_s) == (0.05, 3.0, 30.0)
-    assert (training.epoch, training.next_epoch().start_step) == (1, 0)
-    best = training.state.best
-    training.take(EpochMetrics(12, 90, 45.0, 45, finished=True), 4.0)
-    record, improved = training.end_epoch(EvalMetrics(1.0, 0.25, 40))
+    assert (run.epoch, run.next_epoch().start_step) == (1, 0)
+    best = run.checkpoint.best
+    run.add(EpochMetrics(12, 90, 45.0, 45, finished=True), 4.0)
+    improved = run.end_epoch(EvalMetrics(1.0, 0.25, 40))
+    record = run.checkpoint.history[-1]
     assert (record.epoch, record.train_loss, record.seconds, improved) == (2, 0.5, 4.0, False)
-    assert training.state.best is best
-    with pytest.raises(DivergedError, match="The loss became inf in epoch 3 at step 4 of 12"):
-        training.take(NonFiniteLossError(3, math.inf), 1.0)
+    assert run.checkpoint.best is best
+    run.add(NonFiniteLossError(3, math.inf), 1.0)
+    assert str(run.error).startswith("The loss became inf in epoch 3 at step 4 of 12")
 
 
 @needs_native

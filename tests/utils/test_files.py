@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
+from support.processes import python_environment
 
-from fastmlp.utils.files import atomic_path, write_text
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.files import LOCK, atomic_path, locked_folder, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -53,3 +59,51 @@ def test_permissions_follow_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fastmlp.utils.files import locked_folder
+with locked_folder(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_dead_process_leaves_no_lock(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        env=python_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "locked\n"
+    words = f"another process is using {tmp_path}; wait for it or pass another folder"
+    with pytest.raises(UserError, match=words), locked_folder(tmp_path):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate(timeout=10)
+    with locked_folder(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+        assert (tmp_path / LOCK).read_bytes() == b""
+    with locked_folder(tmp_path):  # and it is let go of at the end
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
+    def flock(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with locked_folder(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"File or folder .*\.lock does not exist"),
+        locked_folder(tmp_path / "missing"),
+    ):
+        pass

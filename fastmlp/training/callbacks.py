@@ -1,0 +1,122 @@
+"""What the trainer tells while it trains, and the callbacks that act on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fastmlp.training.checkpoint import RunDirectory
+from fastmlp.utils.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from fastmlp.training.run import TrainingRun
+    from fastmlp.training.trainer import Trainer
+
+
+class Callback:
+    """Base class: does nothing. The methods are called in the order in which they stand here."""
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Training begins or resumes."""
+
+    def should_stop(self) -> bool:
+        """Return whether to stop: asked before each epoch and after each step or block of them."""
+        return False
+
+    def on_progress(self, trainer: Trainer) -> None:
+        """``TrainingRun.under_way`` has changed; called a few times a second."""
+
+    def on_run_epoch_end(self, trainer: Trainer, run: TrainingRun, improved: bool) -> None:
+        """A run has finished an epoch; ``improved``: with the best parameters so far."""
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """All active runs have finished an epoch, diverged or been stopped."""
+
+    def on_goals(self, trainer: Trainer) -> bool:
+        """All runs have come to their goals or been stopped; return whether new goals were set."""
+        return False
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Training is over, or was stopped; not called after an exception."""
+
+    def close(self) -> None:
+        """Release what the callback holds; called however training ends."""
+
+
+class StopWhen(Callback):
+    """Stops when a function returns true."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self._condition = condition
+
+    def should_stop(self) -> bool:
+        return self._condition()
+
+
+class StopOnSignals(Callback):
+    """Stops after the present step on Ctrl-C and SIGTERM."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._stopped: Callable[[], bool] = lambda: False
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self._stopped = self._stack.enter_context(stop_on_signals())
+
+    def should_stop(self) -> bool:
+        return self._stopped()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class SaveRun(Callback):
+    """Keeps the files of a single run in its folder; ``resumed``: it was there already."""
+
+    def __init__(self, folder: RunDirectory, resumed: bool) -> None:
+        self._folder, self._resumed = folder, resumed
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        (run,) = trainer.runs
+        if self._resumed:
+            self._folder.reopen()
+            self._folder.save(run.save_point())
+            self._folder.write_config(run.config)
+        else:
+            self._folder.write_config(run.config)  # first: it makes the folder that of a run
+            self._folder.save(run.save_point())
+
+    def on_run_epoch_end(self, trainer: Trainer, run: TrainingRun, improved: bool) -> None:
+        if run.epoch % run.config.save_every == 0 or run.finished:
+            self._folder.save(run.save_point())
+        elif improved:
+            self._folder.save_best(run.checkpoint)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        (run,) = trainer.runs
+        if run.error is not None:  # the parameters are lost: resume.pt stays as it was
+            if run.checkpoint.history:
+                self._folder.write_metrics(run.checkpoint)
+        elif run.finished:
+            self._folder.write_summary(run.summary)
+        else:
+            self._folder.save(run.save_point())
+
+
+class DrawCurves(Callback):
+    """Draws the learning curves of a single run into its folder when it ends."""
+
+    def __init__(self, folder: RunDirectory) -> None:
+        self._folder = folder
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        (run,) = trainer.runs
+        if not run.checkpoint.history:
+            return
+        from fastmlp.plotting.curves import learning_curves  # matplotlib takes a second to import
+
+        network = "-".join(map(str, run.sizes))
+        title = f"{self._folder.path.name}: {trainer.data.name}, {network}"
+        best = run.checkpoint.best_record.epoch
+        learning_curves(run.checkpoint.history, best, title, self._folder.path / "curves.png")

@@ -1,0 +1,244 @@
+"""A training run: its state while it trains, and its result."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastmlp.data.sampling import sliding_part
+from fastmlp.data.splits import DataSplits, Subset
+from fastmlp.engines.base import Engine, Epoch, TrainState
+from fastmlp.engines.metrics import EpochMetrics, EpochRecord, EvalMetrics, NonFiniteLossError
+from fastmlp.training.checkpoint import Checkpoint
+from fastmlp.training.config import TrainConfig
+from fastmlp.training.data import make_epoch
+from fastmlp.training.summary import make_summary
+from fastmlp.utils.errors import EXIT_FAILURE, EXIT_USAGE, UserError
+
+
+class DivergedError(UserError):
+    """The loss became nan or infinite; ``epoch`` and ``step`` count from 1."""
+
+    def __init__(self, message: str, epoch: int, step: int) -> None:
+        super().__init__(message, EXIT_FAILURE, options=("lr",))
+        self.epoch = epoch
+        self.step = step
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run. ``best_parameters`` is a plain ``state_dict``."""
+
+    config: TrainConfig
+    folder: Path | None
+    history: list[EpochRecord]
+    best_parameters: dict[str, Tensor]
+    test: EvalMetrics | None = None
+    """With the best parameters; None where the run was stopped before its end."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """The content of ``summary.json``; empty where the run was stopped before its end, and for one
+    of many."""
+    diverged: str | None = None
+    """For one of many: how its loss became nan or infinite."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped before its end."""
+        return self.test is None and self.diverged is None
+
+
+class TrainingRun:
+    """A run under way: it begins with a fresh ``state``, or resumes from a checkpoint.
+
+    ``config`` has every "auto" resolved; ``checkpoint`` is all that changes in the course of the
+    run, of which :meth:`save_point` brings the engine's part up to date; ``goal`` is the number of
+    epochs to train for now, which a callback may lower.
+
+    Raises :class:`UserError` where the configuration does not fit the data or the checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: DataSplits,
+        engine: Engine,
+        state: TrainState,
+        engine_reason: str,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.config, self.data = config, data
+        self.engine, self.state = engine, state
+        self.goal = config.epochs
+        self.sizes = layer_sizes(config, data)
+        self.images = self._count_images()
+        self.steps = -(-self.images // config.batch_size)
+        self.error: DivergedError | None = None
+        self.test: EvalMetrics | None = None
+        self.under_way = EpochMetrics()
+        """What is done of the epoch under way, as of the last report."""
+        self._clock = time.perf_counter()
+        if checkpoint is None:
+            self.checkpoint = Checkpoint(data.fingerprint, engine_reason, state.state_dict())
+        else:
+            self.checkpoint = checkpoint
+            self._resume()
+
+    def _resume(self) -> None:
+        """Load the checkpoint into the state; raise :class:`UserError` where it does not fit."""
+        self._check_fits(self.checkpoint)
+        try:
+            self.state.load_state_dict(self.checkpoint.engine)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"resume.pt does not fit config.json: {error}") from error
+        self.under_way = self.checkpoint.partial
+
+    def _count_images(self) -> int:
+        """Return the number of images in an epoch; raise UserError where they cannot be
+        augmented."""
+        try:
+            images = len(self._epoch(0).order)
+        except ValueError as error:
+            raise UserError(f"augment {self.config.augment}: {error}", EXIT_USAGE) from error
+        if self.config.augment != "none" and self.data.shape is None:
+            raise UserError(
+                "augment needs square images in one plane or three, not rows of "
+                f"{self.sizes[0]} numbers; use augment none",
+                EXIT_USAGE,
+            )
+        return images
+
+    def _check_fits(self, checkpoint: Checkpoint) -> None:
+        if self.data.fingerprint != checkpoint.fingerprint:
+            raise UserError(
+                f"The run was trained on other data ({checkpoint.fingerprint}) than the present "
+                f"({self.data.fingerprint}); pass the data_dir it was started with",
+                options=("data_dir",),
+            )
+        partial, batch = checkpoint.partial, self.config.batch_size
+        if not 0 <= partial.steps < self.steps or partial.samples != partial.steps * batch:
+            raise UserError(
+                f"resume.pt does not fit config.json: {partial.steps} steps of {self.steps} are "
+                f"done, on {partial.samples} images"
+            )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, counted from 0, that is under way or comes next."""
+        return len(self.checkpoint.history)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its epochs are done."""
+        return self.epoch >= self.config.epochs
+
+    @property
+    def active(self) -> bool:
+        """Whether it has epochs left before its goal and has not diverged."""
+        return self.epoch < self.goal and self.error is None
+
+    @cached_property
+    def validation(self) -> Subset:
+        """The images that the epochs are compared on."""
+        if self.config.loader == "sliding":
+            return sliding_part(self.data.val, self.config.batch_size)
+        return self.data.val
+
+    def next_epoch(self) -> Epoch:
+        """Return the rest of the epoch under way."""
+        return self._epoch(self.epoch, self.checkpoint.partial.steps)
+
+    def _epoch(self, epoch: int, start_step: int = 0) -> Epoch:
+        images = len(self.data.train.labels)
+        return make_epoch(self.config, epoch, images, self.data.shape, start_step)
+
+    def add(self, result: EpochMetrics | NonFiniteLossError, seconds: float) -> None:
+        """Note what an engine has done of the epoch; a loss that is not finite ends the run."""
+        if isinstance(result, NonFiniteLossError):
+            self.error = self._diverged("The loss", result.step + 1, result.loss)
+            self.error.__cause__ = result
+            return
+        self.checkpoint.partial += result
+        self.checkpoint.partial_seconds += seconds
+
+    def end_epoch(self, validation: EvalMetrics) -> bool:
+        """End an epoch whose steps are done; return whether it is the best so far. A loss that is
+        not finite ends the run."""
+        now = self.checkpoint
+        if not math.isfinite(validation.loss):
+            self.error = self._diverged("The validation loss", self.steps, validation.loss)
+            return False
+        lr = self.config.lr_at(self.epoch)
+        record = _record(self.epoch, now.partial, validation, lr, now.partial_seconds)
+        improved = not now.history or record.val_acc > now.best_record.val_acc
+        now.history.append(record)
+        now.partial, now.partial_seconds = EpochMetrics(), 0.0
+        self.under_way = EpochMetrics()
+        if improved:
+            now.best = self.state.parameters_state()
+        return improved
+
+    def _diverged(self, what: str, step: int, loss: float) -> DivergedError:
+        return DivergedError(
+            f"{what} became {loss} in epoch {self.epoch + 1} at step {step} of {self.steps} with a "
+            f"learning rate of {self.config.lr_at(self.epoch):g}; try a smaller lr",
+            self.epoch + 1,
+            step,
+        )
+
+    def save_point(self) -> Checkpoint:
+        """Return the checkpoint, brought up to date, to resume from."""
+        self.count_seconds()
+        self.checkpoint.engine = self.state.state_dict()
+        return self.checkpoint
+
+    def count_seconds(self) -> None:
+        """Add the time since the last call to the checkpoint's."""
+        now = time.perf_counter()
+        self.checkpoint.seconds += now - self._clock
+        self._clock = now
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of ``summary.json``; raises ValueError before the run has been tested."""
+        if self.test is None:
+            raise ValueError("a run has a summary once it has been tested")
+        self.count_seconds()
+        return make_summary(self.config, self.data, self.checkpoint, self.test)
+
+    def result(self, config: TrainConfig | None = None) -> RunResult:
+        """Return what the run has come to so far, under another ``config`` if one is given."""
+        return RunResult(
+            config or self.config,
+            None,
+            self.checkpoint.history,
+            self.checkpoint.best,
+            self.test,
+            diverged=None if self.error is None else str(self.error),
+        )
+
+
+def layer_sizes(config: TrainConfig, data: DataSplits) -> list[int]:
+    """Return the widths of a network's input, hidden layers and output."""
+    return [data.train.images.shape[1], *config.hidden, data.classes]
+
+
+def _record(
+    epoch: int, train: EpochMetrics, validation: EvalMetrics, lr: float, seconds: float
+) -> EpochRecord:
+    """Return a row rounded to what means something, the same for an epoch in two sittings."""
+    return EpochRecord(
+        epoch=epoch + 1,
+        train_loss=round(train.loss, 6),
+        train_acc=round(train.accuracy, 6),
+        val_loss=round(validation.loss, 6),
+        val_acc=round(validation.accuracy, 6),
+        lr=float(f"{lr:.8g}"),
+        seconds=round(seconds, 6),
+        images_per_s=round(train.samples / max(seconds, 1e-9), 1),
+    )
