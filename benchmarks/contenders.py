@@ -62,7 +62,7 @@ class Task:
 
 
 class OurEngines:
-    """One of fastmlp's engines, training several models at once."""
+    """fastmlp's engine on several models at once."""
 
     def __init__(self, kind: type[Engine], task: Task, part: Subset, device: torch.device) -> None:
         norm, options = make_normalization("unit", part.images), OptimizerConfig(task.batch)
@@ -71,11 +71,11 @@ class OurEngines:
         ]
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
-        """Train all models on their orders."""
+        """All models."""
         type(self.engines[0]).train_together(self.engines, [Epoch(o, LR) for o in orders])
 
     def parameters(self) -> list[Parameters]:
-        """Return the parameters of each model."""
+        """Of each model."""
         return [engine.parameters_state() for engine in self.engines]
 
 

@@ -18,7 +18,6 @@ import torch
 from machine import provenance, results_file, save
 from timing import Watch
 
-from fastmlp.cli.progress import Progress
 from fastmlp.data.splits import DataSplits
 from fastmlp.training.api import fit
 from fastmlp.training.data import load_splits
@@ -29,7 +28,7 @@ def measure(flags: dict[str, Any], seed: int, data: DataSplits) -> dict[str, Any
     """Train with a seed; return a row of results."""
     config = resolve_config({**flags, "seed": seed})
     begin = time.perf_counter()
-    run = fit(config, data, progress=Progress(quiet=True))
+    run = fit(config, data)
     seconds = time.perf_counter() - begin
     assert run.test is not None
     return {
