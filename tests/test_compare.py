@@ -159,7 +159,7 @@ def test_draws_of_training(options, hidden):
     data, epochs = problem(), [(torch.randperm(211), 0.05), (torch.arange(100), 0.02)]
     how = {"options": {"batch_size": 8, **options}, "hidden": hidden}
     exact, rounded = (
-        by_name(training_draws(partial(make, ReferenceEngine, dtype=dtype, **how), data, epochs))
+        by_name(training_draws(partial(make, ReferenceEngine, dtype=dtype, **how), data, epochs, 8))
         for dtype in (torch.float64, torch.float32)
     )
     for name, draws in exact.items():
@@ -175,7 +175,7 @@ def trained(steps: int) -> tuple[list[Names], Names, list[Names]]:
 
     def draws(dtype: torch.dtype, count: int) -> list[Names]:
         plain = partial(make, ReferenceEngine, options=SGD, dtype=dtype)
-        return training_draws(plain, data, [(order, 0.05)], count)
+        return training_draws(plain, data, [(order, 0.05)], 8, count)
 
     first = draws(torch.float32, 3 * DRAWS)
     return first[:DRAWS], draws(torch.float64, 1)[0], first[DRAWS:]

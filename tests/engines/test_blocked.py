@@ -144,7 +144,7 @@ def test_images_far_from_the_middle_of_the_range(change):
     ours = make(BlockedEngine, data, **how)
     for engine in (truth, ours):
         engine.train_epoch(order, 0.002)
-    draws = training_draws(partial(make, ReferenceEngine, **how), data, [(order, 0.002)])
+    draws = training_draws(partial(make, ReferenceEngine, **how), data, [(order, 0.002)], 8)
     theirs, mine = by_name(draws), flat(ours)
     for name, true in flat(truth).items():
         assert_within_2x(mine[name], theirs[name], true)

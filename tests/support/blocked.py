@@ -116,8 +116,8 @@ def assert_as_close_as_pytorch(data, options, order, lr, lengths=(None,)):
     truth than twice plain PyTorch."""
     truth = make(ReferenceEngine, data, options, dtype=torch.float64)
     truth.train_epoch(order, lr)
-    draws = training_draws(partial(make, ReferenceEngine, options=options), data, [(order, lr)])
-    theirs = by_name(draws)
+    plain = partial(make, ReferenceEngine, options=options)
+    theirs = by_name(training_draws(plain, data, [(order, lr)], options["batch_size"]))
     for steps in lengths:
         engine = make(BlockedEngine, data, options, steps=steps)
         engine.train_epoch(order, lr)

@@ -146,7 +146,7 @@ class EngineTests:
         for engine in (ours, truth):
             engine.train_epoch(order, 0.05)
         plain = partial(make, ReferenceEngine, options=options, hidden=hidden)
-        theirs, mine = by_name(training_draws(plain, data, [(order, 0.05)])), flat(ours)
+        theirs, mine = by_name(training_draws(plain, data, [(order, 0.05)], batch)), flat(ours)
         for name, true in flat(truth).items():
             assert_within_2x(mine[name], theirs[name], true)
 

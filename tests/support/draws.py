@@ -161,6 +161,7 @@ def training_draws(
     make: Callable[[Data], Any],
     data: Data,
     epochs: Iterable[tuple[Tensor, float]],
+    batch_size: int,
     count: int = DRAWS,
 ) -> list[dict[str, Tensor]]:
     """Train the engines that ``make`` returns of the data, of one network, for some epochs of
@@ -172,7 +173,7 @@ def training_draws(
         engine = make(renumbering.data(data))
         engine.load_parameters(renumbering.parameters(start))
         for order, lr in epochs:
-            engine.train_epoch(renumbering.order(order, engine.state.config.batch_size), lr)
+            engine.train_epoch(renumbering.order(order, batch_size), lr)
         ends.append(_flat(renumbering.undo(engine.state_dict())))
     return ends
 

@@ -109,7 +109,7 @@ def assert_as_close_as_pytorch(
     ours, truth = make(GraphEngine, device, options, hidden), plain(problem(), torch.float64)
     for engine in (ours, truth):
         engine.train_epoch(order, 0.05)
-    draws = joined(training_draws(plain, problem(), [(order, 0.05)]))
+    draws = joined(training_draws(plain, problem(), [(order, 0.05)], options.get("batch_size", 8)))
     assert_within_2x(*joined([flat(ours)]), draws, *joined([flat(truth)]))
 
 
