@@ -137,7 +137,7 @@ def check_activation(x: Tensor, name: str) -> None:
 
 def activation(x: Tensor, name: str) -> Tensor:
     """``act(x)``, any shape and strides, with PyTorch's nan, inf and -0."""
-    row = row_of(name)
+    row = ACTIVATIONS[name]
     result: Tensor = row.forward(x) if row.kernel is None else _activation_op(x, row.kernel)
     return result
 
@@ -162,7 +162,7 @@ _activation_op = Operator(
 
 def activation_backward(dy: Tensor, saved: Tensor, name: str) -> Tensor:
     """``dx`` of :func:`activation`; ``saved``, of dy's shape, is what its row names."""
-    row = row_of(name)
+    row = ACTIVATIONS[name]
     if row.kernel is None:
         return row.backward(dy, saved)
     result: Tensor = _activation_backward_op(dy, saved, row.kernel)
