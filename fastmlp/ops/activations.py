@@ -130,7 +130,7 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def check_activation(x: Tensor, name: str) -> None:
-    """Raises TypeError unless x is a floating-point tensor, ValueError for an unknown name."""
+    """Raise TypeError unless x is a floating-point tensor, ValueError for an unknown name."""
     check_floating("x", x)
     row_of(name)
 

@@ -23,7 +23,7 @@ from fastmlp.ops.matmul_precision import FLOAT32, matmul_precision_of
 
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-    """Raises TypeError or ValueError, in one sentence, unless the arguments fit :func:`linear`."""
+    """Raise TypeError or ValueError, in one sentence, unless the arguments fit :func:`linear`."""
     check_floating("x", x)
     check_same_dtype("weight", weight, "x", x)
     if activation not in ACTIVATIONS:
