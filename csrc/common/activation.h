@@ -7,27 +7,27 @@
 // vector of either; the namespace has constant, exp_of (of x <= 0), tanh_of, erf_of and magnitude
 // for it. fastmlp/ops/activations.py is the other half of the table, in the same order.
 
-#ifndef FASTMLP_ACTIVATIONS
-#define FASTMLP_ACTIVATIONS(row) \
-  row(kNone) row(kRelu) row(kLeakyRelu) row(kTanh) row(kSigmoid) row(kGelu) row(kSilu)
-
-#define FASTMLP_NAME(name) name,
-enum class Activation : int64_t { FASTMLP_ACTIVATIONS(FASTMLP_NAME) kCount };
-#undef FASTMLP_NAME
+#ifndef FASTMLP_ACTIVATION_NAMES
+#define FASTMLP_ACTIVATION_NAMES
+enum class Activation : int64_t {
+  kNone,
+  kRelu,
+  kLeakyRelu,
+  kTanh,
+  kSigmoid,
+  kGelu,
+  kSilu,
+  kCount,
+};
 
 // f of the activation as a compile-time constant.
-#define FASTMLP_CASE(name) \
-  case Activation::name:   \
-    return f(std::integral_constant<Activation, Activation::name>());
-template <typename F>
+template <int kFirst = 0, typename F>
 auto dispatch_activation(Activation activation, const F& f) {
-  switch (activation) {
-    FASTMLP_ACTIVATIONS(FASTMLP_CASE)
-    default:
-      return f(std::integral_constant<Activation, Activation::kNone>());
+  if constexpr (Activation{kFirst + 1} != Activation::kCount) {
+    if (activation != Activation{kFirst}) return dispatch_activation<kFirst + 1>(activation, f);
   }
+  return f(std::integral_constant<Activation, Activation{kFirst}>());
 }
-#undef FASTMLP_CASE
 #endif
 
 #define FASTMLP_ROW     \
@@ -96,28 +96,19 @@ struct ActivationRow<Activation::kSilu> {
 
 // The same where the activation is known when the program runs.
 struct ActivationTable {
-#define FASTMLP_CASE(name) \
-  case Activation::name:   \
-    return ActivationRow<Activation::name>::forward(x);
-  FASTMLP_ROW V forward(Activation activation, V x) {
-    switch (activation) {
-      FASTMLP_ACTIVATIONS(FASTMLP_CASE)
-      default:
-        return x;
+  template <int kFirst = 0, typename V>
+  FASTMLP_MATH static V forward(Activation activation, V x) {
+    if constexpr (Activation{kFirst + 1} != Activation::kCount) {
+      if (activation != Activation{kFirst}) return forward<kFirst + 1>(activation, x);
     }
+    return ActivationRow<Activation{kFirst}>::forward(x);
   }
-#undef FASTMLP_CASE
-
-#define FASTMLP_CASE(name) \
-  case Activation::name:   \
-    return ActivationRow<Activation::name>::backward(dy, saved);
-  FASTMLP_ROW V backward(Activation activation, V dy, V saved) {
-    switch (activation) {
-      FASTMLP_ACTIVATIONS(FASTMLP_CASE)
-      default:
-        return dy;
+  template <int kFirst = 0, typename V>
+  FASTMLP_MATH static V backward(Activation activation, V dy, V saved) {
+    if constexpr (Activation{kFirst + 1} != Activation::kCount) {
+      if (activation != Activation{kFirst}) return backward<kFirst + 1>(activation, dy, saved);
     }
+    return ActivationRow<Activation{kFirst}>::backward(dy, saved);
   }
-#undef FASTMLP_CASE
 };
 #undef FASTMLP_ROW

@@ -10,11 +10,18 @@ namespace fastmlp {
 
 enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
+inline void check_number(const char* name, int64_t number, int64_t count) {
+  FASTMLP_CHECK(number >= 0 && number < count, name + " must be between 0 and " +
+                                                   std::to_string(count - 1) + ", got " +
+                                                   std::to_string(number));
+}
+
 inline void check_activation(int64_t activation) {
-  constexpr auto count = static_cast<int64_t>(Activation::kCount);
-  FASTMLP_CHECK(activation >= 0 && activation < count, "activation must be between 0 and " +
-                                                           std::to_string(count - 1) + ", got " +
-                                                           std::to_string(activation));
+  check_number("activation", activation, static_cast<int64_t>(Activation::kCount));
+}
+
+inline void check_matmul_precision(int64_t precision) {
+  check_number("matmul_precision", precision, kMatmulPrecisionCount);
 }
 
 // `saved` is what an activation saved, of dy's shape.
@@ -51,11 +58,6 @@ inline void check_linear_backward(const Tensor& dy, const Tensor& x, const Tenso
   FASTMLP_CHECK(saved.has_value() == (activation != static_cast<int64_t>(Activation::kNone)),
                 "saved must be given where there is an activation, and only there");
   if (saved) check_activation_backward(dy, *saved, activation);
-}
-
-inline void check_matmul_precision(int64_t precision) {
-  FASTMLP_CHECK(precision >= 0 && precision < kMatmulPrecisionCount,
-                "matmul_precision must be between 0 and 4, got " + std::to_string(precision));
 }
 
 // The dtype of sums over logits.

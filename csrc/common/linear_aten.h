@@ -12,22 +12,18 @@ namespace fastmlp {
 inline Tensor linear_aten(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                           int64_t activation) {
   const Tensor y = call_aten("aten::linear", "", x, weight, bias);
-  switch (static_cast<Activation>(activation)) {
-    case Activation::kNone:
-      return y;
-    case Activation::kRelu:
-      return call_aten("aten::relu_", "", y);
-    default:
-      return call_aten("fastmlp::activation", "", y, activation);
-  }
+  if (activation == static_cast<int64_t>(Activation::kNone)) return y;
+  return activation == static_cast<int64_t>(Activation::kRelu)
+             ? call_aten("aten::relu_", "", y)
+             : call_aten("fastmlp::activation", "", y, activation);
 }
 
 // (dx, dw, db), those that are not needed with shape (0,).
-inline std::tuple<Tensor, Tensor, Tensor> linear_backward_aten(const Tensor& dy, const Tensor& x,
-                                                               const Tensor& weight,
-                                                               const std::optional<Tensor>& saved,
-                                                               int64_t activation, bool need_dx,
-                                                               bool need_dw, bool need_db) {
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+inline Gradients linear_backward_aten(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                      const std::optional<Tensor>& saved, int64_t activation,
+                                      bool need_dx, bool need_dw, bool need_db) {
   const Tensor through =
       saved ? call_aten("fastmlp::activation_backward", "", dy, *saved, activation) : dy;
   const Rows dy_rows = rows_of(through), x_rows = rows_of(x);

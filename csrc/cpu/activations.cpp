@@ -16,11 +16,15 @@ Tensor new_like(const Tensor& x) {
   return x.is_contiguous() ? empty_cpu(sizes_of(x), x.scalar_type()) : torch::stable::empty_like(x);
 }
 
-// f(activation, T*) with both as types.
+// f(begin, end, activation, T*) for ranges of `count` elements, the latter two as types.
 template <typename F>
-void dispatch(int64_t activation, ScalarType type, const F& f) {
+void for_ranges(int64_t count, int64_t activation, ScalarType type, const F& f) {
   dispatch_activation(static_cast<Activation>(activation), [&](auto constant) {
-    dispatch_floating(type, [&](auto* tag) { f(constant, tag); });
+    dispatch_floating(type, [&](auto* tag) {
+      torch::stable::parallel_for(0, count, kElementsPerThread, [&](int64_t begin, int64_t end) {
+        f(begin, end, constant, tag);
+      });
+    });
   });
 }
 
@@ -29,18 +33,16 @@ Tensor activation_cpu(const Tensor& x, int64_t activation) {
   check_activation(activation);
   const Tensor y = new_like(x);
   const Tensor source = laid_out_as(y, x);
-  dispatch(activation, x.scalar_type(), [&](auto constant, auto* type) {
+  const auto range = [&](int64_t begin, int64_t end, auto constant, auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     constexpr Activation kActivation = decltype(constant)::value;
-    const T* from = static_cast<const T*>(source.data_ptr());
-    T* to = static_cast<T*>(y.data_ptr());
-    const auto range = y.numel() * sizeof(T) > kStreamBytes
-                           ? FASTMLP_BEST_ISA(activation_range<kActivation, true, T>)
-                           : FASTMLP_BEST_ISA(activation_range<kActivation, false, T>);
-    torch::stable::parallel_for(0, y.numel(), kElementsPerThread, [&](int64_t begin, int64_t end) {
-      range(from + begin, to + begin, end - begin);
-    });
-  });
+    const auto run = y.numel() * sizeof(T) > kStreamBytes
+                         ? FASTMLP_BEST_ISA(activation_range<kActivation, true, T>)
+                         : FASTMLP_BEST_ISA(activation_range<kActivation, false, T>);
+    run(static_cast<const T*>(source.data_ptr()) + begin, static_cast<T*>(y.data_ptr()) + begin,
+        end - begin);
+  };
+  for_ranges(y.numel(), activation, x.scalar_type(), range);
   return y;
 }
 
@@ -48,19 +50,17 @@ Tensor activation_backward_cpu(const Tensor& dy, const Tensor& saved, int64_t ac
   check_activation_backward(dy, saved, activation);
   const Tensor dx = new_like(saved);
   const Tensor upstream = laid_out_as(dx, dy), kept = laid_out_as(dx, saved);
-  dispatch(activation, dy.scalar_type(), [&](auto constant, auto* type) {
+  const auto range = [&](int64_t begin, int64_t end, auto constant, auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     constexpr Activation kActivation = decltype(constant)::value;
-    const T* g = static_cast<const T*>(upstream.data_ptr());
-    const T* from = static_cast<const T*>(kept.data_ptr());
-    T* to = static_cast<T*>(dx.data_ptr());
-    const auto range = dx.numel() * sizeof(T) > kStreamBytes
-                           ? FASTMLP_BEST_ISA(activation_backward_range<kActivation, true, T>)
-                           : FASTMLP_BEST_ISA(activation_backward_range<kActivation, false, T>);
-    torch::stable::parallel_for(0, dx.numel(), kElementsPerThread, [&](int64_t begin, int64_t end) {
-      range(g + begin, from + begin, to + begin, end - begin);
-    });
-  });
+    const auto run = dx.numel() * sizeof(T) > kStreamBytes
+                         ? FASTMLP_BEST_ISA(activation_backward_range<kActivation, true, T>)
+                         : FASTMLP_BEST_ISA(activation_backward_range<kActivation, false, T>);
+    run(static_cast<const T*>(upstream.data_ptr()) + begin,
+        static_cast<const T*>(kept.data_ptr()) + begin, static_cast<T*>(dx.data_ptr()) + begin,
+        end - begin);
+  };
+  for_ranges(dx.numel(), activation, dy.scalar_type(), range);
   return dx;
 }
 

@@ -17,6 +17,10 @@ LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) 
   return plan_linear_cpu(batch, in, out, type == ScalarType::BFloat16);
 }
 
+bool is_ours(const Tensor& x, const Tensor& weight) {
+  return plan_linear(rows_in(x), weight.size(1), weight.size(0), x.scalar_type()).ours;
+}
+
 std::string linear_plan(int64_t batch, int64_t in, int64_t out, ScalarType type) {
   const LinearPlan plan = plan_linear(batch, in, out, type);
   return std::string(plan.ours ? "fastmlp's kernels" : "ATen's BLAS") + " (" + plan.reason + ")";
@@ -113,11 +117,6 @@ void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t row
   });
 }
 
-bool is_ours(const Tensor& x, const Tensor& weight) {
-  const int64_t in = weight.size(1), out = weight.size(0);
-  return plan_linear(rows_in(x), in, out, x.scalar_type()).ours;
-}
-
 // By our kernels.
 Tensor linear_ours(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                    Activation activation) {
@@ -174,15 +173,14 @@ void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(
-    const Tensor& dy, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& saved,
-    int64_t activation, bool need_dx, bool need_dw, bool need_db, int64_t matmul_precision) {
+Gradients linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                              const std::optional<Tensor>& saved, int64_t activation, bool need_dx,
+                              bool need_dw, bool need_db, int64_t matmul_precision) {
   check_linear_backward(dy, x, weight, saved, activation);
   check_matmul_precision(matmul_precision);
   const ScalarType type = dy.scalar_type();
   const int64_t in = weight.size(1), out = weight.size(0);
-  const Rows rows = rows_of(x);
-  if (!plan_linear(rows.rows, in, out, type).ours)
+  if (!is_ours(x, weight))
     return linear_backward_aten(dy, x, weight, saved, activation, need_dx, need_dw, need_db);
   const auto output = [&](bool need, const std::vector<int64_t>& sizes) {
     return empty_cpu(need ? sizes : std::vector<int64_t>{0}, type);
@@ -192,9 +190,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(
   Tensor db = output(need_db, {out});
   dispatch_floating(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    linear_backward_skinny<T>(rows_of(dy), rows, weight, saved, static_cast<Activation>(activation),
-                              need_dx ? &dx : nullptr, need_dw ? &dw : nullptr,
-                              need_db ? &db : nullptr);
+    linear_backward_skinny<T>(rows_of(dy), rows_of(x), weight, saved,
+                              static_cast<Activation>(activation), need_dx ? &dx : nullptr,
+                              need_dw ? &dw : nullptr, need_db ? &db : nullptr);
   });
   return {dx, dw, db};
 }

@@ -144,20 +144,19 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
     g.relu_y = relu_y->tensor.data_ptr();
     g.relu_stride = relu_y->stride;
   }
+  LinearProduct product{};
+  product.precision = precision;
   if (dx && dx->numel() > 0) {
     const Weight w = weight_of(weight);
-    LinearProduct product{};
     product.c = dx->data_ptr();
     product.a = g;
     product.b = w.operand(false);
     product.m = dy.rows;
     product.n = x.columns;
     product.k = dy.columns;
-    product.precision = precision;
     multiply("linear_backward", product, dy.tensor, launch);
   }
   if (dw || db) {
-    LinearProduct product{};
     product.c = dw ? dw->data_ptr() : nullptr;
     product.row_sums = db ? db->data_ptr() : nullptr;
     product.a = g;
@@ -166,14 +165,13 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
     product.m = dy.columns;
     product.n = dw ? x.columns : 0;
     product.k = dy.rows;
-    product.precision = precision;
     multiply("linear_backward", product, dy.tensor, launch);
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(
-    const Tensor& dy, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& saved,
-    int64_t activation, bool need_dx, bool need_dw, bool need_db, int64_t matmul_precision) {
+Gradients linear_backward_cuda(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                               const std::optional<Tensor>& saved, int64_t activation, bool need_dx,
+                               bool need_dw, bool need_db, int64_t matmul_precision) {
   check_linear_backward(dy, x, weight, saved, activation);
   check_matmul_precision(matmul_precision);
   check_device("x", x, dy);

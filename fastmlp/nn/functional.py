@@ -13,6 +13,7 @@ from fastmlp.ops import activations
 from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
 from fastmlp.ops._load import resolve_backend
+from fastmlp.ops.checks import check_floating
 
 
 def linear(
@@ -61,7 +62,10 @@ def activation(x: Tensor, name: str, *, backend: str | None = None) -> Tensor:
 
 def relu(x: Tensor, *, backend: str | None = None) -> Tensor:
     """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``."""
-    return activation(x, "relu", backend=backend)
+    check_floating("x", x)
+    if resolve_backend(backend, x.device.type) == "reference":
+        return activations.activation_ref(x, "relu")
+    return activations.activation(x, "relu")
 
 
 def cross_entropy(

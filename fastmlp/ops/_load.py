@@ -11,22 +11,22 @@ BACKENDS = ("native", "reference")
 
 
 def _load() -> str | None:
-    """Imports ``fastmlp._C``, which registers the operators; returns why it could not, or None."""
+    """Import ``fastmlp._C``, which registers the operators; return why that failed, or None."""
     try:
         importlib.import_module("fastmlp._C")
-        torch.ops.fastmlp.cpu_isa()  # raises where $FASTMLP_CPU_ISA asks for what is not there
+        torch.ops.fastmlp.cpu_isa()  # raises where $FASTMLP_CPU_ISA asks for too much
     except (ImportError, RuntimeError) as error:
         return str(error).splitlines()[0]
     return None
 
 
 NATIVE_ERROR: str | None = _load()
-"""Why the compiled extension could not be loaded, or None where it is there."""
+"""Why the compiled extension could not be loaded, or None."""
 
 
 def _load_cuda() -> str | None:
-    """Imports ``fastmlp._cuda``, which adds kernels to the operators, where PyTorch is a CUDA
-    build; returns why there are none, or None."""
+    """Import ``fastmlp._cuda``, which adds kernels to the operators, where PyTorch is a CUDA build;
+    return why there are none, or None."""
     if NATIVE_ERROR is not None or torch.version.cuda is None:
         return NATIVE_ERROR or "this PyTorch is a CPU build"
     try:
@@ -54,7 +54,7 @@ _warned: set[str] = set()
 
 
 def native_available(device: str = "cpu") -> bool:
-    """True where the compiled operators have kernels for a device type ("cpu", "cuda")."""
+    """Return whether the compiled operators have kernels for a device type ("cpu", "cuda")."""
     return device in NATIVE_DEVICES
 
 
@@ -64,7 +64,7 @@ def load_error(device: str = "cpu") -> str | None:
 
 
 def set_backend(backend: str | None) -> None:
-    """Sets the backend that ``backend=None`` means in this process; None restores the default.
+    """Set the backend that ``backend=None`` means in this process; None restores the default.
 
     Raises ValueError for an unknown name.
     """
@@ -74,7 +74,7 @@ def set_backend(backend: str | None) -> None:
 
 
 def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
-    """The backend that runs on a device type where ``backend`` is asked for.
+    """Return the backend that runs on a device type where ``backend`` is asked for.
 
     ``None`` is the process's default: "native" where there are compiled kernels for the device,
     else "reference" after one warning that says why. Raises ValueError for an unknown name and
@@ -105,7 +105,7 @@ def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
 
 
 def unsupported_reason(device: str) -> str:
-    """Why there are no compiled kernels for a device type, and what to do about it."""
+    """Return why a device type has no compiled kernels, and what to do about it."""
     if NATIVE_ERROR is not None:
         return (
             f"the compiled extension could not be loaded ({NATIVE_ERROR}), so run "

@@ -1,4 +1,5 @@
-"""How a compiled operator meets PyTorch: fake kernel, autograd, autocast, and the quickest call."""
+"""Register what a compiled operator needs in PyTorch (fake kernel, autograd, autocast), and call it
+the quickest way."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class Operator:
     ) -> None:
         self._plain, self._transformable = _make_functions(self, setup_context, backward)
         if not native_available():
-            return  # there is nothing to register on, and nobody calls it
+            return  # there is no operator to register on or to call
         self._operator: Any = getattr(torch.ops.fastmlp, name).default
         register_fake(name, fake)
         torch.library.register_autograd(
@@ -58,7 +59,7 @@ class Operator:
         return self.kernel(*args)
 
     def kernel(self, *args: Any) -> Any:
-        """The operator without autograd."""
+        """Call the operator without autograd."""
         with _below_autograd():
             return self._operator(*args)
 
@@ -66,8 +67,8 @@ class Operator:
 def _make_functions(
     operator: Operator, setup: Any, backward: Any
 ) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
-    """The same gradient twice: for plain autograd, and in the form that torch.func asks for, whose
-    calls take 7 us longer."""
+    """Return the gradient twice: for plain autograd, and in the form that torch.func asks for,
+    whose calls take 7 us longer."""
 
     class Plain(torch.autograd.Function):
         @staticmethod
@@ -93,7 +94,7 @@ def _make_functions(
 
 
 def register_fake(name: str, fake: Any) -> None:
-    """Gives ``torch.ops.fastmlp.<name>`` a fake kernel, behind a check of devices, which eager
+    """Give ``torch.ops.fastmlp.<name>`` a fake kernel, behind a check of devices, which eager
     dispatch leaves to it where meta tensors are mixed with real ones."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -108,7 +109,7 @@ def register_fake(name: str, fake: Any) -> None:
 
 
 def _make_autocast(operator: Any, to_float32: bool) -> Any:
-    """A kernel for the autocast keys, which casts and goes on to autograd."""
+    """Return a kernel for the autocast keys, which casts and continues with autograd."""
 
     def kernel(_keyset: Any, *args: Any) -> Any:
         dtype = torch.float32 if to_float32 else torch.get_autocast_dtype(args[0].device.type)

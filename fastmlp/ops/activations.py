@@ -130,14 +130,14 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def check_activation(x: Tensor, name: str) -> None:
-    """Raises TypeError unless x is a floating-point tensor, ValueError for an unknown name."""
+    """Raise TypeError unless x is a floating-point tensor, ValueError for an unknown name."""
     check_floating("x", x)
     row_of(name)
 
 
 def activation(x: Tensor, name: str) -> Tensor:
     """``act(x)``, any shape and strides, with PyTorch's nan, inf and -0."""
-    row = row_of(name)
+    row = ACTIVATIONS[name]
     result: Tensor = row.forward(x) if row.kernel is None else _activation_op(x, row.kernel)
     return result
 
@@ -162,7 +162,7 @@ _activation_op = Operator(
 
 def activation_backward(dy: Tensor, saved: Tensor, name: str) -> Tensor:
     """``dx`` of :func:`activation`; ``saved``, of dy's shape, is what its row names."""
-    row = row_of(name)
+    row = ACTIVATIONS[name]
     if row.kernel is None:
         return row.backward(dy, saved)
     result: Tensor = _activation_backward_op(dy, saved, row.kernel)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is one of a floating-point dtype that has kernels."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -17,6 +18,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise TypeError or ValueError unless both tensors have the same dtype and device."""
     check_floating(name, tensor)
     if tensor.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
         raise TypeError(

@@ -22,7 +22,7 @@ def check_cross_entropy(
     ignore_index: int,
     label_smoothing: float,
 ) -> None:
-    """Raises TypeError or ValueError, in one sentence, unless the arguments fit
+    """Raise TypeError or ValueError, in one sentence, unless the arguments fit
     :func:`cross_entropy`."""
     check_floating("logits", logits)
     if not isinstance(target, Tensor):
@@ -91,7 +91,7 @@ def _checked_cross_entropy(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def cross_entropy_with_grad(
     logits: Tensor, target: Tensor, dloss: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss () and its gradient (N, C) at once, for training loops without autograd.
+    """Return the mean loss () and its gradient (N, C) at once, for training loops without autograd.
     ``dloss`` () multiplies the gradient; None is 1."""
     loss, stats, total = _checked_cross_entropy(logits, target)
     dloss = torch.ones_like(loss) if dloss is None else dloss

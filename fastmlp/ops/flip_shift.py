@@ -12,8 +12,8 @@ from fastmlp.ops._register import register_fake
 
 
 def flip_shift(images: Tensor, moves: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Images (n, planes * height * width) uint8, each flipped and shifted by its row of ``moves``
-    (n, 3) int8 as :class:`FlipShifts` has them; what comes in at an edge is mirrored there."""
+    """Return images (n, planes * height * width) uint8, each flipped and shifted by its row of
+    ``moves`` (n, 3) int8 as :class:`FlipShifts` has them; what comes in at an edge is mirrored."""
     out: Tensor = torch.ops.fastmlp.flip_shift.default(images, moves, shape)
     return out
 

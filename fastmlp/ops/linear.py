@@ -9,23 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmlp.ops._register import Operator
-from fastmlp.ops.activations import activation as activate
 from fastmlp.ops.activations import (
+    ACTIVATIONS,
     activation_backward_ref,
     activation_double_backward,
     needs_gradient,
     row_of,
     row_of_kernel,
 )
+from fastmlp.ops.activations import activation as activate
 from fastmlp.ops.checks import check_floating, check_same_dtype
 from fastmlp.ops.matmul_precision import FLOAT32, matmul_precision_of
 
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-    """Raises TypeError or ValueError, in one sentence, unless the arguments fit :func:`linear`."""
+    """Raise TypeError or ValueError, in one sentence, unless the arguments fit :func:`linear`."""
     check_floating("x", x)
     check_same_dtype("weight", weight, "x", x)
-    row_of(activation)
+    if activation not in ACTIVATIONS:
+        row_of(activation)  # raises
     if weight.dim() != 2:
         raise ValueError(f"weight must have shape (O, I), got {tuple(weight.shape)}")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
@@ -48,7 +50,7 @@ def linear(
     activation whose derivative needs its input is an operator of its own while autograd records,
     so that the input is kept; otherwise the product's kernel applies it.
     """
-    row = row_of(activation)
+    row = ACTIVATIONS[activation]
     if row.kernel is None or (row.saves == "input" and needs_gradient(x, weight, bias)):
         return activate(linear(x, weight, bias), activation)
     result: Tensor = _linear_op(x, weight, bias, row.kernel, matmul_precision_of(x))
@@ -66,25 +68,19 @@ def _linear_fake(
 
 
 def _linear_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.kernel, _ = inputs
-    saves = row_of_kernel(ctx.kernel).saves
-    ctx.has_bias, ctx.recomputes = bias is not None, saves == "input"
-    ctx.save_for_backward(
-        x,
-        weight,
-        output if saves == "output" else None,
-        bias if ctx.recomputes else None,
-    )
+    x, weight, bias, kernel, _ = inputs
+    ctx.row, ctx.has_bias = row_of_kernel(kernel), bias is not None
+    kept = {"output": output, "input": bias, "nothing": None}[ctx.row.saves]
+    ctx.save_for_backward(x, weight, kept)
 
 
 def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, saved, bias = ctx.saved_tensors
-    if ctx.recomputes:
-        saved = linear(x, weight, bias)
+    x, weight, saved = ctx.saved_tensors
+    if ctx.row.saves == "input":
+        saved = linear(x, weight, bias=saved)
     needs = ctx.needs_input_grad  # shorter where trailing arguments were left at their defaults
     output_mask = (needs[0], needs[1], ctx.has_bias and needs[2])
-    name = row_of_kernel(ctx.kernel).name
-    return *linear_backward(dy, x, weight, saved, output_mask, name), None, None
+    return *linear_backward(dy, x, weight, saved, output_mask, ctx.row.name), None, None
 
 
 _linear_op = Operator("linear", _linear_fake, _linear_setup_context, _linear_backward, "region")
@@ -104,10 +100,10 @@ def linear_backward(
     output or its input, and None where the layer has no activation. TF32 is as in :func:`linear`,
     as allowed at this call.
     """
-    row = row_of(activation if saved is not None else "none")
+    row = ACTIVATIONS[activation if saved is not None else "none"]
     if row.kernel is None:
         assert saved is not None
-        dy, saved, row = row.backward(dy, saved), None, row_of("none")
+        dy, saved, row = row.backward(dy, saved), None, ACTIVATIONS["none"]
     precision = matmul_precision_of(dy)
     dx, dw, db = _linear_backward_op(dy, x, weight, saved, row.kernel, *output_mask, precision)
     return (
@@ -136,7 +132,7 @@ def _linear_backward_setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 ) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.kernel, ctx.needs = inputs[4], inputs[5:8]
+    ctx.row, ctx.needs = row_of_kernel(inputs[4]), inputs[5:8]
     ctx.set_materialize_grads(False)
 
 
@@ -146,8 +142,7 @@ def _linear_double_backward(
     """From dx = g W, dw = g^T x, db = sum g, with g = dy through the activation's derivative."""
     dy, x, weight, saved = ctx.saved_tensors
     need_dx, need_dw, need_db = ctx.needs
-    row = row_of_kernel(ctx.kernel)
-    g = dy if saved is None else row.backward(dy, saved)
+    g = dy if saved is None else ctx.row.backward(dy, saved)
     count = g.shape[:-1].numel()
     d_g, d_x, d_weight, d_saved = torch.zeros_like(dy), None, None, None
     if need_dx and ddx is not None:
@@ -160,7 +155,7 @@ def _linear_double_backward(
         d_g = d_g + ddb
     d_dy = d_g
     if saved is not None:
-        d_dy, d_saved = activation_double_backward(d_g, dy, saved, row)
+        d_dy, d_saved = activation_double_backward(d_g, dy, saved, ctx.row)
     return d_dy, d_x, d_weight, d_saved, None, None, None, None, None
 
 

@@ -1,4 +1,4 @@
-"""How a GPU multiplies float32: what the argument of that name asks of the operators' kernels."""
+"""The argument ``matmul_precision`` of the operators: how a GPU multiplies float32."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ rest, for tests and benchmarks, leaves no choice."""
 
 
 def allowed_matmul_precision() -> int:
-    """What ``torch.backends.cuda.matmul.fp32_precision`` says, under whichever of its names it was
-    set. The stable ABI does not tell C++, so every call does."""
+    """Return what ``torch.backends.cuda.matmul.fp32_precision`` says, under whichever of its names
+    it was set. The stable ABI does not tell C++, so every call does."""
     allowed = torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
     return TF32_ALLOWED if allowed else FLOAT32
 
@@ -23,5 +23,5 @@ allowed_matmul_precision._dynamo_marked_constant = True  # type: ignore[attr-def
 
 
 def matmul_precision_of(x: Tensor) -> int:
-    """What a product with x asks for: on a GPU what PyTorch allows; elsewhere nobody asks."""
+    """Return what a product with x asks for: on a GPU what PyTorch allows; the CPU ignores it."""
     return allowed_matmul_precision() if x.is_cuda else FLOAT32

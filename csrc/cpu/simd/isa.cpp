@@ -23,13 +23,16 @@ static Isa best_isa() {
   return Isa::kPortable;
 }
 
+static const char* name_of(Isa isa) {
+  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";
+}
+
 static Isa chosen_isa() {
   const Isa best = best_isa();
   const char* wish = std::getenv("FASTMLP_CPU_ISA");
   if (wish == nullptr || *wish == '\0') return best;
   for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    const char* name = isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";
-    if (std::string(wish) == name && isa <= best) return isa;
+    if (std::string(wish) == name_of(isa) && isa <= best) return isa;
   }
   throw std::runtime_error(std::string("FASTMLP_CPU_ISA must be portable, avx2 or avx512, and one "
                                        "that this processor has; got ") +
@@ -50,10 +53,7 @@ bool cpu_has_vnni() {
 #endif
 }
 
-static std::string cpu_isa_name() {
-  const Isa isa = cpu_isa();
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";
-}
+static std::string cpu_isa_name() { return name_of(cpu_isa()); }
 
 }  // namespace fastmlp
 
