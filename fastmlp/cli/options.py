@@ -14,12 +14,6 @@ from fastmlp.training.options import Option
 
 NO_DEFAULT = "%(default).0s"
 """Ends a help text: prints nothing, and keeps argparse from adding "(default: None)"."""
-CACHE = str(cache_folder()).replace("%", "%%")  # a "%" in a path is no format of argparse
-IF_NOT_GIVEN = {
-    "data_dir": f"; if not given, ${DIRECTORY_VARIABLE}, then {CACHE}{NO_DEFAULT}",
-    "data_url": f"; if not given, ${URL_VARIABLE}, then the official host{NO_DEFAULT}",
-}
-"""What stands for the default of an option that has none, at the end of its help text."""
 
 
 def add_options(
@@ -46,7 +40,7 @@ def add_option(
     """Add the flag of an option, whose default is that of ``defaults``."""
     kind, choices = option.constraint.kind, option.constraint.choices
     default = getattr(defaults, option.name) if defaults is not None else option.default
-    help_text = option.help + IF_NOT_GIVEN.get(option.name, "")
+    help_text = option.help + _if_not_given(option.name)
     settings: dict[str, Any] = {"metavar": option.metavar, "choices": choices}
     if kind is bool:
         settings = {"action": argparse.BooleanOptionalAction}
@@ -86,6 +80,16 @@ def given_flags(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
     namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), absent))
     values = vars(parser.parse_args(argv, namespace))
     return {name: value for name, value in values.items() if value is not absent}
+
+
+def _if_not_given(name: str) -> str:
+    """Return what stands for the default of an option that has none, at the end of its help."""
+    if name == "data_dir":
+        cache = str(cache_folder()).replace("%", "%%")  # a "%" in a path is no format of argparse
+        return f"; if not given, ${DIRECTORY_VARIABLE}, then {cache}{NO_DEFAULT}"
+    if name == "data_url":
+        return f"; if not given, ${URL_VARIABLE}, then the official host{NO_DEFAULT}"
+    return ""
 
 
 def _list_of(read: Callable[[str], Any], what: str) -> Callable[[str], list[Any]]:

@@ -94,7 +94,8 @@ def search_path(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     if not root.is_dir():
         raise UserError(
             f"{source} must be an existing folder, and {root} is"
-            f" {'a file' if root.exists() else 'missing'}; correct it or make the folder."
+            f" {'a file' if root.exists() else 'missing'}; correct it or make the folder.",
+            options=("data_dir",),
         )
     return [root] if data_dir is not None else [root, cache_folder()]
 

@@ -71,7 +71,9 @@ def load_dataset(
     """
     if dataset not in DATASETS:
         raise UserError(
-            f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}.", EXIT_USAGE
+            f"dataset must be one of {', '.join(DATASETS)}, got {dataset!r}.",
+            EXIT_USAGE,
+            ("dataset",),
         )
     if dataset == "synthetic":
         return _synthetic_dataset()

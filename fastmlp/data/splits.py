@@ -53,6 +53,7 @@ def parse_split(text: str) -> tuple[int, int, int]:
             "split must be three whole percentages that sum to 100, of which training and"
             f" validation are at least 1, such as 60/20/20; got {text!r}.",
             EXIT_USAGE,
+            ("split",),
         )
     return train, val, test
 
@@ -65,10 +66,14 @@ def split_dataset(dataset: Dataset, split: str = "60/20/20", test_set: str = "sp
     """
     train, val, test = parse_split(split)
     if test_set not in TEST_SETS:
-        raise UserError(f"test_set must be split or official, got {test_set!r}.", EXIT_USAGE)
+        raise UserError(
+            f"test_set must be split or official, got {test_set!r}.", EXIT_USAGE, ("test_set",)
+        )
     if test_set == "split" and not test:
         raise UserError(
-            f"split {split} leaves nothing to test on; pass test_set official.", EXIT_USAGE
+            f"split {split} leaves nothing to test on; pass test_set official.",
+            EXIT_USAGE,
+            ("split", "test_set"),
         )
     count = len(dataset.labels)
     ends = count * train // 100, count * (train + val) // 100
@@ -111,7 +116,9 @@ class DataSplits:
         parts = {"training": self.train, "validation": self.val, "test": self.test}
         for name, part in parts.items():
             if len(part.labels) == 0:
-                raise UserError(f"The {name} part has no images; pass another split")
+                raise UserError(
+                    f"The {name} part has no images; pass another split", options=("split",)
+                )
             low, high = int(part.labels.min()), int(part.labels.max())
             if low < 0 or high >= self.classes:
                 raise UserError(

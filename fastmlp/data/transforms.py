@@ -125,7 +125,9 @@ def make_normalization(name: str, train_images: torch.Tensor) -> Normalization:
     elif name == "standard":
         mean, std = channel_statistics(train_images)
     else:
-        raise UserError(f"normalize must be unit or standard, got {name!r}.", EXIT_USAGE)
+        raise UserError(
+            f"normalize must be unit or standard, got {name!r}.", EXIT_USAGE, ("normalize",)
+        )
     scale = 1 / torch.tensor(std, dtype=torch.float64)
     shift = -torch.tensor(mean, dtype=torch.float64) * scale
     plane = features // len(std)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -36,7 +38,7 @@ class CapturedGraph:
                 work()
             torch.cuda.current_stream(device).wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream):
+            with garbage_kept(), torch.cuda.graph(self._graph, stream=stream):
                 work()
 
     def replay(self) -> None:
@@ -46,6 +48,20 @@ class CapturedGraph:
             return
         with torch.cuda.device(self._device):
             self._graph.replay()
+
+
+@contextlib.contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Collect garbage now and none within: the collector may find a CUDA graph that is no longer
+    used, and to destroy one while another is captured invalidates the capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class SideStream:

@@ -395,7 +395,7 @@ def test_download_says_where_it_is(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["info", "--data-dir", "/no/such/folder"], 1, "data_dir must be an existing folder"),
+        (["info", "--data-dir", "/no/such/folder"], 1, "--data-dir must be an existing folder"),
         (["paint"], 2, "invalid choice: 'paint'"),
     ],
 )

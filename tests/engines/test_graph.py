@@ -6,6 +6,8 @@ tests/gpu/test_engines.py.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,7 @@ from support.marks import needs_native
 from support.tape import TapeGraph
 from support.tiny import assert_same_run, assert_same_tensors, stop_after, tiny_data
 
+from fastmlp.engines.cuda_graph import garbage_kept
 from fastmlp.engines.graph import GraphEngine, chunk_steps
 from fastmlp.engines.registry import choose_engine
 from fastmlp.training.api import fit, fit_many, resume
@@ -105,3 +108,26 @@ def test_the_trainer_runs_it(tmp_path, monkeypatch, threads):
         torch.testing.assert_close(whole.best_parameters[name], tensor)
     both = fit_many([config, replace(config, seed=1)], data)
     assert_same_tensors(both[0].best_parameters, whole.best_parameters)
+
+
+def test_no_garbage_is_collected_while_a_graph_is_captured() -> None:
+    """To destroy a CUDA graph then invalidates the capture, as one on a GPU has shown."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        earlier = weakref.ref(Cycle())
+        with garbage_kept():
+            assert earlier() is None
+            within = weakref.ref(Cycle())
+            allocations = [[] for _ in range(2000)]  # each of which may collect
+            assert len(allocations) == 2000
+            assert within() is not None
+            assert not gc.isenabled()
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*before)

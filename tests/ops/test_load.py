@@ -48,8 +48,10 @@ def test_native_is_the_default_and_both_can_be_named():
 @needs_native
 def test_the_named_backend_is_what_runs(monkeypatch):
     called = []
-    monkeypatch.setattr(activations, "relu", lambda x: called.append("native") or x)
-    monkeypatch.setattr(activations, "relu_ref", lambda x: called.append("reference") or x)
+    monkeypatch.setattr(activations, "activation", lambda x, name: called.append("native") or x)
+    monkeypatch.setattr(
+        activations, "activation_ref", lambda x, name: called.append("reference") or x
+    )
     functional.relu(randn(3))
     functional.relu(randn(3), backend="reference")
     fastmlp.set_backend("reference")

@@ -81,9 +81,13 @@ def by_us(machine: Any, activation: ActivationCase, x: Tensor, dy: Tensor) -> li
 
 
 def compare(machine: Any, activation: ActivationCase, x: Tensor, dy: Tensor) -> None:
-    """Ours against PyTorch's: the same bits for the exact rows, else within the tolerance rule."""
+    """Ours against PyTorch's: the same bits for the exact rows, else within the tolerance rule.
+
+    The bits are those of PyTorch's CPU operators: on a GPU its relu(-0.) is +0.
+    """
     ours = by_us(machine, activation, x, dy)
-    peers = [tensor.cpu() for tensor in by_torch(activation, x, dy)]
+    where = "cpu" if activation.exact else x.device
+    peers = [tensor.cpu() for tensor in by_torch(activation, x.to(where), dy.to(where))]
     truths = by_torch(activation, x.cpu().double(), dy.cpu().double())
     for got, peer, truth in zip(ours, peers, truths, strict=True):
         if activation.exact:

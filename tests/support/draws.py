@@ -82,6 +82,20 @@ def cross_entropy_draws(
     **options: Any,
 ) -> list[tuple[Tensor, ...]]:
     """Return draws of the loss and of its gradient, which sum over the classes and the rows."""
+    if logits.dim() == 1:  # (C,) has one row
+        one_row = cross_entropy_draws(
+            lambda x, y, g, **o: [
+                t.reshape(s)
+                for t, s in zip(loss_and_gradient(x[0], y[0], g, **o), ((), (1, -1)), strict=True)
+            ],
+            logits[None],
+            target[None],
+            dloss,
+            weight=weight,
+            ignore_index=ignore_index,
+            **options,
+        )
+        return [one_row[0], [gradient[0] for gradient in one_row[1]]]
     draws = []
     orders = zip(permutations(logits.shape[0]), permutations(logits.shape[1], seed=1), strict=True)
     for rows, classes in orders:
