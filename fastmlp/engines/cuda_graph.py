@@ -52,9 +52,8 @@ class CapturedGraph:
 
 @contextlib.contextmanager
 def garbage_kept() -> Iterator[None]:
-    """Collect garbage now and none within: the collector may find a CUDA graph that is no longer
-    used, and to destroy one while another is captured invalidates the capture."""
-    gc.collect()
+    """Collect no garbage within: the collector may find a CUDA graph that is no longer used, and to
+    destroy one while another is captured invalidates the capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:
