@@ -151,9 +151,11 @@ def gpu_table(results: Results) -> str:
     ]
     for name in names:
         cells = [
-            f"{row['step'][name]['median_us']:.1f}" if name in row["step"] else "" for row in rows
+            f"{row['step'][name]['median_us']:.1f}{_mark(row)}" if name in row["step"] else ""
+            for row in rows
         ]
         lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
+    lines += _disturbed_note(rows)
     course = results["course_run"]
     if course is not None:
         lines += [
@@ -161,14 +163,34 @@ def gpu_table(results: Results) -> str:
             f"The course's run, {course['epochs']} epochs with a validation after each, takes "
             f"{course['seconds']:.1f} s with the engine `{course['engine']}`.",
         ]
-    p = results["provenance"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{p['device']}, driver {p['driver']}, CUDA {p['cuda']}, torch {p['torch']}, "
-            f"{p['time'][:10]}, commit {p['commit'][:9]}.",
-        ]
+    return "\n".join([*lines, "", _gpu_caption(results["provenance"])])
+
+
+def gpu_op_table(results: Results) -> str:
+    """Return how many times faster than the fastest peer each shape of linear+relu is on a GPU."""
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for row in results["rows"]:
+        if row["operator"] == "linear+relu":
+            shape, column = " x ".join(map(str, row["shape"])), (row["dtype"], row["pass"])
+            cells.setdefault(shape, {})[column] = f"{row['ratio_gpu']:.2f}"
+            ratios.setdefault(column, []).append(row["ratio_gpu"])
+    columns = list(ratios)
+    lines = [
+        "| linear+relu | " + " | ".join(" ".join(column) for column in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for shape, row in cells.items():
+        lines.append(f"| {shape} | " + " | ".join(row.get(c, "") for c in columns) + " |")
+    means = [f"**{statistics.geometric_mean(ratios[c]):.2f}**" for c in columns]
+    lines.append("| geometric mean | " + " | ".join(means) + " |")
+    return "\n".join([*lines, "", _gpu_caption(results["provenance"])])
+
+
+def _gpu_caption(p: Mapping[str, Any]) -> str:
+    return (
+        f"{p['device']}, driver {p['driver']}, CUDA {p['cuda']}, torch {p['torch']}, "
+        f"{p['time'][:10]}, commit {p['commit'][:9]}."
     )
 
 
@@ -326,14 +348,19 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
 def make_tables() -> dict[str, str]:
     """Return the text of every table, by name; that of the GPU is empty until it was measured."""
     tables = {name: blocks(render, measured(stem)) for name, (render, stem) in BLOCKS.items()}
-    gpu = machine.RESULTS / "epoch_time.cuda.json"
     return {
         **tables,
         "claim": claim(measured("epoch_time")),
         "epoch": epoch_summary(measured("epoch_time")),
         "fit": fit_output(measured("train")),
-        "gpu": gpu_table(json.loads(gpu.read_text(encoding="utf-8"))) if gpu.exists() else "",
+        "gpu": _if_measured(gpu_table, "epoch_time"),
+        "gpu-op": _if_measured(gpu_op_table, "op_time"),
     }
+
+
+def _if_measured(render: Callable[[Results], str], stem: str) -> str:
+    path = machine.RESULTS / f"{stem}.cuda.json"
+    return render(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
 
 
 def filled(page: str, tables: Mapping[str, str]) -> str:
