@@ -50,9 +50,11 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   m.def("flip_shift(Tensor images, Tensor moves, int[] shape) -> Tensor");
   // Steps in a block of blocked look-ahead SGD (docs/blocked-sgd.md).
   m.def("blocked_plan(int batch, int hidden, bool momentum, int fresh) -> int");
-  // SGD steps on images in the given orders (n), in batches; fastmlp/ops/blocked_sgd.py says what
-  // is what. Returns the mean losses and the hits of all steps of the first network, then the
-  // second, ...
+  // SGD steps on images, of G groups of networks that share an order (n) int64 and its moves (n, 3)
+  // int8, or (0, 3); batches, block_steps: of each group. group, recurrences (S + 1, 6) and options
+  // (5) = lr, momentum, weight decay, nesterov, grad_average: of each network; momentum: buffers as
+  // parameters, of the networks that have it. Returns the mean losses and the hits of all steps of
+  // the first network, then the second, ...
   m.def(
       "blocked_train_(Tensor images, Tensor labels, Tensor scale, Tensor shift, int[] shape, "
       "Tensor[] orders, Tensor[] moves, int[] batches, int[] block_steps, int[] group, "

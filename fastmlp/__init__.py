@@ -1,4 +1,4 @@
-"""Small MLPs at full speed: fused C++ layers for PyTorch that agree with pure PyTorch."""
+"""Small MLPs at full speed: fused C++/CUDA layers for PyTorch that agree with pure PyTorch."""
 
 from importlib import import_module as _import_module
 from importlib.metadata import PackageNotFoundError

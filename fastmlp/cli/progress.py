@@ -18,8 +18,7 @@ from fastmlp.training.trainer import Trainer
 
 
 class Lines:
-    """Writes lines to ``stream``; without a stream nothing. ``quiet`` leaves out all but
-    :meth:`final`."""
+    """Writes lines to ``stream``, or none if it is None; ``quiet`` omits all but :meth:`final`."""
 
     def __init__(self, stream: TextIO | None, quiet: bool) -> None:
         self.stream = stream

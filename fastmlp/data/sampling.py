@@ -81,7 +81,8 @@ def sliding_rows(rows: Tensor, batch: int) -> Tensor:
 
 
 def sliding_part(part: Subset, batch: int) -> Subset:
-    """Return what such a loader evaluates: the first images, most of them ``batch`` times."""
+    """Return the images that a sliding loader evaluates, with how often: most of them ``batch``
+    times."""
     counts = torch.bincount(sliding_rows(torch.arange(len(part.labels)), batch))
     return Subset(part.images[: len(counts)], part.labels[: len(counts)], counts)
 

@@ -39,9 +39,8 @@ _ops: Any = torch.ops.fastmlp
 
 
 def fresh_images(epoch: Epoch, batch_size: int) -> int:
-    """Return how many images a step of this epoch adds to those of the steps just before it,
-    rounded up, as its first steps show it: a whole batch where no image soon repeats in the same
-    way."""
+    """Return how many new images a step brings, estimated from the epoch's first 16 batches and
+    rounded up; the batch size if no image repeats."""
     rows = epoch.order.indices[: 16 * batch_size]
     if epoch.order.flip_shifts is not None or len(rows) <= batch_size:
         return batch_size
@@ -51,8 +50,14 @@ def fresh_images(epoch: Epoch, batch_size: int) -> int:
     return -(-max(distinct - batch_size, 0) // (-(-len(rows) // batch_size) - 1))
 
 
+def kernel_options(config: OptimizerConfig, lr: float) -> tuple[float, ...]:
+    """Return a network's options in the order of ``Option`` in csrc/common/blocked_sgd.h."""
+    flags = float(config.nesterov), float(config.grad_average)
+    return (lr, config.momentum, config.weight_decay, *flags)
+
+
 def blocked_unsupported_reason(config: OptimizerConfig) -> str | None:
-    """Return why blocks of such steps cannot be computed, None where they can."""
+    """Return why the blocked engines cannot make such steps, or None."""
     if config.optimizer != "sgd":
         return f"its sums hold for sgd, and {config.optimizer} is not linear in the gradients"
     if config.precision != "float32":
@@ -189,8 +194,8 @@ class BlockedEngine(Engine):
             [network.table for network in networks],
             torch.tensor(
                 [
-                    (network.epoch.lr, c.momentum, c.weight_decay, c.nesterov, c.grad_average)
-                    for network, c in zip(networks, configs, strict=True)
+                    kernel_options(config, network.epoch.lr)
+                    for network, config in zip(networks, configs, strict=True)
                 ],
                 dtype=torch.float64,
             ),
@@ -268,7 +273,7 @@ class _BlockedEpoch(NetworkEpoch):
 
     @property
     def group_key(self) -> tuple[EpochOrder, int, int, int]:
-        """The same for networks that use the same images together."""
+        """A key, equal for networks that use the same images together."""
         batch = self.state.config.batch_size
         return self.epoch.order, batch, self.steps, self.metrics.next_step
 

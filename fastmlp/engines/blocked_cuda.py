@@ -20,6 +20,7 @@ from fastmlp.engines.blocked import (
     check_blocked,
     check_one_dtype,
     check_trains_together,
+    kernel_options,
 )
 from fastmlp.engines.blocked_pipeline import (
     CHUNK_BLOCKS,
@@ -154,8 +155,8 @@ class _PlannedEpoch(NetworkEpoch):
         return 1, False
 
     def _width(self) -> int:
-        """Return up to how many hidden units it can be widened, to train beside wider networks: the
-        next power of two, from 64 on, where the kernel takes that in blocks of the same length."""
+        """Return the width that it may be padded to, to train beside wider networks: the next power
+        of two, at least 64, if the kernel takes that in blocks of the same length."""
         widest = max(64, 1 << (self.hidden - 1).bit_length())
         _, why = self._ask(widest, self.steps)
         return widest if self.compiled and not why else self.hidden
@@ -182,7 +183,7 @@ class _PlannedEpoch(NetworkEpoch):
 
     @property
     def shape_key(self) -> tuple[Any, ...]:
-        """The same for networks that one recording can serve."""
+        """A key, equal for networks that one recording can serve."""
         return (
             *(self.width, self.classes, self.batch, self.steps, self.compiled),
             *(self.state.config.momentum > 0, self.image_shape),
@@ -190,7 +191,7 @@ class _PlannedEpoch(NetworkEpoch):
 
     @property
     def images_key(self) -> tuple[EpochOrder, int]:
-        """The same for networks that use the same images together."""
+        """A key, equal for networks that use the same images together."""
         return self.epoch.order, self.epoch.start_step
 
     def momentum(self) -> list[Tensor]:
@@ -199,7 +200,7 @@ class _PlannedEpoch(NetworkEpoch):
 
 
 class _Monitor:
-    """The caller's callbacks while networks train."""
+    """Asks ``should_stop`` and calls ``on_progress`` during an epoch."""
 
     def __init__(
         self,
@@ -309,7 +310,7 @@ class _PipelineEpoch:
         for network in self._networks:
             c, lr = network.state.config, network.epoch.lr
             tables.append(recurrence(network.steps, lr, c.momentum, c.weight_decay, c.nesterov))
-            options.append((lr, c.momentum, c.weight_decay, c.nesterov, c.grad_average))
+            options.append(kernel_options(c, lr))
         recurrences = torch.stack(tables)
         recurrences[..., 0] -= 1  # in float64: see blocked_chain_ref
         pipeline.recurrence.copy_(recurrences)
@@ -321,8 +322,8 @@ class _PipelineEpoch:
             torch._foreach_copy_(mine, stacked)
 
     def _places(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """Yield where each parameter of the networks lies in the pipeline, and where in the states;
-        then the same of each momentum buffer."""
+        """Yield views of the pipeline and the networks' own tensors, for each parameter and then
+        for each momentum buffer."""
         pipeline, networks = self._pipeline, self._networks
         theirs = list(zip(*(network.tensors for network in networks), strict=True))
         if pipeline.momentum:
@@ -338,8 +339,8 @@ def _corner(wide: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _stacks(networks: Sequence[_PlannedEpoch]) -> Iterator[list[list[_PlannedEpoch]]]:
-    """Yield the networks as one recording each serves them: in groups of equal size that share
-    their images."""
+    """Split the networks into sets that one recording serves: groups of equal size that share their
+    images."""
     shapes: defaultdict[tuple[Any, ...], dict[tuple[EpochOrder, int], list[_PlannedEpoch]]]
     shapes = defaultdict(dict)
     for network in networks:

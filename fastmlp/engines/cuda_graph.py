@@ -52,8 +52,8 @@ class CapturedGraph:
 
 @contextlib.contextmanager
 def garbage_kept() -> Iterator[None]:
-    """Collect no garbage within: the collector may find a CUDA graph that is no longer used, and to
-    destroy one while another is captured invalidates the capture."""
+    """Disable the garbage collector: destroying an unused CUDA graph while another is captured
+    invalidates the capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:

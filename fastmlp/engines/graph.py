@@ -89,8 +89,8 @@ class _Recordings:
         self.chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
 
     def bind(self, state: TrainState) -> None:
-        """Make ``state`` hold the recorded tensors, with its own values in them; what the optimizer
-        has not begun to keep is zero."""
+        """Make ``state`` hold the recorded tensors, with its own values in them; missing optimizer
+        tensors become zeros."""
         state.parameters = _rebound(self.parameters, state.parameters)
         state.optimizer_state = {
             kind: _rebound(tensors, state.optimizer_state[kind])

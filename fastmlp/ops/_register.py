@@ -94,8 +94,8 @@ def _make_functions(
 
 
 def register_fake(name: str, fake: Any) -> None:
-    """Give ``torch.ops.fastmlp.<name>`` a fake kernel, behind a check of devices, which eager
-    dispatch leaves to it where meta tensors are mixed with real ones."""
+    """Give ``torch.ops.fastmlp.<name>`` a fake kernel that checks devices first, since eager
+    dispatch does not where meta tensors are mixed with real ones."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         devices = {str(arg.device) for arg in args if isinstance(arg, Tensor)}

@@ -120,14 +120,15 @@ def _collect(
 
 
 def _of_age(table: Tensor, age: Tensor, column: int) -> Tensor:
-    """(G, N, n): what the recurrence has of gradients of ages (G, n)."""
+    """Return a column's entries (G, N, n) for gradients that are ``age`` (G, n) steps old."""
     return table[..., column].gather(2, age[:, None].expand(-1, table.shape[1], -1))
 
 
 def _sgd_step(
     w: Tensor, gradient: Tensor, buffer: Tensor | None, options: Tensor, real: Tensor
 ) -> None:
-    """``torch.optim.SGD`` of w (G, N, ...) with options (G, N, 5), in the groups that are real."""
+    """Take a step of ``torch.optim.SGD`` on w (G, N, ...) with options (G, N, 5), in groups with
+    images left."""
     shape = (*options.shape[:2], *(w.dim() - 2) * [1])
     lr, mu, decay, nesterov = (options[..., i].reshape(shape) for i in range(4))
     real = real.reshape(-1, *(w.dim() - 1) * [1])
@@ -202,7 +203,7 @@ def _evaluate_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _nothing(*args: Any) -> None:
-    """The chain's results are arguments of it."""
+    """Fake kernel: the chain returns nothing and writes into its arguments."""
 
 
 if native_available():

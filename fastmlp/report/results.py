@@ -49,7 +49,8 @@ class Material:
         return [o for o in self.outcomes[study][network] if o.test_accuracy is not None]
 
     def last(self, study: str, network: str, field: str) -> Stat | None:
-        """Return ``train_acc`` or ``val_acc`` of the last epoch over the same seeds."""
+        """Return ``train_acc`` or ``val_acc`` after the last epoch, over the seeds that did not
+        diverge."""
         outcomes = self.whole(study, network)
         return Stat.of([getattr(outcome.history[-1], field) for outcome in outcomes])
 

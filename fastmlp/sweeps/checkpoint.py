@@ -55,8 +55,7 @@ def config_key(config: TrainConfig) -> str:
 
 
 def _present(key: str) -> str:
-    """Return the key of today for one that may be older than some options: what it does not name
-    had its default."""
+    """Return the current key for a saved one; options that it lacks get their defaults."""
     return config_key(config_from_dict(json.loads(key)))
 
 

@@ -104,8 +104,8 @@ class SweepResult:
         return best.config
 
     def points(self, name: str) -> list[SweepPoint]:
-        """Return the trials by the value of one hyper-parameter: those that have the base's values
-        otherwise, or, where there are none for some value, all that have it."""
+        """Return the trials that differ from the base in ``name`` only, by its value; for values
+        without any, all trials with that value."""
         by_value: dict[Any, list[Trial]] = {}
         for trial in self.trials:
             by_value.setdefault(getattr(trial.config, name), []).append(trial)

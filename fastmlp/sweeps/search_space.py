@@ -92,8 +92,8 @@ def _random_changes(
 
 
 def _draw(values: Sequence[Any], random: np.random.Generator) -> Any:
-    """Draw from the interval of numbers above 0, or of widths of a single layer; else one of the
-    values."""
+    """Draw log-uniformly between the smallest and the largest value if all are positive numbers or
+    widths of one layer, else pick one of the values."""
     single = all(isinstance(value, tuple) and len(value) == 1 for value in values)
     numbers = [value[0] for value in values] if single else list(values)
     if not all(isinstance(n, (int, float)) and n > 0 for n in numbers):

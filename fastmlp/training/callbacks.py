@@ -34,7 +34,8 @@ class Callback:
         """All active runs have finished an epoch, diverged or been stopped."""
 
     def on_goals(self, trainer: Trainer) -> bool:
-        """All runs have come to their goals or been stopped; return whether new goals were set."""
+        """All runs have reached their epoch goals or were stopped; return whether new goals were
+        set."""
         return False
 
     def on_train_end(self, trainer: Trainer) -> None:

@@ -231,7 +231,7 @@ def layer_sizes(config: TrainConfig, data: DataSplits) -> list[int]:
 def _record(
     epoch: int, train: EpochMetrics, validation: EvalMetrics, lr: float, seconds: float
 ) -> EpochRecord:
-    """Return a row rounded to what means something, the same for an epoch in two sittings."""
+    """Return a row of metrics, rounded so that an interrupted epoch gives the same row."""
     return EpochRecord(
         epoch=epoch + 1,
         train_loss=round(train.loss, 6),

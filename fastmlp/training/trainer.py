@@ -23,8 +23,8 @@ from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 
 class Trainer:
-    """Trains runs on the same data side by side. Each comes to what it comes to alone: to the last
-    bit with engines that promise it, as ``blocked`` does on the CPU.
+    """Trains runs on the same data side by side. Each gets the result that it would get alone: to
+    the last bit with engines that promise it, as ``blocked`` does on the CPU.
 
     ``checkpoints`` are where runs resume, None for one that begins. A run that diverges is left
     behind with its error. Raises :class:`UserError` where a configuration does not fit the data or
@@ -70,12 +70,12 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """The number of epochs that the active runs have done."""
+        """The largest number of finished epochs among the active runs."""
         return max((run.epoch for run in self._in_epoch or self.active or self.runs), default=0)
 
     @property
     def epochs_done(self) -> float:
-        """:attr:`epoch` with the share of the one under way."""
+        """The finished epochs plus the fraction of the current one."""
         runs = self._in_epoch or self.active
         images = sum(run.images for run in runs)
         return self.epoch + sum(run.under_way.samples for run in runs) / max(images, 1)

@@ -1,4 +1,4 @@
-"""The CUDA operators on a GPU: the cases of operator_cases.py, streams, graphs, devices."""
+"""The CUDA operators on a GPU: the cases of support/operator_suite.py, streams, graphs, devices."""
 
 from __future__ import annotations
 

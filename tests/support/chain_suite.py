@@ -1,5 +1,5 @@
-"""What is asked of the chain's kernel, on a GPU (test_cuda_blocked.py) and on an emulated one
-(test_blocked_cuda.py)."""
+"""What is asked of the chain's kernel, on a GPU (gpu/test_blocked.py) and on an emulated one
+(engines/test_blocked_cuda.py)."""
 
 from __future__ import annotations
 

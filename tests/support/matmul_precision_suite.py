@@ -1,7 +1,7 @@
 """How a GPU multiplies float32: by FMA, by three TF32 products, or in TF32, each in every shape.
 
-Test classes for a GPU (test_cuda.py) and an emulated one (test_cuda_emulated.py) take these over;
-operator_cases.py says what a ``machine`` is.
+Test classes for a GPU (gpu/test_operators.py) and an emulated one (ops/test_cuda_emulated.py) take
+these over; operator_suite.py says what a ``machine`` is.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What every GPU operator has to pass, on a GPU (test_cuda.py) or on an emulated one
-(test_cuda_emulated.py): the case table against float64 truth, exact integers, PyTorch's semantics.
+"""What every GPU operator has to pass, on a GPU (gpu/test_operators.py) or on an emulated one
+(ops/test_cuda_emulated.py): the case table against float64 truth, exact integers, PyTorch's
+semantics.
 
 A ``machine`` has ``run(name, *args)``, which calls an operator, ``place(tensor)``, which moves an
 argument, in its strides, to where that operator reads it, and the ``device`` that PyTorch itself

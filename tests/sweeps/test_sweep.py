@@ -1,7 +1,7 @@
 """A sweep as a whole: what it computes, and what it finds.
 
-Its folder is test_sweep_folder.py's, its processes are test_workers.py's, and the command is
-test_sweep_command.py's.
+Its folder is test_checkpoint.py's, its processes are test_distributed.py's, and the command is
+cli/test_sweep.py's.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ ENGINES = [*(pytest.param(name, marks=native) for name in ("blocked", "eager")),
 
 @pytest.fixture(autouse=True)
 def _no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than these runs; test_plots.py looks at them."""
+    """Pictures take longer than these runs; plotting/test_curves.py looks at them."""
     if "draws" not in request.fixturenames:
         monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
 

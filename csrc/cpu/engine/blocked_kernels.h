@@ -1,5 +1,5 @@
 // Blocked look-ahead SGD (docs/blocked-sgd.md): a block's inputs, their Gram matrix, and the update
-// of the first layer. Included by foreach_isa.h, after blocked.h.
+// of the first layer. Included by foreach_isa.h, after common/blocked_sgd.h.
 #include "cpu/linear_kernels.h"
 #include "cpu/simd/transpose.h"
 #include "cpu/softmax_rows.h"
