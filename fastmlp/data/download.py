@@ -100,7 +100,8 @@ def _archive_at(url: str) -> Archive:
     except ValueError:
         valid = False
     if not valid:
-        raise UserError(f"data_url must be an http:// or https:// address, got {url!r}.")
+        message = f"data_url must be an http:// or https:// address, got {url!r}."
+        raise UserError(message, options=("data_url",))
     named = (archive for archive in ARCHIVES if parts.path.endswith(archive.filename))
     return next(named, ARCHIVES[0])
 
@@ -113,7 +114,7 @@ def _locked(root: Path, progress: bool) -> Iterator[None]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / ".fastmlp.lock")
+        lock = FileLock(root / ".fastmlp.lock", fallback_to_soft=False)
         try:
             held = lock.acquire(timeout=0)
         except Timeout:

@@ -257,7 +257,7 @@ def _name_of(module: nn.Module) -> str | None:
     """Return the name of the activation that ``module`` computes, with its default options; None
     where the table has none."""
     for row in ACTIVATIONS.values():
-        if type(module) is row.module:
+        if type(module) is row.module or (row.name == "relu" and type(module) is ReLU):
             twin, options = row.module(), getattr(row.module, "__constants__", [])
             same = [getattr(module, o) == getattr(twin, o) for o in options if o != "inplace"]
             return row.name if all(same) else None

@@ -14,12 +14,12 @@ from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.halving import SuccessiveHalving
 from fastmlp.sweeps.results import SweepResult, SweepShare
 from fastmlp.sweeps.search_space import check_count, plan
-from fastmlp.training.api import stopping
-from fastmlp.training.callbacks import Callback
+from fastmlp.training.callbacks import Callback, StopWhen
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
 from fastmlp.training.trainer import Trainer, thread_count
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.signals import stop_on_signals
 
 
 def sweep(
@@ -62,7 +62,9 @@ def sweep(
         folder = stack.enter_context(SweepDirectory.at(out, workers)) if out is not None else None
         seeded = [replace(c, seed=c.seed + s) for s in range(seeds) for c in configs]
         share = SweepShare(base, lists, configs, workers.share(seeded))
-        callbacks = [stopping(should_stop)]
+        # until the results are written, too
+        stop = should_stop or stack.enter_context(stop_on_signals())
+        callbacks: list[Callback] = [StopWhen(stop)]
         if successive_halving:
             callbacks.append(SuccessiveHalving(share, workers))
         if folder is not None:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmlp.data.dataset import current_name
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.utils.errors import UserError, describe_os_error
@@ -238,6 +239,8 @@ def state_from_dict(values: dict[str, Any]) -> Checkpoint:
     """Return the state in the content of ``resume.pt``; raise any error where that is damaged."""
     if values.pop("format") != FORMAT:
         raise ValueError("resume.pt has another format")
+    name, _, digest = values["fingerprint"].rpartition(":")
+    values["fingerprint"] = f"{current_name(name)}:{digest}"
     values["history"] = [EpochRecord(**record) for record in values["history"]]
     values["partial"] = EpochMetrics(**values["partial"])
     return Checkpoint(**values)

@@ -87,7 +87,9 @@ class Trainer:
     def fit(self, *, test: bool = False) -> None:
         """Train all runs to their goals, or until a callback stops them; then, with ``test``,
         measure the best parameters of each on the test part."""
-        try:
+        with contextlib.ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.callback(callback.close)
             self._tell(lambda callback: callback.on_train_begin(self))
             while True:
                 while self.active and not self.should_stop():
@@ -98,8 +100,6 @@ class Trainer:
             if test and not self.active:
                 self._test()
             self._tell(lambda callback: callback.on_train_end(self))
-        finally:
-            self._tell(lambda callback: callback.close())
 
     def train_epoch(self) -> None:
         """Train and validate the next epoch of all active runs, or as much of it as the callbacks

@@ -397,6 +397,7 @@ def test_download_says_where_it_is(tiny, tmp_path, capsys):
     [
         (["info", "--data-dir", "/no/such/folder"], 1, "--data-dir must be an existing folder"),
         (["paint"], 2, "invalid choice: 'paint'"),
+        (["download", "--data-dir=/dev", "--data-url=ftp://x"], 1, "--data-url must be an http"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(arguments, code, message):

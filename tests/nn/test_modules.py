@@ -450,3 +450,9 @@ def test_gradients_under_ddp_are_the_plain_ones(backend, tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     torch.testing.assert_close(actual, wanted)
+
+
+def test_from_torch_takes_fastmlps_own_modules(backend):
+    ours = nn.Sequential(Linear(3, 4), ReLU(), Linear(4, 2))
+    x = randn(5, 3)
+    torch.testing.assert_close(MLP.from_torch(ours, backend=backend)(x), ours(x))

@@ -7,12 +7,17 @@ cli/test_sweep.py's.
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.processes import python_environment
 from support.tiny import assert_same_tensors
 from support.tiny_sweep import BASE, DATA, MIXED, table
 
@@ -358,3 +363,32 @@ def test_threads_are_those_of_the_sweep_only_while_it_runs(threads: Any) -> None
     sweep(base, {}, data=DATA, on_epoch=lambda *args: seen.append(torch.get_num_threads()))
     assert seen == [1, 1]
     assert torch.get_num_threads() == 2
+
+
+def test_a_signal_while_the_results_are_written_loses_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str, points: object, target: Path) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        target.touch()
+
+    monkeypatch.setattr("fastmlp.plotting.sweeps.sweep_picture", interrupted)
+    result = sweep(replace(BASE, epochs=1), {"lr": [0.05, 0.5]}, data=DATA, out=tmp_path)
+    assert not result.interrupted
+    assert {"sweep-lr.png", "results.csv", "best.toml"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_the_command_of_that_name_does_not_take_the_functions_place() -> None:
+    code = (
+        "import fastmlp\n"
+        "try: import fastmlp.sweep\n"
+        "except ImportError as error: print(error)\n"
+        "print(fastmlp.sweep.__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=python_environment(), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "fastmlp.sweep is a function, and a command; import fastmlp and call it",
+        "fastmlp.sweeps.sweep",
+    ], done.stderr

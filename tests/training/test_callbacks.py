@@ -118,3 +118,15 @@ def test_a_signal_stops_and_its_handler_is_put_back() -> None:
     trainer.fit()
     assert [run.epoch for run in trainer.runs] == [1]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_one_that_fails_to_close_leaves_no_signal_handler_behind() -> None:
+    class Broken(Callback):
+        def close(self) -> None:
+            raise RuntimeError("closing failed")
+
+    before = signal.getsignal(signal.SIGINT)
+    trainer = Trainer([replace(CONFIG, epochs=1)], DATA, callbacks=[Broken(), StopOnSignals()])
+    with pytest.raises(RuntimeError, match="closing failed"):
+        trainer.fit()
+    assert signal.getsignal(signal.SIGINT) is before

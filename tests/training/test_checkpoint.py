@@ -13,7 +13,12 @@ import pytest
 import torch
 
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord
-from fastmlp.training.checkpoint import Checkpoint, RunDirectory
+from fastmlp.training.checkpoint import (
+    Checkpoint,
+    RunDirectory,
+    state_from_dict,
+    state_to_dict,
+)
 from fastmlp.training.config import TrainConfig
 from fastmlp.utils.errors import UserError
 
@@ -273,3 +278,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         RunDirectory.new(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def test_a_run_from_before_the_synthetic_set_had_its_name() -> None:
+    values = state_to_dict(Checkpoint("offline:1a2b", "why", {}))
+    assert state_from_dict(values).fingerprint == "synthetic:1a2b"
+    values = state_to_dict(Checkpoint("cifar10:1a2b", "why", {}))
+    assert state_from_dict(values).fingerprint == "cifar10:1a2b"
