@@ -31,7 +31,7 @@ export PYTHONPATH=$work
 import torch, fastmlp, fastmlp._cuda
 from fastmlp.ops._load import NATIVE_DEVICES
 assert NATIVE_DEVICES == ("cpu", "cuda"), NATIVE_DEVICES
-for name in ("relu", "linear", "cross_entropy"):
+for name in ("activation", "linear", "cross_entropy"):
     for operator in (name, f"{name}_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmlp::{operator}", "CUDA")
 assert torch._C._dispatch_has_kernel_for_dispatch_key("fastmlp::blocked_chain_", "CUDA")
