@@ -87,9 +87,8 @@ def sliding_part(part: Subset, batch: int) -> Subset:
     return Subset(part.images[: len(counts)], part.labels[: len(counts)], counts)
 
 
-@lru_cache(maxsize=64)
 def epoch_moves(
     augmentation: RandomFlipShift, seed: int, epoch: int, count: int, shape: tuple[int, int, int]
 ) -> FlipShifts:
-    """Return the moves of an epoch's ``count`` images; cached and shared."""
+    """Return the moves of an epoch's ``count`` images."""
     return augmentation.draw(count, shape, seeded_generator(seed, epoch + 1, 1))
