@@ -1,0 +1,115 @@
+"""The operators ``predict_rows`` and ``evaluate_rows``: a trained network on many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmlp.ops._load import resolve_backend
+from fastmlp.ops.losses import LossOptions, loss_row, row_weights_of
+from fastmlp.ops.step_config import StepConfig, check_parameters
+from fastmlp.ops.train_steps import Rows, check_rows, check_targets, forward_ref
+
+CHUNK = 4096
+"""Rows that the reference computes at once."""
+
+
+class Evaluation(NamedTuple):
+    """Sums over rows: ``loss`` of their weighted losses, ``weight`` of their weights (the mean loss
+    is loss / weight) and ``correct``, how many are predicted right, of ``rows``."""
+
+    loss: float
+    weight: float
+    correct: int
+    rows: int
+
+
+def predict_rows(
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    *,
+    activation: str = "relu",
+    rows: Tensor | None = None,
+    scale: Tensor | float | None = None,
+    shift: Tensor | float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Return the outputs (n, O), in the parameters' dtype, for all rows of x or those of ``rows``
+    (n,) int64; :class:`~fastmlp.ops.train_steps.Rows` describes the data. For probabilities or
+    expected targets, apply the loss's ``link``.
+    """
+    data = Rows(x, scale=scale, shift=shift)
+    check_rows(data)
+    check_parameters(parameters, x.shape[1])
+    rows = _checked(rows, x)
+    resolve_backend(backend, "cpu")
+    return predict_rows_ref(parameters, data, rows, activation)
+
+
+def evaluate_rows(
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    targets: Tensor,
+    config: StepConfig,
+    *,
+    rows: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    scale: Tensor | float | None = None,
+    shift: Tensor | float | None = None,
+    backend: str | None = None,
+) -> Evaluation:
+    """Return the loss, as ``config`` has it but without dropout, and the hits of a network on all
+    rows or on those of ``rows``."""
+    data = Rows(x, targets, row_weights, class_weight, scale, shift)
+    check_rows(data)
+    check_parameters(parameters, x.shape[1])
+    check_targets(data, config, len(parameters[-1]))
+    rows = _checked(rows, x)
+    resolve_backend(backend, "cpu")
+    return evaluate_rows_ref(parameters, data, rows, config)
+
+
+def _checked(rows: Tensor | None, x: Tensor) -> Tensor:
+    """Return the numbers of the rows; raises TypeError or IndexError unless x has them."""
+    if rows is None:
+        return torch.arange(len(x))
+    if rows.dtype != torch.int64 or rows.dim() != 1:
+        raise TypeError(f"rows must be (n,) int64, got {tuple(rows.shape)} {rows.dtype}")
+    if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(x)):
+        raise IndexError(f"rows must be rows of x, 0 to {len(x) - 1}")
+    return rows
+
+
+def predict_rows_ref(
+    parameters: Sequence[Tensor], data: Rows, rows: Tensor, activation: str
+) -> Tensor:
+    """Predict in plain PyTorch."""
+    dtype = parameters[0].dtype
+    outputs = [
+        forward_ref(parameters, data.inputs(chunk, dtype), activation)[0]
+        for chunk in torch.split(rows, CHUNK)
+    ]
+    return torch.cat(outputs)
+
+
+def evaluate_rows_ref(
+    parameters: Sequence[Tensor], data: Rows, rows: Tensor, config: StepConfig
+) -> Evaluation:
+    """Evaluate in plain PyTorch."""
+    loss, dtype = loss_row(config.loss), parameters[0].dtype
+    weight = None if data.class_weight is None else data.class_weight.to(dtype)
+    options = LossOptions(weight, config.label_smoothing, config.huber_delta)
+    total, weights, correct = 0.0, 0.0, 0
+    for chunk in torch.split(rows, CHUNK):
+        z = forward_ref(parameters, data.inputs(chunk, dtype), config.activation)[0]
+        target = data.batch_targets(chunk, dtype)
+        given = None if data.row_weights is None else data.row_weights[chunk]
+        of_loss, of_mean = row_weights_of(loss, target, given, options, z)
+        total += float((loss.rows(z, target, options) * of_loss).double().sum())
+        weights += float(of_mean.double().sum())
+        correct += int(loss.hits(z, target).sum())
+    return Evaluation(total * config.loss_scale, weights, correct, len(rows))
