@@ -186,4 +186,7 @@ inline bool plan_wide_chain_cpu(int64_t work) { return work >= 4 << 20; }
 // Whether a block of so many multiply-adds is worth several threads.
 inline bool plan_threads_cpu(int64_t work) { return work >= 1 << 20; }
 
+// Whether a training step of so many multiply-adds, in which threads meet twice, is worth several.
+inline bool plan_step_threads_cpu(int64_t work) { return work >= 1 << 19; }
+
 }  // namespace fastmlp

@@ -20,6 +20,11 @@ enum class Activation : int64_t {
   kCount,
 };
 
+// Whether the derivative is computed from the input; otherwise from the output.
+constexpr bool saves_input(Activation activation) {
+  return activation == Activation::kGelu || activation == Activation::kSilu;
+}
+
 // f of the activation as a compile-time constant.
 template <int kFirst = 0, typename F>
 auto dispatch_activation(Activation activation, const F& f) {

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fastmlp.ops._load import resolve_backend
+from fastmlp.ops.activations import row_of
 from fastmlp.ops.losses import LossOptions, loss_row, row_weights_of
-from fastmlp.ops.step_config import StepConfig, check_parameters
-from fastmlp.ops.train_steps import Rows, check_rows, check_targets, forward_ref
+from fastmlp.ops.step_config import StepConfig, check_parameters, options_of
+from fastmlp.ops.train_steps import Rows, check_rows, check_targets, forward_ref, has_kernels
 
 CHUNK = 4096
 """Rows that the reference computes at once."""
@@ -45,8 +46,13 @@ def predict_rows(
     check_rows(data)
     check_parameters(parameters, x.shape[1])
     rows = _checked(rows, x)
-    resolve_backend(backend, "cpu")
-    return predict_rows_ref(parameters, data, rows, activation)
+    native = resolve_backend(backend, "cpu") == "native"
+    if not native or not has_kernels(parameters, data, activation):
+        return predict_rows_ref(parameters, data, rows, activation)
+    x, _, _, _, *affine = data.native()
+    kernel = row_of(activation).kernel
+    outputs: Tensor = torch.ops.fastmlp.predict_rows(x, *affine, rows, list(parameters), kernel)
+    return outputs
 
 
 def evaluate_rows(
@@ -69,8 +75,12 @@ def evaluate_rows(
     check_parameters(parameters, x.shape[1])
     check_targets(data, config, len(parameters[-1]))
     rows = _checked(rows, x)
-    resolve_backend(backend, "cpu")
-    return evaluate_rows_ref(parameters, data, rows, config)
+    native = resolve_backend(backend, "cpu") == "native"
+    if not native or not has_kernels(parameters, data, config.activation):
+        return evaluate_rows_ref(parameters, data, rows, config)
+    options = torch.tensor(options_of(config), dtype=torch.float64)
+    sums = torch.ops.fastmlp.evaluate_rows(*data.native(), rows, list(parameters), options)
+    return Evaluation(*sums, len(rows))
 
 
 def _checked(rows: Tensor | None, x: Tensor) -> Tensor:
@@ -81,7 +91,7 @@ def _checked(rows: Tensor | None, x: Tensor) -> Tensor:
         raise TypeError(f"rows must be (n,) int64, got {tuple(rows.shape)} {rows.dtype}")
     if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < len(x)):
         raise IndexError(f"rows must be rows of x, 0 to {len(x) - 1}")
-    return rows
+    return rows.contiguous()
 
 
 def predict_rows_ref(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.ops.activations import row_of
+from fastmlp.ops.dropout import dropout_threshold
 from fastmlp.ops.losses import loss_row
 
 STEP_OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -137,6 +138,46 @@ class Network:
         """How many steps it takes."""
         left = max(-(-len(self.order) // self.config.batch_size) - self.start_step, 0)
         return left if self.max_steps is None else min(left, max(self.max_steps, 0))
+
+
+def options_of(config: StepConfig, network: Network | None = None) -> list[float]:
+    """Return the options that the operators take, as ``csrc/cpu/engine/steps.h`` orders them."""
+    row, loss = row_of(config.activation), loss_row(config.loss)
+    done = 0.0
+    if network is not None and config.optimizer != "sgd":
+        done = float(network.state["step"][0])
+    of_config = [
+        config.batch_size,
+        row.kernel,
+        loss.kernel,
+        config.loss_scale,
+        config.label_smoothing,
+        config.huber_delta,
+        config.weight_mean,
+        STEP_OPTIMIZERS.index(config.optimizer),
+    ]
+    of_update = [
+        0.0 if network is None else network.lr,
+        config.momentum,
+        config.nesterov,
+        *config.betas,
+        config.eps,
+        config.weight_decay,
+        config.decay_biases,
+        config.decay_per_row,
+        config.lr_in_momentum,
+        config.epsilon_hat,
+        config.clip_norm or 0.0,
+        config.dropout,
+        dropout_threshold(config.dropout),
+        config.grad_average,
+    ]
+    of_call: list[float] = [0, 0, 0, 0, 0, done]
+    if network is not None:
+        seed, epoch = network.seed, network.epoch
+        of_call = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch & 0xFFFFFF]
+        of_call += [network.start_step, network.steps, done]
+    return [float(value) for value in (*of_config, *of_update, *of_call) if value is not None]
 
 
 def check_parameters(parameters: Sequence[Tensor], inputs: int) -> None:

@@ -15,7 +15,13 @@ from fastmlp.ops._load import resolve_backend
 from fastmlp.ops.activations import row_of
 from fastmlp.ops.dropout import dropout_factors
 from fastmlp.ops.losses import LossOptions, loss_row, row_weights_of
-from fastmlp.ops.step_config import Network, StepConfig, check_network, zero_state
+from fastmlp.ops.step_config import (
+    Network,
+    StepConfig,
+    check_network,
+    options_of,
+    zero_state,
+)
 
 __all__ = ["Network", "StepConfig", "StepMetrics", "train_steps_", "train_steps_ref", "zero_state"]
 
@@ -58,6 +64,25 @@ class Rows:
         x = x if self.shift is None else x + torch.as_tensor(self.shift).to(x.dtype)
         return x.to(dtype)
 
+    def native(self) -> tuple[Tensor | None, ...]:
+        """Return x, targets, row_weights, class_weight, scale and shift as the operators take
+        them."""
+        targets = self.targets
+        if targets is not None and targets.is_floating_point() and targets.dim() == 1:
+            targets = targets[:, None]
+        affine = [
+            value
+            if value is None
+            else torch.as_tensor(value).double().expand(self.x.shape[1]).contiguous()
+            for value in (self.scale, self.shift)
+        ]
+        weights = [
+            value if value is None else value.double().contiguous()
+            for value in (self.row_weights, self.class_weight)
+        ]
+        targets = targets if targets is None else targets.contiguous()
+        return (self.x.contiguous(), targets, *weights, *affine)
+
     def batch_targets(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Return labels (m,) or numbers (m, O) in this dtype."""
         assert self.targets is not None
@@ -88,8 +113,55 @@ def train_steps_(
     for network in networks:
         check_network(network, len(x), x.shape[1])
         check_targets(rows, network.config, len(network.parameters[-1]))
-    resolve_backend(backend, "cpu")
-    return [train_steps_ref(network, rows) for network in networks]
+    native = resolve_backend(backend, "cpu") == "native"
+    metrics: dict[int, StepMetrics] = {}
+    groups: dict[tuple[torch.dtype, int], list[int]] = {}
+    for i, network in enumerate(networks):
+        if native and has_kernels(network.parameters, rows, network.config.activation):
+            outputs = network.parameters[-1]
+            groups.setdefault((outputs.dtype, len(outputs)), []).append(i)
+        else:
+            metrics[i] = train_steps_ref(network, rows)
+    for members in groups.values():
+        found = _train_native([networks[i] for i in members], rows)
+        metrics.update(zip(members, found, strict=True))
+    return [metrics[i] for i in range(len(networks))]
+
+
+def has_kernels(parameters: Sequence[Tensor], rows: Rows, activation: str) -> bool:
+    """Return whether the compiled kernels can do it: everything is on the CPU, and the activation
+    is compiled."""
+    devices = {tensor.device.type for tensor in (rows.x, *parameters)}
+    return devices == {"cpu"} and row_of(activation).kernel is not None
+
+
+def _train_native(networks: Sequence[Network], rows: Rows) -> list[StepMetrics]:
+    """Train networks of one dtype and number of outputs by the compiled kernels."""
+    kinds = [[kind for kind in n.config.state_kinds if kind != "step"] for n in networks]
+    losses, correct = torch.ops.fastmlp.train_steps_(
+        *rows.native(),
+        [network.order.contiguous() for network in networks],
+        [len(network.parameters) // 2 for network in networks],
+        [tensor for network in networks for tensor in network.parameters],
+        [
+            tensor
+            for network, names in zip(networks, kinds, strict=True)
+            for kind in names
+            for tensor in network.state[kind]
+        ],
+        torch.tensor(
+            [options_of(network.config, network) for network in networks], dtype=torch.float64
+        ),
+    )
+    counts = [network.steps for network in networks]
+    metrics = [
+        StepMetrics(*each) for each in zip(losses.split(counts), correct.split(counts), strict=True)
+    ]
+    for network, (found, _) in zip(networks, metrics, strict=True):
+        done = int(found.isfinite().sum())
+        for step in network.state.get("step", []):
+            step += done
+    return metrics
 
 
 def check_rows(rows: Rows) -> None:

@@ -1,0 +1,91 @@
+// Rows of data and networks as operators get them, checked and as plain pointers.
+#pragma once
+#include <optional>
+
+#include "common/check_ops.h"
+#include "cpu/engine/networks.h"
+#include "cpu/engine/row_source.h"
+
+namespace fastmlp {
+
+// The tensors behind a RowData, which may be null.
+struct RowTensors {
+  const Tensor& x;
+  const std::optional<Tensor>&targets, &row_weights, &class_weight, &scale, &shift;
+};
+
+inline const double* doubles_of(const char* name, const std::optional<Tensor>& tensor,
+                                int64_t size) {
+  if (!tensor) return nullptr;
+  check_plain(name, *tensor, 1, ScalarType::Double);
+  check_size(name, *tensor, 0, size);
+  return data<double>(*tensor);
+}
+
+// `outputs` of the networks, which must agree where targets are numbers.
+inline RowData row_data_of(const RowTensors& in, int64_t outputs) {
+  check_dim("x", in.x, 2);
+  FASTMLP_CHECK(in.x.is_contiguous(), "x must be contiguous");
+  RowData rows{};
+  const ScalarType type = in.x.scalar_type();
+  FASTMLP_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Byte,
+                "x must be float32, float64 or uint8");
+  rows.x = in.x.data_ptr();
+  rows.x_type = type == ScalarType::Byte     ? Number::kByte
+                : type == ScalarType::Double ? Number::kDouble
+                                             : Number::kFloat;
+  rows.rows = in.x.size(0);
+  rows.features = in.x.size(1);
+  rows.row_weights = doubles_of("row_weights", in.row_weights, rows.rows);
+  rows.class_weight = doubles_of("class_weight", in.class_weight, outputs);
+  rows.scale = doubles_of("scale", in.scale, rows.features);
+  rows.shift = doubles_of("shift", in.shift, rows.features);
+  if (!in.targets) return rows;
+  const Tensor& targets = *in.targets;
+  FASTMLP_CHECK(targets.is_contiguous(), "targets must be contiguous");
+  FASTMLP_CHECK(targets.dim() > 0, "targets must have a dimension");
+  check_size("targets", targets, 0, rows.rows);
+  const ScalarType target_type = targets.scalar_type();
+  if (target_type == ScalarType::Long) rows.labels = data<int64_t>(targets);
+  if (target_type == ScalarType::Byte) rows.byte_labels = data<uint8_t>(targets);
+  if (target_type == ScalarType::Double) rows.targets = data<double>(targets);
+  if (target_type == ScalarType::Float) rows.float_targets = data<float>(targets);
+  if (rows.targets || rows.float_targets) {
+    check_dim("targets", targets, 2);
+    check_size("targets", targets, 1, outputs);
+  } else {
+    check_dim("targets", targets, 1);
+  }
+  return rows;
+}
+
+// Throws unless the loss takes targets of this kind, and each of these rows has one in range.
+inline void check_rows(const RowData& data, bool takes_labels, const int64_t* rows, int64_t count,
+                       int64_t outputs) {
+  FASTMLP_CHECK(takes_labels == (data.labels || data.byte_labels),
+                "targets must be labels for cross entropy, numbers for any other loss");
+  for (int64_t i = 0; i < count; ++i) {
+    FASTMLP_CHECK(rows[i] >= 0 && rows[i] < data.rows, "an order must be of rows of x");
+    if (takes_labels) check_label(data.label(rows[i]), outputs);
+  }
+}
+
+// The sizes of the layers of a network from its weights and biases, checked.
+inline std::vector<int64_t> sizes_of_network(const std::vector<Tensor>& parameters, size_t first,
+                                             int64_t layers, int64_t features, ScalarType type) {
+  FASTMLP_CHECK(layers > 0 && first + 2 * layers <= parameters.size(),
+                "parameters must hold a weight and a bias for each layer");
+  std::vector<int64_t> sizes{features};
+  for (int64_t l = 0; l < layers; ++l) {
+    const Tensor &w = parameters[first + 2 * l], &b = parameters[first + 2 * l + 1];
+    check_plain("a weight", w, 2, type);
+    check_plain("a bias", b, 1, type);
+    check_size("a weight", w, 1, sizes.back());
+    check_size("a bias", b, 0, w.size(0));
+    FASTMLP_CHECK(w.size(0) > 0, "a layer must have at least one output");
+    sizes.push_back(w.size(0));
+  }
+  return sizes;
+}
+
+}  // namespace fastmlp
