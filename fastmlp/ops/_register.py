@@ -1,13 +1,18 @@
-"""Register what a compiled operator needs in PyTorch (fake kernel, autograd, autocast), and call it
-the quickest way."""
+"""Register what a compiled operator needs in PyTorch (fake kernel, derivatives, batching and
+autocast rules), and call it the quickest way."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._library.utils import fill_defaults
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils.flop_counter import register_flop_formula
 
 from fastmlp.ops._load import native_available
 
@@ -19,78 +24,106 @@ _AUTOCAST_KEYS = torch._C.DispatchKeySet(
 
 
 class Operator:
-    """``torch.ops.fastmlp.<name>`` with its fake kernel (``fake``), its gradient (``setup_context``
-    and ``backward``, as ``torch.library.register_autograd`` takes them) and its autocast rule.
+    """``torch.ops.fastmlp.<name>`` with its fake kernel (``fake``), derivatives and autocast rule.
 
-    ``autocast`` is None, "region" (floating-point arguments are cast to the active region's dtype)
-    or "float32" (to float32, as PyTorch has it for losses); float64 is always left alone.
+    ``composition`` computes the same by differentiable operators of PyTorch. It stands in under
+    ``torch.vmap``, where a forward-mode derivative is asked for, and, for an operator without
+    ``backward``, where a gradient is. ``setup_context`` and ``backward`` are the gradient, as
+    ``torch.library.register_autograd`` takes them. ``autocast`` is None, "region" (floating-point
+    arguments are cast to the active region's dtype) or "float32" (as PyTorch has it for losses);
+    float64 is always left alone. ``flops`` counts from the arguments, tensors given as shapes.
 
-    Calling the object takes the quickest way that is right. ``torch.ops.fastmlp.<name>`` itself
-    goes through torch.library's dispatch in Python, some 7 us a call with a gradient and 3 us
-    without: as much as a small layer takes. Outside torch.compile and autocast, an ordinary
-    ``autograd.Function`` of the same functions stands in (it serves torch.func's grad and vmap too,
-    and refuses forward mode), and without a gradient the kernel is called at once.
+    Calling the object takes the quickest way that is right: torch's dispatch into Python costs some
+    7 us a call with a gradient and 3 us without, as much as a small layer. Where no transform, no
+    compiler and no autocast is at work it is left out.
     """
 
     def __init__(
-        self, name: str, fake: Any, setup_context: Any, backward: Any, autocast: str | None = None
+        self,
+        name: str,
+        fake: Callable[..., Any],
+        composition: Callable[..., Any],
+        setup_context: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+        *,
+        autocast: str | None = None,
+        flops: Callable[..., int] | None = None,
     ) -> None:
-        self._plain, self._transformable = _make_functions(self, setup_context, backward)
+        self._composition = composition
+        self._gradient = None
+        if setup_context is not None and backward is not None:
+            self._gradient = _make_function(self, setup_context, backward)
         if not native_available():
             return  # there is no operator to register on or to call
-        self._operator: Any = getattr(torch.ops.fastmlp, name).default
+        packet = getattr(torch.ops.fastmlp, name)
+        self._operator: Any = packet.default
         register_fake(name, fake)
-        torch.library.register_autograd(
-            f"fastmlp::{name}", backward, setup_context=setup_context, lib=_library
-        )
+        _implement(name, self._autograd_kernel, "Autograd")
+        _implement(name, lambda _keyset, *args: composition(*args), "FuncTorchBatched")
         for key in ("AutocastCPU", "AutocastCUDA") if autocast else ():
-            kernel = _make_autocast(self._operator, autocast == "float32")
-            _library.impl(name, kernel, key, with_keyset=True)  # type: ignore[no-untyped-call]
+            _implement(name, _make_autocast(self._operator, autocast == "float32"), key)
+        if flops is not None:
+            register_flop_formula(packet)(flops)
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(args[0].device.type):
+        if (
+            torch.compiler.is_compiling()
+            or torch.is_autocast_enabled(args[0].device.type)
+            or torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0
+        ):
             return self._operator(*args)
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return self._transformable.apply(*args)  # type: ignore[no-untyped-call]
-        if torch.is_grad_enabled():
-            for arg in args:
-                if isinstance(arg, Tensor) and arg.requires_grad:
-                    return self._plain.apply(*args)  # type: ignore[no-untyped-call]
-        return self.kernel(*args)
+        return self._with_gradient(*args)
 
     def kernel(self, *args: Any) -> Any:
         """Call the operator without autograd."""
         with _below_autograd():
             return self._operator(*args)
 
+    def _with_gradient(self, *args: Any) -> Any:
+        if torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, Tensor) and arg.requires_grad:
+                    if self._gradient is None:
+                        return self._composition(*args)
+                    return self._gradient.apply(*args)
+        return self.kernel(*args)
 
-def _make_functions(
-    operator: Operator, setup: Any, backward: Any
-) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
-    """Return the gradient twice: for plain autograd, and in the form that torch.func asks for,
-    whose calls take 7 us longer."""
+    def _autograd_kernel(self, _keyset: Any, *args: Any) -> Any:
+        # The dispatcher leaves out arguments that have their default values.
+        args, _ = fill_defaults(self._operator._schema, args, {})  # type: ignore[no-untyped-call]
+        if any(map(_has_tangent, args)):
+            return self._composition(*args)
+        with enable_single_level_autograd_function():  # torch.func calls this for each level
+            return self._with_gradient(*args)
 
-    class Plain(torch.autograd.Function):
+
+def _make_function(operator: Operator, setup: Any, backward: Any) -> Any:
+    """Return the gradient of one level of autograd; torch.func stacks the levels itself."""
+
+    class Gradient(_SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            output = operator.kernel(*args)
+            if torch._C._are_functorch_transforms_active():
+                # Outer levels record what happens in here.
+                with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                    output = operator.kernel(*args)
+            else:
+                output = operator.kernel(*args)
             setup(ctx, args, output)
             return output
 
-    class Transformable(torch.autograd.Function):
-        generate_vmap_rule = True
+    Gradient.backward = staticmethod(backward)  # type: ignore[assignment, method-assign]
+    return Gradient
 
-        @staticmethod
-        def forward(*args: Any) -> Any:
-            return operator.kernel(*args)
 
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            setup(ctx, inputs, output)
+def _has_tangent(value: Any) -> bool:
+    # Not forward_ad.unpack_dual: while torch.compile traces, Python does not know of the level.
+    return isinstance(value, Tensor) and torch._VF._unpack_dual(value, level=0)[1] is not None
 
-    for function in (Plain, Transformable):
-        function.backward = staticmethod(backward)  # type: ignore[assignment]
-    return Plain, Transformable
+
+def _implement(name: str, kernel: Any, key: str) -> None:
+    _library.impl(name, kernel, key, with_keyset=True)  # type: ignore[no-untyped-call]
 
 
 def register_fake(name: str, fake: Any) -> None:

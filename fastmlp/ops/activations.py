@@ -34,9 +34,7 @@ class Activation:
     """What the derivative is computed from: "output", "input" or "nothing"."""
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
-    """``(dy, saved) -> dx``, linear in dy, of differentiable torch operators."""
-    slope: Callable[[Tensor], Tensor] | None = None
-    """The derivative, by ``saved``, of the factor that ``backward`` multiplies dy by; None is 0."""
+    """``(dy, saved) -> dx``, dy times the derivative, of differentiable torch operators."""
     kernel: int | None = None
     """Its number in ``csrc/common/activation.h``; None where there are no compiled kernels, and
     ``forward`` runs in their place."""
@@ -60,11 +58,6 @@ def _silu_backward(dy: Tensor, x: Tensor) -> Tensor:
     return dy * s * (1 + x * (1 - s))
 
 
-def _silu_slope(x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1 - s) * (2 + x * (1 - 2 * s))
-
-
 _gain = nn.init.calculate_gain
 _ROWS = (
     Activation("none", nn.Identity, 1.0, "nothing", torch.clone, lambda dy, _: dy.clone()),
@@ -84,7 +77,6 @@ _ROWS = (
         "output",
         torch.tanh,
         lambda dy, y: dy * (1 - y * y),
-        lambda y: -2 * y,
     ),
     Activation(
         "sigmoid",
@@ -93,7 +85,6 @@ _ROWS = (
         "output",
         torch.sigmoid,
         lambda dy, y: dy * (1 - y) * y,
-        lambda y: 1 - 2 * y,
     ),
     Activation(
         "gelu",
@@ -102,9 +93,8 @@ _ROWS = (
         "input",
         F.gelu,
         _gelu_backward,
-        lambda x: _normal_density(x) * (2 - x * x),
     ),
-    Activation("silu", nn.SiLU, 1.6765324703310, "input", F.silu, _silu_backward, _silu_slope),
+    Activation("silu", nn.SiLU, 1.6765324703310, "input", F.silu, _silu_backward),
 )
 _COMPILED = [replace(row, kernel=number) for number, row in enumerate(_ROWS)]
 ACTIVATIONS = {row.name: row for row in _COMPILED}
@@ -156,7 +146,11 @@ def _activation_backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
 
 
 _activation_op = Operator(
-    "activation", _activation_fake, _activation_setup_context, _activation_backward
+    "activation",
+    _activation_fake,
+    lambda x, kernel: row_of_kernel(kernel).forward(x),
+    _activation_setup_context,
+    _activation_backward,
 )
 
 
@@ -173,30 +167,11 @@ def _activation_backward_fake(dy: Tensor, saved: Tensor, kernel: int) -> Tensor:
     return torch.empty_like(saved)
 
 
-def _activation_backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, saved, ctx.kernel = inputs
-    ctx.save_for_backward(dy, saved)
-
-
-def _activation_double_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, Tensor | None, None]:
-    dy, saved = ctx.saved_tensors
-    return *activation_double_backward(ddx, dy, saved, row_of_kernel(ctx.kernel)), None
-
-
 _activation_backward_op = Operator(
     "activation_backward",
     _activation_backward_fake,
-    _activation_backward_setup_context,
-    _activation_double_backward,
+    lambda dy, saved, kernel: row_of_kernel(kernel).backward(dy, saved),
 )
-
-
-def activation_double_backward(
-    ddx: Tensor, dy: Tensor, saved: Tensor, row: Activation
-) -> tuple[Tensor, Tensor | None]:
-    """(d_dy, d_saved) of :func:`activation_backward` in plain PyTorch; None where it is 0."""
-    d_saved = None if row.slope is None else ddx * dy * row.slope(saved)
-    return row.backward(ddx, saved), d_saved
 
 
 def activation_ref(x: Tensor, name: str) -> Tensor:

@@ -12,6 +12,7 @@ from fastmlp.ops._register import Operator
 from fastmlp.ops.checks import check_floating, check_same_dtype
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as at::Reduction numbers them
+_REDUCTION_NAMES = list(REDUCTIONS)
 
 
 def check_cross_entropy(
@@ -112,6 +113,35 @@ def _cross_entropy_fake(
     return loss, stats, logits.new_empty((), dtype=dtype)
 
 
+def _cross_entropy_composition(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As cross_entropy_ref, of operators that torch.vmap takes."""
+    target = target.long()
+    kept = target != ignore_index
+    t = torch.where(kept, target, 0)
+    w = logits.new_ones(logits.shape[1]) if weight is None else weight
+    log_p = logits.log_softmax(1)
+    loss = (label_smoothing - 1) * w[t] * log_p.gather(1, t[:, None])[:, 0]
+    if label_smoothing > 0:
+        loss = loss - label_smoothing / logits.shape[1] * (w * log_p).sum(1)
+    loss = torch.where(kept, loss, torch.zeros_like(loss))
+    if reduction != REDUCTIONS["none"]:
+        loss = loss.sum()
+    if reduction == REDUCTIONS["mean"]:
+        loss = loss / _total_weight(logits, target, weight, ignore_index)
+    stats_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    rows = logits.detach().to(stats_dtype)
+    most = rows.amax(1)
+    stats = torch.stack([most, (rows - most[:, None]).exp().sum(1).log()], 1)
+    return loss, stats, _total_weight(rows, target, weight, ignore_index).to(stats_dtype)
+
+
 def _cross_entropy_setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
@@ -129,9 +159,10 @@ def _cross_entropy_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | 
 _cross_entropy_op = Operator(
     "cross_entropy",
     _cross_entropy_fake,
+    _cross_entropy_composition,
     _cross_entropy_setup_context,
     _cross_entropy_backward,
-    "float32",
+    autocast="float32",
 )
 
 
@@ -139,42 +170,26 @@ def _cross_entropy_backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tens
     return logits.new_empty(logits.shape)
 
 
-def _cross_entropy_backward_setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: Tensor
-) -> None:
-    ctx.save_for_backward(*inputs[:3], *inputs[4:6])
-    ctx.options = inputs[6:]
-
-
-def _cross_entropy_double_backward(ctx: Any, ddlogits: Tensor) -> tuple[Tensor | None, ...]:
-    """With q the target distribution (class weights and smoothing in it) and p = softmax(logits),
-    dlogits = scale (sum(q) p - q), so its own gradient is scale sum(q) p (v - <v, p>)."""
-    dloss, logits, target, total_weight, weight = ctx.saved_tensors
-    reduction, ignore_index, smoothing = ctx.options
-    classes, target = logits.shape[1], target.long()  # a uint8 would wrap against ignore_index
-    kept = (target != ignore_index)[:, None]
-    w = logits.new_ones(classes) if weight is None else weight
-    hot = torch.nn.functional.one_hot(torch.where(kept[:, 0], target, 0), classes)
-    q = ((1 - smoothing) * hot * w + smoothing / classes * w) * kept
-    mass = q.sum(1, keepdim=True)
-    p = torch.softmax(logits, 1)
-    scale = dloss[:, None] if reduction == REDUCTIONS["none"] else dloss
-    if reduction == REDUCTIONS["mean"]:
-        scale = scale / total_weight.to(dloss.dtype)
-    d_logits = scale * mass * p * (ddlogits - (ddlogits * p).sum(1, keepdim=True))
-    d_dloss = torch.where(kept, ddlogits * (mass * p - q), 0).sum(1)
-    if reduction != REDUCTIONS["none"]:
-        d_dloss = d_dloss.sum()
-    if reduction == REDUCTIONS["mean"]:
-        d_dloss = d_dloss / total_weight.to(dloss.dtype)
-    return d_dloss, torch.where(kept, d_logits, 0), *([None] * 7)
+def _cross_entropy_backward_composition(
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    stats: Tensor,
+    total_weight: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    return cross_entropy_backward_ref(
+        dloss, logits, target, weight, _REDUCTION_NAMES[reduction], ignore_index, label_smoothing
+    )
 
 
 _cross_entropy_backward_op = Operator(
     "cross_entropy_backward",
     _cross_entropy_backward_fake,
-    _cross_entropy_backward_setup_context,
-    _cross_entropy_double_backward,
+    _cross_entropy_backward_composition,
 )
 
 
@@ -223,12 +238,23 @@ def cross_entropy_backward_ref(
     target = target.long()  # as uint8, a label of 156 would equal an ignore_index of -100
     kept = target != ignore_index
     t = torch.where(kept, target, 0)
-    hot = F.one_hot(t, classes).to(logits.dtype)
+    hot = (t[:, None] == torch.arange(classes, device=t.device)).to(logits.dtype)
     w_t = w[t]
     q = (1 - label_smoothing) * w_t[:, None] * hot + label_smoothing / classes * w
+    logits = torch.where(kept[:, None], logits, torch.zeros_like(logits))
     dlogits = q.sum(1, keepdim=True) * torch.softmax(logits, 1) - q
     if reduction == "mean":
-        dloss = dloss / (w_t * kept).sum()
+        dloss = dloss / _total_weight(logits, target, weight, ignore_index)
     dlogits = dlogits * (dloss[:, None] if reduction == "none" else dloss)
     # last, so that the 0 of an ignored row outlives a division by 0 where every row is ignored
     return torch.where(kept[:, None], dlogits, torch.zeros_like(dlogits))
+
+
+def _total_weight(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> Tensor:
+    """Return what "mean" divides by: the sum of the targets' class weights."""
+    target = target.long()
+    kept = target != ignore_index
+    w = logits.new_ones(logits.shape[1]) if weight is None else weight
+    return (w[torch.where(kept, target, 0)] * kept).sum()

@@ -12,7 +12,6 @@ from fastmlp.ops._register import Operator
 from fastmlp.ops.activations import (
     ACTIVATIONS,
     activation_backward_ref,
-    activation_double_backward,
     needs_gradient,
     row_of,
     row_of_kernel,
@@ -67,23 +66,61 @@ def _linear_fake(
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
+def _linear_composition(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: int = 0,
+    matmul_precision: int = FLOAT32,
+) -> Tensor:
+    return linear_ref(x, weight, bias, row_of_kernel(activation).name)
+
+
 def _linear_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep the input for the weight's gradient, the weight for the input's, and what the
+    activation saves for either."""
     x, weight, bias, kernel, _ = inputs
     ctx.row, ctx.has_bias = row_of_kernel(kernel), bias is not None
-    kept = {"output": output, "input": bias, "nothing": None}[ctx.row.saves]
-    ctx.save_for_backward(x, weight, kept)
+    ctx.in_features = weight.shape[1]
+    need_dx, need_dw = ctx.needs_input_grad[:2]
+    saves = ctx.row.saves
+    ctx.save_for_backward(
+        x if need_dw or saves == "input" else None,
+        weight if need_dx or saves == "input" else None,
+        {"output": output, "input": bias, "nothing": None}[saves],
+    )
 
 
 def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, saved = ctx.saved_tensors
     if ctx.row.saves == "input":
         saved = linear(x, weight, bias=saved)
-    needs = ctx.needs_input_grad  # shorter where trailing arguments were left at their defaults
-    output_mask = (needs[0], needs[1], ctx.has_bias and needs[2])
-    return *linear_backward(dy, x, weight, saved, output_mask, ctx.row.name), None, None
+    need_dx, need_dw, *rest = ctx.needs_input_grad
+    output_mask = (need_dx, need_dw, ctx.has_bias and rest[0])
+    shape, row = dy.shape[:-1], dy.new_empty(ctx.in_features)
+    if x is None:  # a row stands in for what only gives a shape
+        dy = dy.reshape(shape.numel(), -1)
+        saved = saved if saved is None else saved.reshape(dy.shape)
+        x = row.expand(shape.numel(), -1)
+    if weight is None:
+        weight = row.expand(dy.shape[-1], -1)
+    dx, dw, db = linear_backward(dy, x, weight, saved, output_mask, ctx.row.name)
+    return dx if dx is None else dx.reshape(*shape, ctx.in_features), dw, db, None, None
 
 
-_linear_op = Operator("linear", _linear_fake, _linear_setup_context, _linear_backward, "region")
+def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * x[:-1].numel() * weight.numel()
+
+
+_linear_op = Operator(
+    "linear",
+    _linear_fake,
+    _linear_composition,
+    _linear_setup_context,
+    _linear_backward,
+    autocast="region",
+    flops=_linear_flops,
+)
 
 
 def linear_backward(
@@ -128,42 +165,34 @@ def _linear_backward_fake(
     return tuple(dy.new_empty(s if need else (0,)) for s, need in zip(shapes, needs, strict=True))
 
 
-def _linear_backward_setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
-) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.row, ctx.needs = row_of_kernel(inputs[4]), inputs[5:8]
-    ctx.set_materialize_grads(False)
+def _linear_backward_composition(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    activation: int,
+    need_dx: bool,
+    need_dw: bool,
+    need_db: bool,
+    matmul_precision: int = FLOAT32,
+) -> tuple[Tensor, ...]:
+    mask, name = (need_dx, need_dw, need_db), row_of_kernel(activation).name
+    gradients = linear_backward_ref(dy, x, weight, saved, mask, name)
+    return tuple(dy.new_empty(0) if g is None else g for g in gradients)
 
 
-def _linear_double_backward(
-    ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """From dx = g W, dw = g^T x, db = sum g, with g = dy through the activation's derivative."""
-    dy, x, weight, saved = ctx.saved_tensors
-    need_dx, need_dw, need_db = ctx.needs
-    g = dy if saved is None else ctx.row.backward(dy, saved)
-    count = g.shape[:-1].numel()
-    d_g, d_x, d_weight, d_saved = torch.zeros_like(dy), None, None, None
-    if need_dx and ddx is not None:
-        d_g = d_g + ddx @ weight.t()
-        d_weight = g.reshape(count, -1).t() @ ddx.reshape(count, -1)
-    if need_dw and ddw is not None:
-        d_g = d_g + x @ ddw.t()
-        d_x = g @ ddw
-    if need_db and ddb is not None:
-        d_g = d_g + ddb
-    d_dy = d_g
-    if saved is not None:
-        d_dy, d_saved = activation_double_backward(d_g, dy, saved, ctx.row)
-    return d_dy, d_x, d_weight, d_saved, None, None, None, None, None
+def _linear_backward_flops(
+    dy: torch.Size, x: torch.Size, weight: torch.Size, *args: Any, **_: Any
+) -> int:
+    products: int = sum(args[2:4])  # need_dx, need_dw
+    return 2 * dy[:-1].numel() * weight.numel() * products
 
 
 _linear_backward_op = Operator(
     "linear_backward",
     _linear_backward_fake,
-    _linear_backward_setup_context,
-    _linear_double_backward,
+    _linear_backward_composition,
+    flops=_linear_backward_flops,
 )
 
 

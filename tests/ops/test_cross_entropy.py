@@ -154,24 +154,6 @@ def test_an_ignored_row_keeps_its_nan_to_itself():
     assert second.isfinite()
 
 
-def test_torch_func():
-    logits, target = randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, -100, 1, 1])
-
-    def loss(logits):
-        return functional.cross_entropy(logits, target)
-
-    def want(logits):
-        return cross_entropy_ref(logits, target)
-
-    def twice(f):
-        return torch.func.jacrev(torch.func.jacrev(f))
-
-    for derive in (torch.func.grad, twice):
-        torch.testing.assert_close(derive(loss)(logits), derive(want)(logits))
-    with pytest.raises(RuntimeError, match="jvp"):  # forward over reverse: refused, not wrong
-        torch.func.hessian(loss)(logits)
-
-
 @pytest.mark.parametrize(
     "row",
     [

@@ -266,16 +266,6 @@ def test_torch_func():
     torch.testing.assert_close(hessian, torch.func.jacrev(torch.func.jacrev(want))(w, x))
 
 
-def test_forward_mode_is_refused_not_lost():
-    x, w = randn(4, 5), randn(3, 5)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, x)
-        with pytest.raises(RuntimeError, match="jvp"):
-            functional.linear(dual, w)
-    with pytest.raises(RuntimeError, match="jvp"):
-        torch.func.jvp(functional.relu, (x,), (x,))
-
-
 def test_compiles_to_one_graph():
     x, w, b = randn(4, 5).requires_grad_(), randn(3, 5).requires_grad_(), randn(3)
 

@@ -23,7 +23,6 @@ SOFTPLUS = Activation(
     saves="output",
     forward=F.softplus,
     backward=lambda dy, y: -dy * torch.expm1(-y),
-    slope=lambda y: torch.exp(-y),
 )
 
 
