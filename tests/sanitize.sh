@@ -24,5 +24,5 @@ for isa in "" avx2 portable; do
         ${isa:+and not 4300001 and not threads and not single_steps and not refused and not parsed and not drawn}" \
     tests/ops/test_linear.py tests/ops/test_activations.py tests/ops/test_cross_entropy.py \
     tests/ops/test_evaluate.py tests/engines/test_blocked.py tests/engines/test_blocked_many.py \
-    tests/engines/test_blocked_repeats.py tests/data/test_transforms.py
+    tests/engines/test_blocked_repeats.py tests/data/test_transforms.py tests/ops/test_train_steps.py
 done

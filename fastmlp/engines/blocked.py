@@ -9,31 +9,19 @@ parameters.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmlp.data.sampling import EpochOrder
-from fastmlp.data.splits import Subset
-from fastmlp.data.transforms import Normalization
-from fastmlp.engines.base import Engine, Epoch, TrainState
+from fastmlp.engines.base import Epoch, TrainState
+from fastmlp.engines.compiled import CompiledEngine, NetworkEpoch, flat
 from fastmlp.engines.eager import EagerEngine
-from fastmlp.engines.metrics import (
-    EpochMetrics,
-    EvalMetrics,
-    MetricsAccumulator,
-    NonFiniteLossError,
-)
 from fastmlp.engines.optimizers import OptimizerConfig
-from fastmlp.engines.stepwise import REPORT_SECONDS
 from fastmlp.ops._load import native_available
 from fastmlp.ops.blocked_sgd import block_steps, recurrence
-
-CALL_SECONDS = 0.05
-"""How long a call of the operator should take, about: an epoch can only be stopped between two."""
 
 _ops: Any = torch.ops.fastmlp
 
@@ -71,44 +59,7 @@ def check_blocked(config: OptimizerConfig) -> None:
         raise ValueError(f"the engine blocked cannot make these steps: {why}")
 
 
-class NetworkEpoch:
-    """A network's epoch in progress: what is done of it, and the error if the network diverged."""
-
-    def __init__(self, state: TrainState, epoch: Epoch, device: torch.device) -> None:
-        self.state, self.epoch = state, epoch
-        self.metrics = MetricsAccumulator(
-            len(epoch.order), state.config.batch_size, epoch.start_step, device
-        )
-        self.error: NonFiniteLossError | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether there are steps left to take."""
-        return self.error is None and self.metrics.next_step < self.metrics.total
-
-    def add(self, losses: Tensor, correct: Tensor) -> None:
-        """Add the losses (steps,) and hits of the next steps; note a loss that is not finite."""
-        if self.error is not None:
-            return
-        self.metrics.add(losses, correct)
-        if not losses.float().isfinite().all():  # as the metrics keep them
-            try:
-                self.metrics.read()
-            except NonFiniteLossError as error:
-                self.error = error
-
-    @property
-    def progress(self) -> EpochMetrics:
-        """The metrics so far; empty where the network diverged."""
-        return self.metrics.read() if self.error is None else EpochMetrics()
-
-    @property
-    def result(self) -> EpochMetrics | NonFiniteLossError:
-        """The metrics, or the error where the network diverged."""
-        return self.error or self.metrics.read()
-
-
-class BlockedEngine(Engine):
+class BlockedEngine(CompiledEngine):
     """Blocked look-ahead SGD for networks with hidden layers, on the CPU.
 
     Its steps are the eager engine's up to rounding; the same whatever the number of threads and
@@ -116,10 +67,6 @@ class BlockedEngine(Engine):
     """
 
     name = "blocked"
-
-    def __init__(self, train: Subset, normalization: Normalization, device: torch.device) -> None:
-        super().__init__(train, normalization, device)
-        self._blocks_per_call = 1
 
     @staticmethod
     def unsupported_reason(
@@ -142,44 +89,18 @@ class BlockedEngine(Engine):
     def _check_config(self, config: OptimizerConfig, block_steps: int | None) -> None:
         check_blocked(config)
 
-    def train_epoch(
-        self,
-        states: Sequence[TrainState],
-        epochs: Sequence[Epoch],
-        *,
-        should_stop: Callable[[], bool] | None = None,
-        on_progress: Callable[[list[EpochMetrics]], None] | None = None,
-    ) -> list[EpochMetrics | NonFiniteLossError]:
-        """Run all epochs at once; networks whose epochs have the very same order share its images
-        and Gram matrices, where their batch size and block length are the same."""
-        check_trains_together(states, epochs)
-        networks = [
-            _BlockedEpoch(state, epoch, self.device)
-            for state, epoch in zip(states, epochs, strict=True)
-        ]
-        report_at = time.perf_counter() + REPORT_SECONDS
-        while running := [network for network in networks if network.running]:
-            begin = time.perf_counter()
-            self._run_blocks(running)
-            now = time.perf_counter()
-            if not CALL_SECONDS / 2 <= now - begin <= 2 * CALL_SECONDS:
-                blocks = self._blocks_per_call
-                blocks = 2 * blocks if now - begin < CALL_SECONDS else blocks // 2
-                self._blocks_per_call = max(1, blocks)
-            if should_stop is not None and should_stop():
-                break
-            if on_progress is not None and now >= report_at:
-                on_progress([network.progress for network in networks])
-                report_at = now + REPORT_SECONDS
-        return [network.result for network in networks]
+    def _begin(self, state: TrainState, epoch: Epoch) -> _BlockedEpoch:
+        return _BlockedEpoch(state, epoch, self.device)
 
-    def _run_blocks(self, networks: Sequence[_BlockedEpoch]) -> None:
-        """Run the next blocks of all these epochs, in groups that share their images."""
+    def _run(self, networks: Sequence[_BlockedEpoch]) -> None:
+        """Run the next blocks of all these epochs. Those whose epochs have the very same order
+        share its images and Gram matrices, where their batch size and block length are the same.
+        """
         groups: dict[tuple[EpochOrder, int, int, int], list[_BlockedEpoch]] = {}
         for network in networks:
             groups.setdefault(network.group_key, []).append(network)
         leaders = [members[0] for members in groups.values()]
-        networks = _flat(groups.values())
+        networks = flat(groups.values())
         orders, flip_shifts, shape = self._next_images(leaders)
         configs = [network.state.config for network in networks]
         losses, correct = _ops.blocked_train_.default(
@@ -189,8 +110,8 @@ class BlockedEngine(Engine):
             [leader.steps for leader in leaders],
             [group for group, members in enumerate(groups.values()) for _ in members],
             [len(network.tensors) // 2 for network in networks],
-            _flat(network.tensors for network in networks),
-            _flat(network.momentum for network in networks),
+            flat(network.tensors for network in networks),
+            flat(network.momentum for network in networks),
             [network.table for network in networks],
             torch.tensor(
                 [
@@ -217,7 +138,7 @@ class BlockedEngine(Engine):
         orders, flip_shifts, shape = [], [], []
         none = torch.empty(0, 3, dtype=torch.int8)
         for leader in leaders:
-            order, rows = leader.epoch.order, leader.next_rows(self._blocks_per_call)
+            order, rows = leader.epoch.order, leader.next_rows(self._stretch)
             orders.append(order.indices[rows].contiguous())
             if order.flip_shifts is None:
                 flip_shifts.append(none)
@@ -225,23 +146,6 @@ class BlockedEngine(Engine):
                 flip_shifts.append(order.flip_shifts.values[rows].contiguous())
                 shape = list(order.flip_shifts.shape)
         return orders, flip_shifts, shape
-
-    def evaluate(self, states: Sequence[TrainState], subset: Subset) -> list[EvalMetrics]:
-        """Return each network's loss and accuracy on ``subset``, in one pass over it."""
-        if not states:
-            return []
-        check_one_dtype(states)
-        tensors = [state.tensors for state in states]
-        losses, hits = _ops.evaluate.default(
-            *(subset.images.contiguous(), subset.labels.contiguous()),
-            *(self._normalization.scale, self._normalization.shift, subset.counts),
-            *([len(each) // 2 for each in tensors], _flat(tensors)),
-        )
-        count = subset.total
-        return [
-            EvalMetrics(loss / count, correct / count, count)
-            for loss, correct in zip(losses.tolist(), hits.tolist(), strict=True)
-        ]
 
 
 class _BlockedEpoch(NetworkEpoch):
@@ -276,23 +180,3 @@ class _BlockedEpoch(NetworkEpoch):
         """A key, equal for networks that use the same images together."""
         batch = self.state.config.batch_size
         return self.epoch.order, batch, self.steps, self.metrics.next_step
-
-
-def _flat(lists: Iterable[Sequence[Any]]) -> list[Any]:
-    return [item for items in lists for item in items]
-
-
-def check_trains_together(states: Sequence[TrainState], epochs: Sequence[Epoch]) -> None:
-    """Raise ValueError unless the networks can train side by side on their epochs."""
-    check_one_dtype(states)
-    orders = [epoch.order for epoch in epochs]
-    shapes = {order.flip_shifts.shape for order in orders if order.flip_shifts is not None}
-    if len(shapes) > 1:
-        raise ValueError(f"flips and shifts must be for images of one shape, got {shapes}")
-
-
-def check_one_dtype(states: Sequence[TrainState]) -> None:
-    """Raise ValueError unless all networks have the same dtype."""
-    dtypes = {str(state.dtype) for state in states}
-    if len(dtypes) > 1:
-        raise ValueError(f"networks side by side must have one dtype, got {sorted(dtypes)}")

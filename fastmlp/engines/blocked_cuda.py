@@ -14,14 +14,7 @@ from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization
 from fastmlp.engines.base import Epoch, TrainState
-from fastmlp.engines.blocked import (
-    NetworkEpoch,
-    blocked_unsupported_reason,
-    check_blocked,
-    check_one_dtype,
-    check_trains_together,
-    kernel_options,
-)
+from fastmlp.engines.blocked import blocked_unsupported_reason, check_blocked, kernel_options
 from fastmlp.engines.blocked_pipeline import (
     CHUNK_BLOCKS,
     CHUNK_BYTES,
@@ -30,6 +23,7 @@ from fastmlp.engines.blocked_pipeline import (
     Schedule,
     block_bytes,
 )
+from fastmlp.engines.compiled import NetworkEpoch, check_one_dtype, check_trains_together
 from fastmlp.engines.cuda_graph import ReplayThrottle
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.metrics import EpochMetrics, EvalMetrics, NonFiniteLossError

@@ -1,6 +1,7 @@
 """The engines by name, and the choice among them, which always says why.
 
-``blocked`` runs whole blocks of exact SGD steps as large matrix products; ``graph`` records many
+``blocked`` runs whole blocks of exact SGD steps as large matrix products; ``native`` runs the steps
+of any network and optimizer in one call of C++; ``graph`` records many
 steps of fastmlp's operators as one CUDA graph; ``eager`` runs them one by one, without autograd;
 ``reference`` is plain PyTorch.
 """
@@ -18,6 +19,7 @@ from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.graph import GraphEngine
+from fastmlp.engines.native import NativeEngine
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.utils.errors import UserError
@@ -29,6 +31,7 @@ __all__ = [
     "EagerEngine",
     "EnginePool",
     "GraphEngine",
+    "NativeEngine",
     "ReferenceEngine",
     "choose_engine",
     "engine_for",
@@ -36,7 +39,8 @@ __all__ = [
 ]
 
 ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (BlockedEngine, GraphEngine, EagerEngine, ReferenceEngine)
+    engine.name: engine
+    for engine in (BlockedEngine, NativeEngine, GraphEngine, EagerEngine, ReferenceEngine)
 }
 """By name, fastest first: ``auto`` chooses the first that runs on the device."""
 

@@ -49,9 +49,11 @@ def predict_rows(
     native = resolve_backend(backend, "cpu") == "native"
     if not native or not has_kernels(parameters, data, activation):
         return predict_rows_ref(parameters, data, rows, activation)
-    x, _, _, _, *affine = data.native()
+    features, _, _, _, *affine = data.native()
     kernel = row_of(activation).kernel
-    outputs: Tensor = torch.ops.fastmlp.predict_rows(x, *affine, rows, list(parameters), kernel)
+    outputs: Tensor = torch.ops.fastmlp.predict_rows(
+        features, *affine, rows, list(parameters), kernel
+    )
     return outputs
 
 
@@ -79,8 +81,10 @@ def evaluate_rows(
     if not native or not has_kernels(parameters, data, config.activation):
         return evaluate_rows_ref(parameters, data, rows, config)
     options = torch.tensor(options_of(config), dtype=torch.float64)
-    sums = torch.ops.fastmlp.evaluate_rows(*data.native(), rows, list(parameters), options)
-    return Evaluation(*sums, len(rows))
+    loss, weight, correct = torch.ops.fastmlp.evaluate_rows(
+        *data.native(), rows, list(parameters), options
+    )
+    return Evaluation(loss, weight, correct, len(rows))
 
 
 def _checked(rows: Tensor | None, x: Tensor) -> Tensor:

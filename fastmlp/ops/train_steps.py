@@ -43,7 +43,8 @@ class Rows:
     """Data to train on or to evaluate. Its tensors may be memory-mapped; they are read row by row.
 
     ``x`` (n, I) is float32, float64 or uint8; a network's inputs are x * scale + shift, of scalars
-    or tensors (I,), computed in the wider of its dtype and x's floating-point one. ``targets`` are
+    or tensors (I,), computed in the wider of its dtype and x's floating-point one, from uint8 in
+    float32. ``targets`` are
     what the loss takes (:attr:`Loss.takes_labels`): labels (n,) int64 or uint8, or numbers, float32
     or float64, (n, O), or (n,) where O = 1. ``row_weights`` (n,) and ``class_weight`` (O,) are
     float32 or float64.
@@ -59,7 +60,8 @@ class Rows:
     def inputs(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the inputs (m, I) of these rows."""
         x = self.x[rows]
-        x = x.to(torch.promote_types(x.dtype, dtype) if x.is_floating_point() else dtype)
+        wide = torch.promote_types(x.dtype, dtype) if x.is_floating_point() else torch.float32
+        x = x.to(wide)
         x = x if self.scale is None else x * torch.as_tensor(self.scale).to(x.dtype)
         x = x if self.shift is None else x + torch.as_tensor(self.shift).to(x.dtype)
         return x.to(dtype)

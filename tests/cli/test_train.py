@@ -115,7 +115,7 @@ def test_another_optimizer_and_precision() -> None:
     assert main([*QUICK, "--optimizer", "adamw", "--lr", "1e-3", "--out", "one"]) == 0
     config = read_config("one")
     assert (config.optimizer, config.momentum, config.nesterov) == ("adamw", 0.0, False)
-    assert config.engine in ("eager", "reference")
+    assert config.engine in ("native", "reference")
     Path("a.toml").write_text('optimizer = "adam"\n')
     assert main([*QUICK, "--config", "a.toml", "--out", "two"]) == 0
     assert read_config("two").optimizer == "adam"

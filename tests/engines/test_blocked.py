@@ -25,10 +25,11 @@ from support.marks import needs_native
 
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import RandomFlipShift, make_normalization
-from fastmlp.engines import blocked
+from fastmlp.engines import compiled
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.metrics import NonFiniteLossError
+from fastmlp.engines.native import NativeEngine
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.engines.registry import choose_engine
 from fastmlp.ops.blocked_sgd import block_steps, recurrence
@@ -200,7 +201,7 @@ def test_threads_and_reruns_do_not_change_a_bit(options, hidden, threads):
 
 @OPTIMIZER
 def test_stopping_between_blocks_changes_nothing(options, monkeypatch):
-    monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)  # one block a call
+    monkeypatch.setattr(compiled, "CALL_SECONDS", 0.0)  # one block a call
     data, order = problem(), torch.randperm(211)
     options = {"batch_size": 3, **options}
     whole, parts = (make(BlockedEngine, data, options, steps=4) for _ in range(2))
@@ -221,7 +222,7 @@ def test_blocks_in_one_call_or_in_many(options, monkeypatch):
     data, order = problem(), torch.randint(0, 211, (400,))
     ends = []
     for seconds in (0.0, 1e6):  # one block a call, or twice as many in each as before
-        monkeypatch.setattr(blocked, "CALL_SECONDS", seconds)
+        monkeypatch.setattr(compiled, "CALL_SECONDS", seconds)
         engine = make(BlockedEngine, data, {"batch_size": 2, **options}, steps=5)
         ends.append((engine, engine.train_epoch(order, 0.02)))
     assert_same_state(ends[0][0], ends[1][0])
@@ -255,8 +256,8 @@ def test_a_diverging_model_names_its_step_and_ends(dtype):
 
 
 def test_progress_is_reported(monkeypatch):
-    monkeypatch.setattr(blocked, "REPORT_SECONDS", 0.0)
-    monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(compiled, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(compiled, "CALL_SECONDS", 0.0)
     seen = []
     engine = make(BlockedEngine, problem(), {"batch_size": 8}, steps=2)
     end = engine.train_epoch(torch.randperm(211), 0.05, on_progress=seen.append)
@@ -268,7 +269,7 @@ def test_auto_takes_it_where_it_applies_and_says_why_not():
     for sizes in ([3072, 256, 10], [3072, 256, 64, 10], [3072, 10, 10, 10, 10]):
         assert choose_engine("auto", CPU, sizes)[0] is BlockedEngine
     linear, reason = choose_engine("auto", CPU, [3072, 10])
-    assert linear is EagerEngine
+    assert linear is NativeEngine
     assert "not blocked, because it wants at least one hidden layer" in reason
     with pytest.raises(UserError, match="blocked cannot run here: it wants at least one hidden"):
         choose_engine("blocked", CPU, [3072, 10])

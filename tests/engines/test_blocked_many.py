@@ -12,7 +12,7 @@ from support.marks import needs_native
 
 from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.transforms import RandomFlipShift
-from fastmlp.engines import blocked
+from fastmlp.engines import blocked, compiled
 from fastmlp.engines.base import Epoch
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.eager import EagerEngine
@@ -136,7 +136,7 @@ def test_any_number_of_groups_on_any_number_of_threads(count, data, threads):
 def test_blocks_in_one_call_or_in_many(data, orders, monkeypatch):
     ends = []
     for seconds in (0.0, 1e6):  # one block a call, or twice as many in each as before
-        monkeypatch.setattr(blocked, "CALL_SECONDS", seconds)
+        monkeypatch.setattr(compiled, "CALL_SECONDS", seconds)
         ends.append(train_together(NETWORKS.values(), data, orders))
     assert_same(*ends, NETWORKS)
 
@@ -152,7 +152,7 @@ def test_those_on_the_same_images_share_them(data, orders, monkeypatch):
         blocked_train_=SimpleNamespace(default=note), blocked_plan=torch.ops.fastmlp.blocked_plan
     )
     monkeypatch.setattr(blocked, "_ops", ops)
-    monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(compiled, "CALL_SECONDS", 0.0)
     names = ["plain", "another seed", "momentum, sharing the images", "deep, sharing the images"]
     names += ["a longer block", "another batch", "another order", "taken up at a block"]
     engine, states, epochs = build([NETWORKS[name] for name in names], data, orders)
@@ -175,7 +175,7 @@ def test_those_on_the_same_images_share_them(data, orders, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seconds", [0.0, 1e6])
 def test_one_that_diverges_leaves_the_others_alone(dtype, seconds, data, orders, monkeypatch):
-    monkeypatch.setattr(blocked, "CALL_SECONDS", seconds)
+    monkeypatch.setattr(compiled, "CALL_SECONDS", seconds)
     healthy = dict(list(NETWORKS.items())[:6])
     networks = {**healthy, "bad": Network(lr=1e20), "after": Network("second")}
     engine, states, epochs = build(networks.values(), data, orders, dtype=dtype)
@@ -195,7 +195,7 @@ def test_one_that_diverges_leaves_the_others_alone(dtype, seconds, data, orders,
 
 
 def test_a_stop_is_for_all_and_they_go_on_from_there(data, orders, monkeypatch):
-    monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(compiled, "CALL_SECONDS", 0.0)
     networks = list(NETWORKS.values())
     engine, whole, epochs = build(networks, data, orders)
     stats = engine.train_epoch(whole, epochs)
@@ -222,8 +222,8 @@ def test_a_stop_is_for_all_and_they_go_on_from_there(data, orders, monkeypatch):
 
 
 def test_progress_of_all(data, orders, monkeypatch):
-    monkeypatch.setattr(blocked, "REPORT_SECONDS", 0.0)
-    monkeypatch.setattr(blocked, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(compiled, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(compiled, "CALL_SECONDS", 0.0)
     networks = [Network(), Network("long"), Network(lr=1e20), Network("short")]
     engine, states, epochs = build(networks, data, orders)
     seen = []

@@ -33,7 +33,8 @@ native = pytest.mark.skipif(not native_available(), reason="the compiled kernels
 STEP_ENGINES = [pytest.param("eager", marks=native), "reference"]
 each_step_engine = pytest.mark.parametrize("name", STEP_ENGINES)
 each_engine = pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=native) for name in ("blocked", "graph")), *STEP_ENGINES]
+    "name",
+    [*(pytest.param(name, marks=native) for name in ("blocked", "native", "graph")), *STEP_ENGINES],
 )
 
 OPTIONS = [
@@ -125,7 +126,7 @@ def test_an_epoch_agrees_with_plain_pytorch(
     steps: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)
     engine = make_engine(name, options, hidden)
     if name == "blocked" and steps is not None:
         engine.state.block_steps = 1  # it stops between blocks
@@ -149,7 +150,7 @@ def test_an_epoch_agrees_with_plain_pytorch(
 def test_an_epoch_in_two_parts_is_the_same_epoch(
     name: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 4)
     between = {"blocked": 4, "graph": 3}.get(name, 1)  # steps between two chances to stop
     options = OptimizerConfig(2, momentum=0.9, nesterov=True, weight_decay=0.01)
@@ -407,7 +408,7 @@ def test_engines_are_chosen_by_name_and_say_why(monkeypatch: pytest.MonkeyPatch)
     engine, why = choose_engine("auto", CPU, [FEATURES, 16, 5, CLASSES])
     assert (engine.name, why) == ("blocked", "the fastest that runs here")
     engine, why = choose_engine("auto", CPU, [FEATURES, CLASSES])
-    assert engine.name == "eager"
+    assert engine.name == "native"
     assert "not blocked, because it wants at least one hidden layer" in why
     monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ())
     monkeypatch.setattr("fastmlp.ops._load.NATIVE_ERROR", "ImportError: no _C")

@@ -46,7 +46,8 @@ OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.Ada
 KEPT = ("exp_avg", "exp_avg_sq", "step")
 native = pytest.mark.skipif(not native_available(), reason="the compiled kernels are not there")
 each_engine = pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=native) for name in ("graph", "eager")), "reference"]
+    "name",
+    [*(pytest.param(name, marks=native) for name in ("graph", "eager", "native")), "reference"],
 )
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 CONFIG = TrainConfig(
@@ -174,6 +175,7 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
     name: str, optimizer: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastmlp.engines.graph.CHUNK_STEPS", 1)
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)
     whole, first, second = (
         make(name, optimizer, dtype=torch.float32, weight_decay=0.05) for _ in range(3)
     )
@@ -192,7 +194,9 @@ def test_an_epoch_in_two_parts_is_the_same_epoch(
 
 @native
 @each_optimizer
-@pytest.mark.parametrize("names", [("reference", "eager"), ("eager", "reference")], ids=str)
+@pytest.mark.parametrize(
+    "names", [("reference", "eager"), ("eager", "native"), ("native", "reference")], ids=str
+)
 def test_engines_take_over_from_each_other(optimizer: str, names: tuple[str, str]) -> None:
     first, second = (make(name, optimizer, weight_decay=0.05) for name in names)
     first.train_epoch(epoch_order(0, 0, IMAGES), LRS[0])
@@ -259,10 +263,13 @@ def test_the_engine_that_is_chosen(optimizer: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("engine", [pytest.param("auto", marks=native), "reference"])
-def test_a_run_is_stopped_and_resumed(engine: str, tmp_path: Path) -> None:
+def test_a_run_is_stopped_and_resumed(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)  # one step a call
     config = replace(CONFIG, engine=engine)
     whole = fit(config, tiny_data(), out=tmp_path / "whole")
-    assert whole.config.engine == ("eager" if engine == "auto" else engine)
+    assert whole.config.engine == ("native" if engine == "auto" else engine)
     stopped = fit(config, tiny_data(), out=tmp_path / "half", should_stop=stop_after(18))
     assert stopped.interrupted
     partial = torch.load(tmp_path / "half" / "resume.pt", weights_only=True)["partial"]

@@ -51,7 +51,7 @@ def test_inputs_are_normalised(backend):
     x = torch.randint(0, 256, (60, 7), dtype=torch.uint8)
     scale, shift = torch.rand(7), torch.randn(7)
     got = predict_rows(parameters, x, scale=scale, shift=shift, backend=backend)
-    want = forward(parameters, x.double() * scale + shift)
+    want = forward(parameters, (x.float() * scale + shift).double())
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 

@@ -152,7 +152,8 @@ class Network:
 def assert_blocked_refuses(options: OptimizerConfig, why: str) -> None:
     """And that another engine is found, where all of them could run."""
     sizes = [FEATURES, 16, CLASSES]
-    for device, name in ((CPU, "eager"), (torch.device("cuda", 0), "graph")):
+    other = "native" if options.precision == "float32" else "eager"
+    for device, name in ((CPU, other), (torch.device("cuda", 0), "graph")):
         engine, reason = choose_engine("auto", device, sizes, options)
         assert engine.name == name
         assert f"not blocked, because {why}" in reason

@@ -201,7 +201,7 @@ class EngineTests:
     def test_takes_over_from_the_cpu_in_the_middle_of_a_block(
         self, device, steps_before, monkeypatch
     ):
-        monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+        monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)
         data, order = problem(), torch.randperm(211)
         options = {"batch_size": 8, **OPTIMIZERS["all"]}
         cpu = make(BlockedEngine, data, options, dtype=torch.float64, steps=1)

@@ -34,7 +34,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures, and a chance to stop after every block."""
     monkeypatch.setattr("fastmlp.plotting.sweeps.sweep_picture", lambda *args: None)
     monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
-    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

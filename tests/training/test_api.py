@@ -37,7 +37,10 @@ DATA = tiny_data()
 CONFIG = TrainConfig(hidden=(16,), batch_size=8, epochs=3, lr=0.05, device="cpu", threads=1)
 CONFIG = replace(CONFIG, engine="eager" if native_available() else "reference")
 native = pytest.mark.skipif(not native_available(), reason="the compiled kernels are not there")
-ENGINES = [*(pytest.param(name, marks=native) for name in ("blocked", "eager")), "reference"]
+ENGINES = [
+    *(pytest.param(name, marks=native) for name in ("blocked", "native", "eager")),
+    "reference",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +170,7 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
 def test_stopped_anywhere_a_run_goes_on_bit_by_bit(
     engine: str, save_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)  # every call is one block
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)  # every call is one block
     config = replace(CONFIG, engine=engine, save_every=save_every)
     calls = 0
 

@@ -154,7 +154,7 @@ def test_widths(hidden: Any, widths: tuple[int, ...]) -> None:
         (
             "engine",
             "fast",
-            "engine must be one of auto, blocked, graph, eager, reference, got 'fast'",
+            "engine must be one of auto, blocked, native, graph, eager, reference, got 'fast'",
         ),
         ("threads", -1, "threads must be a whole number from 0 to 4096, got -1"),
         ("threads", 2**32, "threads must be a whole number from 0 to 4096, got 4294967296"),

@@ -22,7 +22,7 @@ from fastmlp.utils.errors import UserError
 
 DATA = tiny_data()
 CONFIG = TrainConfig(hidden=(16,), batch_size=8, epochs=3, lr=0.05, device="cpu", threads=1)
-ENGINES = ("blocked", "eager", "reference") if native_available() else ("reference",)
+ENGINES = ("blocked", "native", "eager", "reference") if native_available() else ("reference",)
 
 
 def numbers(run: RunResult) -> list[tuple[Any, ...]]:
@@ -152,7 +152,7 @@ def test_threads_are_those_of_the_runs_only_while_they_run(threads: Any) -> None
 def test_runs_resume_from_their_states_bit_by_bit(
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)
     changes = [{}, {"batch_size": 40}, {"seed": 1}, {"normalize": "unit"}, {"epochs": 1}]
     configs = [replace(CONFIG, engine=engine, **change) for change in changes]
     alone = [fit(config, DATA) for config in configs]

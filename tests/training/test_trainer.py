@@ -77,7 +77,7 @@ def test_block_steps_reach_the_engine(
     steps: int, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An epoch of 12 steps ends a block, and asks whether to stop, so many times."""
-    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)  # every call is one block
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)  # every call is one block
     asked: list[bool] = []
 
     def stop() -> bool:
@@ -144,7 +144,7 @@ def test_a_run_notes_its_parts_and_keeps_the_first_best() -> None:
 def test_a_run_with_everything_goes_on_bit_by_bit(
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.blocked.CALL_SECONDS", 0.0)  # every call is one block
+    monkeypatch.setattr("fastmlp.engines.compiled.CALL_SECONDS", 0.0)  # every call is one block
     config = replace(RICH, engine="blocked", block_steps=4)
     calls = 0
 

@@ -28,23 +28,25 @@ struct RowData {
   int64_t label(int64_t row) const { return labels ? labels[row] : byte_labels[row]; }
 };
 
-// Reads rows of it as the inputs of a network of T.
+// Reads rows of it as the inputs of a network of T. Bytes are scaled in float, as images are
+// everywhere.
 template <typename T>
 class RowReader {
  public:
   explicit RowReader(const RowData& data)
       : data_(data),
         bytes_(data.x_bytes() * data.features),
-        scale_(numbers_of<T>(data.scale)),
-        shift_(numbers_of<T>(data.shift)) {
+        scale_(narrowed(data.scale)),
+        shift_(narrowed(data.shift)),
+        wide_(data.x_type == Number::kDouble ||
+              (data.x_type == Number::kFloat && sizeof(T) == sizeof(double))) {
     if (data.x_type == Number::kByte) {
-      read_ = FASTMLP_BEST_ISA(read_row<T, uint8_t, T>);
+      read_ = FASTMLP_BEST_ISA(read_row<T, uint8_t, float>);
     } else if (data.x_type == Number::kDouble) {
       read_ = FASTMLP_BEST_ISA(read_row<T, double, double>);
     } else {
       read_ = FASTMLP_BEST_ISA(read_row<T, float, T>);
     }
-    wide_ = data.x_type == Number::kDouble;
   }
 
   void read(int64_t row, T* to) const {
@@ -61,19 +63,18 @@ class RowReader {
  private:
   const char* at(int64_t row) const { return static_cast<const char*>(data_.x) + row * bytes_; }
 
-  template <typename V>
-  std::vector<V> numbers_of(const double* numbers) const {
-    return numbers ? std::vector<V>(numbers, numbers + data_.features) : std::vector<V>{};
+  std::vector<float> narrowed(const double* numbers) const {
+    return numbers ? std::vector<float>(numbers, numbers + data_.features) : std::vector<float>{};
   }
 
-  static const void* pointer(const double* given, const std::vector<T>& mine) {
+  static const void* pointer(const double* given, const std::vector<float>& mine) {
     return given ? mine.data() : nullptr;
   }
 
   const RowData& data_;
   int64_t bytes_;
-  std::vector<T> scale_, shift_;
-  bool wide_;
+  std::vector<float> scale_, shift_;
+  bool wide_;  // scale and shift are taken as doubles
   void (*read_)(const void*, const void*, const void*, int64_t, T*);
 };
 
