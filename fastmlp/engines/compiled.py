@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,7 +63,10 @@ class NetworkEpoch:
 
 
 class CompiledEngine(Engine):
-    """An engine on the CPU that runs some ``_stretch`` of all networks' epochs in a call."""
+    """An engine on the CPU that runs some ``_stretch`` of all networks' epochs in a call, which
+    takes ``call_length`` times :data:`CALL_SECONDS`, about."""
+
+    call_length: ClassVar[float] = 1.0
 
     def __init__(self, train: Subset, normalization: Normalization, device: torch.device) -> None:
         super().__init__(train, normalization, device)
@@ -94,8 +97,9 @@ class CompiledEngine(Engine):
             begin = time.perf_counter()
             self._run(running)
             now = time.perf_counter()
-            if not CALL_SECONDS / 2 <= now - begin <= 2 * CALL_SECONDS:
-                longer = now - begin < CALL_SECONDS
+            seconds = CALL_SECONDS * self.call_length
+            if not seconds / 2 <= now - begin <= 2 * seconds:
+                longer = now - begin < seconds
                 self._stretch = max(1, 2 * self._stretch if longer else self._stretch // 2)
             if should_stop is not None and should_stop():
                 break

@@ -20,6 +20,7 @@ class NativeEngine(CompiledEngine):
     each, one alone takes all. The same bits alone and together, for any number of threads."""
 
     name = "native"
+    call_length = 3.0  # each copies the parameters into panels and back
 
     @staticmethod
     def unsupported_reason(

@@ -91,13 +91,19 @@ class PanelLayer {
  private:
   int64_t padded(int64_t columns) const { return (columns + lanes_ - 1) / lanes_ * lanes_; }
 
+  // f(output, input, place in the panels) for all weights, and the bias as one more input; a cache
+  // line of each output's weights at a time, as these lie far apart.
   template <typename F>
   void each(const F& f) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
     for (const Panel& panel : panels) {
       const int64_t count = std::min(width(panel), outputs - panel.first);
-      for (int64_t i = 0; i <= inputs; ++i) {
-        const int64_t at = panel.first * (inputs + 1) + i * width(panel);
-        for (int64_t o = 0; o < count; ++o) f(panel.first + o, i, at + o);
+      for (int64_t line = 0; line <= inputs; line += kLine) {
+        const int64_t end = std::min(line + kLine, inputs + 1);
+        for (int64_t o = 0; o < count; ++o) {
+          const int64_t at = panel.first * (inputs + 1) + o;
+          for (int64_t i = line; i < end; ++i) f(panel.first + o, i, at + i * width(panel));
+        }
       }
     }
   }
