@@ -20,9 +20,11 @@ for isa in "" avx2 portable; do
   # What does not depend on the instruction set is tested with the best one alone.
   FASTMLP_CPU_ISA=$isa python -m pytest -q -p no:cacheprovider \
     -k "not compile and not torch_func and not lesser and not 3072 and not opcheck and not gradients and not 40000 \
-        and not last_bits and not float32_is and not 200000 and not reference \
+        and not last_bits and not float32_is and not 200000 \
         ${isa:+and not 4300001 and not threads and not single_steps and not refused and not parsed and not drawn}" \
     tests/ops/test_linear.py tests/ops/test_activations.py tests/ops/test_cross_entropy.py \
     tests/ops/test_evaluate.py tests/engines/test_blocked.py tests/engines/test_blocked_many.py \
-    tests/engines/test_blocked_repeats.py tests/data/test_transforms.py tests/ops/test_train_steps.py
+    tests/engines/test_blocked_repeats.py tests/data/test_transforms.py
+  FASTMLP_CPU_ISA=$isa python -m pytest -q -p no:cacheprovider \
+    -k "native and (ragged or dropout or normalised)" tests/ops/test_train_steps.py
 done
