@@ -1,6 +1,7 @@
 """Fetching and unpacking CIFAR-10, on tiny archives served from this machine."""
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -250,7 +251,22 @@ def test_two_at_once_download_once(tiny, server, tmp_path):
     assert_holds(*results[1], tiny[0])
 
 
-def test_a_second_process_waits_and_says_so(tiny, server, tmp_path, capsys):
+class Heard(io.StringIO):
+    """A stream that can be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = threading.Event()
+
+    def write(self, text):
+        super().write(text)
+        if "\n" in text:
+            self.written.set()
+
+
+def test_a_second_process_waits_and_says_so(tiny, server, tmp_path, monkeypatch):
+    heard = Heard()
+    monkeypatch.setattr(sys, "stderr", heard)
     code = (
         "import filelock, sys\n"
         "with filelock.FileLock(sys.argv[1]): print('held', flush=True); input()"
@@ -261,10 +277,8 @@ def test_a_second_process_waits_and_says_so(tiny, server, tmp_path, capsys):
         assert other.stdout.readline() == "held\n"
         thread = threading.Thread(target=download.fetch, args=(tmp_path, server.url))
         thread.start()
-        said = ""
-        while "Waiting" not in said and thread.is_alive():
-            said += capsys.readouterr().err
-        assert f"Waiting for another process that fills {tmp_path}" in said
+        assert heard.written.wait(60)
+        assert f"Waiting for another process that fills {tmp_path}" in heard.getvalue()
         assert server.ranges == []
         other.communicate("\n")
         thread.join()
