@@ -63,8 +63,8 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   // Steps in a block on a GPU (block_steps, or as many as seem best for 0), and why the kernel of
   // blocked_chain_ cannot walk them, or "".
   m.def(
-      "blocked_plan_cuda(int batch, int hidden, int classes, int block_steps, bool doubles) -> "
-      "(int, str)");
+      "blocked_plan_cuda(int batch, int hidden, int classes, int block_steps, bool doubles, "
+      "int capability, int shared_bytes) -> (int, str)");
   // The steps of one block of each of many networks with one hidden layer, on a GPU, between the
   // products with the images; fastmlp/ops/blocked_sgd.py says what is what.
   m.def(

@@ -45,10 +45,12 @@ inline ProductPlan plan_product(int64_t m, int64_t n, int64_t k, int64_t process
   return {tile_m, at_least_1(ceil_div(k, chunk)), chunk};
 }
 
-// What a GPU has; capability is 90 for compute capability 9.0.
+// What a GPU has; capability is 90 for compute capability 9.0. A block of threads may ask for so
+// many bytes of shared memory.
 struct Gpu {
   int processors;
   int capability;
+  int shared_bytes;
 };
 
 // How float32 is multiplied on a GPU. Of what may be asked for, the first two leave the choice to
@@ -114,12 +116,6 @@ inline int64_t plan_blocked_cpu(int64_t batch, int64_t hidden, bool momentum, in
   return batch < rows ? rows / batch : 1;
 }
 
-// The same on a GPU, where products of fewer rows take about as long.
-inline int64_t plan_blocked_cuda(int64_t batch) {
-  constexpr int64_t kRows = 128;
-  return batch < kRows ? kRows / batch : 1;
-}
-
 // How our CUDA kernel walks through the steps of a block (csrc/cuda/blocked/chain.cu).
 struct ChainPlan {
   const char* unsupported_reason;  // it cannot, in words; null where it can
@@ -177,6 +173,67 @@ inline ChainPlan plan_chain_cuda(int64_t batch, int64_t hidden, int64_t classes,
     }
   }
   return refused("such a block does not fit into a GPU's shared memory");
+}
+
+// How the pipelined kernel (csrc/cuda/blocked/pipelined_chain.cu) walks through the steps of a
+// block, in tiles of 8 rows of a batch. A warp walks with 32 hidden units, one to a lane, and a
+// second warp adds up for it what earlier steps have done to later ones.
+struct PipelinedChainPlan {
+  const char* unsupported_reason;  // it cannot, in words; null where it can
+  int tiles_of_step, tiles;        // tiles of a batch, of the block
+  int warps;                       // that walk, 1, 2, 4 or 8; as many again add up
+  // Where its arrays begin in shared memory, and all of it, in numbers; the recurrence begins it.
+  int slots, factors, weight, partial, dlogits, labels, sums, margins, hits, flags, size;
+};
+
+inline PipelinedChainPlan plan_pipelined_chain(int64_t batch, int64_t hidden, int64_t classes,
+                                               int64_t steps, bool doubles, const Gpu& gpu) {
+  constexpr int kRows = 8;
+  PipelinedChainPlan plan{};
+  const auto refused = [&](const char* reason) {
+    plan.unsupported_reason = reason;
+    return plan;
+  };
+  if (doubles) return refused("float64");
+  if (gpu.capability < 80) return refused("a GPU without tensor cores for TF32");
+  if (batch < 1 || batch > 128 || steps < 1 || steps * batch > 1024) return refused("its rows");
+  if (hidden < 1 || hidden > 256) return refused("more than 256 hidden units");
+  if (classes < 1 || classes > 16) return refused("more than 16 classes");
+  plan.tiles_of_step = static_cast<int>((batch + kRows - 1) / kRows);
+  plan.tiles = static_cast<int>(steps) * plan.tiles_of_step;
+  for (plan.warps = 1; 32 * plan.warps < hidden;) plan.warps *= 2;
+  const int stride = 32 * plan.warps + 4, class_stride = classes <= 4 ? 8 : 24;
+  const int pairs = (plan.tiles + 1) / 2, rows = plan.tiles * kRows;
+  int end = static_cast<int>(steps + 1) * 6;
+  const auto place = [&](int count) {
+    const int begin = (end + 3) / 4 * 4;  // a multiple of 16 bytes
+    end = begin + count;
+    return begin;
+  };
+  plan.slots = place(rows * stride);
+  plan.factors = place(steps > 1 ? 2 * kRows * kRows * pairs * pairs : 0);
+  plan.weight = place(32 * plan.warps * class_stride);
+  plan.partial = place(2 * plan.warps * kRows * 20);
+  plan.dlogits = place(plan.tiles_of_step * kRows * 16);
+  plan.labels = place(rows);
+  plan.sums = place(rows);
+  plan.margins = place(rows);
+  plan.hits = place(rows);
+  plan.flags = place(2 * 2 * plan.warps * plan.tiles);  // of 8 bytes
+  plan.size = (end + 3) / 4 * 4;
+  if (plan.size * int64_t{4} > gpu.shared_bytes) return refused("its shared memory");
+  return plan;
+}
+
+// Steps in a block of blocked SGD on a GPU: 16 tiles of 8 rows for the pipelined kernel where it
+// takes them, else 128 rows. Products of fewer rows take about as long.
+inline int64_t plan_blocked_cuda(int64_t batch, int64_t hidden, int64_t classes, bool doubles,
+                                 const Gpu& gpu) {
+  const int64_t steps = std::max<int64_t>(16 / std::max<int64_t>((batch + 7) / 8, 1), 1);
+  if (!plan_pipelined_chain(batch, hidden, classes, steps, doubles, gpu).unsupported_reason) {
+    return steps;
+  }
+  return batch < 128 ? 128 / batch : 1;
 }
 
 // Whether a step of the chain, of so many multiply-adds, is worth several threads, which meet half

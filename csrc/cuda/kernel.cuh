@@ -38,6 +38,53 @@ cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 grid, unsigne
   return cudaGetLastError();
 }
 
+// Waits until so many threads of the block, whole warps, have come to barrier `id` (1 to 15).
+__device__ inline void barrier_of(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// A flag in shared memory, raised once: by one lane, after __syncwarp. Who waits for it sees what
+// the warp has written before.
+using Flag = uint64_t;
+__device__ inline void lower(Flag* flag) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(flag));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+}
+__device__ inline void raise(Flag* flag) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(flag));
+  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(address)
+               : "memory");
+}
+__device__ inline void wait_for(Flag* flag) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(flag));
+  int raised;
+  do {
+    asm volatile(
+        "{ .reg .pred p; .reg .b64 state;\n"
+#if __CUDA_ARCH__ >= 900
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0;\n"
+#else
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], 0;\n"
+#endif
+        "selp.s32 %0, 1, 0, p; }"
+        : "=r"(raised)
+        : "r"(address)
+        : "memory");
+  } while (!raised);
+}
+
+// Of all lanes, the same in each.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+__device__ inline unsigned warp_max(unsigned x) { return __reduce_max_sync(0xffffffffu, x); }
+__device__ inline unsigned warp_sum(unsigned x) { return __reduce_add_sync(0xffffffffu, x); }
+#endif
+
+// x >= 0 rounded to an integer; nan gives 0.
+__device__ inline unsigned to_unsigned(float x) { return __float2uint_rn(x); }
+
+// a / b up to two units in the last place, for b between 2^-126 and 2^126.
+__device__ inline float quick_quotient(float a, float b) { return __fdividef(a, b); }
+
 }  // namespace fastmlp
 #endif
 
@@ -74,6 +121,19 @@ cudaError_t dispatch_type(Type type, const F& f) {
       return f(static_cast<f16*>(nullptr));
   }
   return cudaErrorInvalidValue;
+}
+
+// A bit for each lane of the warp.
+__device__ inline unsigned ballot(bool yes) { return __ballot_sync(kWholeWarp, yes); }
+
+// The largest number of all lanes, the same in each; nan counts as larger than inf, or smaller than
+// -inf, by its sign. Needs sm_80.
+__device__ inline float warp_largest(float x) {
+  const auto flipped = [](uint32_t bits) {
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  };
+  const uint32_t key = warp_max(flipped(bits_of_float(x)));
+  return float_of_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
 template <typename Acc>

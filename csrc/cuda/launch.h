@@ -97,6 +97,7 @@ struct ChainBlock {
   int64_t groups, networks;  // the latter of each group
   int steps, batch, hidden, classes;
   ChainPlan plan;
+  PipelinedChainPlan pipelined;  // where it has no unsupported_reason, its kernel runs
 
   int rows() const { return steps * batch; }
 };
@@ -104,5 +105,7 @@ struct ChainBlock {
 // Either kFloat or kDouble.
 [[nodiscard]] cudaError_t launch_blocked_chain(const ChainBlock& block, Type type,
                                                cudaStream_t stream);
+// kFloat, where block.pipelined has no unsupported_reason.
+[[nodiscard]] cudaError_t launch_pipelined_chain(const ChainBlock& block, cudaStream_t stream);
 
 }  // namespace fastmlp

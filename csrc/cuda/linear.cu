@@ -211,6 +211,8 @@ cudaError_t describe_device(Gpu* gpu) {
   if (error == cudaSuccess) error = ask(&gpu->processors, cudaDevAttrMultiProcessorCount);
   if (error == cudaSuccess) error = ask(&major, cudaDevAttrComputeCapabilityMajor);
   if (error == cudaSuccess) error = ask(&minor, cudaDevAttrComputeCapabilityMinor);
+  if (error == cudaSuccess)
+    error = ask(&gpu->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   gpu->capability = 10 * major + minor;
   return error;
 }

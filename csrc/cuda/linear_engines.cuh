@@ -3,6 +3,7 @@
 // neighbouring results at a time.
 #pragma once
 #include "cuda/linear_tiles.cuh"
+#include "cuda/tensor_cores.cuh"
 
 namespace fastmlp {
 
@@ -55,41 +56,6 @@ struct FmaEngine {
     for (int i = 0; i < kMicroM; ++i) f(row0() + i, col0(), totals[i]);
   }
 };
-
-#ifdef __CUDACC__
-// c (16, 8) += a (16, 16) b (16, 8), spread over a warp's registers as PTX lays down for
-// mma.m16n8k16.
-__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// c (16, 8) += a (16, 8) b (8, 8) likewise; of a and b it takes the upper 19 bits, which are TF32.
-__device__ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// x rounded to the nearest number of 11 significant bits, ties away from 0.
-__device__ inline uint32_t round_to_tf32(float x) {
-  uint32_t y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-  return y;
-}
-#endif
 
 // Four warps share a tile of kTileM x kTileN; each owns kFragmentsM x kFragmentsN fragments of
 // 16 x 8, of which PTX gives a lane rows group() and group() + 8, columns pair() and pair() + 1.
@@ -166,17 +132,6 @@ struct MmaEngine : Fragments<kTileM> {
   }
 };
 
-// A float32 as two TF32 numbers: x = big + small up to 2^-23 |x|, where |x| > 2^-102; smaller ones
-// lose bits, as their small part is below the normal numbers.
-struct Tf32Parts {
-  uint32_t big, small;
-};
-
-__device__ inline Tf32Parts split_float(float x) {
-  const uint32_t big = round_to_tf32(x);
-  return {big, bits_of_float(x - float_of_bits(big))};
-}
-
 // Float32 by tensor cores: a product of the operands in TF32 or, where kThree, three products of
 // their parts, as accurate as float32 (the fourth, small by small, is 2^-22 of the whole).
 // Tensor cores cut off their sums' last bits, so a sum runs over one tile and totals are plain
@@ -233,11 +188,11 @@ struct Tf32Engine : Fragments<kTileM> {
   template <int kCount>
   static __device__ void split(const float (&values)[kCount], uint32_t (&big)[kCount],
                                uint32_t (&small)[kCount]) {
+    if constexpr (kThree) {
+      split_floats(values, big, small);
+    } else {
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) {
-      const Tf32Parts parts = split_float(values[e]);
-      big[e] = parts.big;
-      small[e] = parts.small;
+      for (int e = 0; e < kCount; ++e) big[e] = round_to_tf32(values[e]);
     }
   }
 

@@ -39,6 +39,17 @@ EVALUATION_ROWS = 10_000
 _ops: Any = torch.ops.fastmlp
 
 
+def gpu_limits(device: torch.device) -> tuple[int, int]:
+    """Return what a plan has to know of a GPU: its compute capability, 90 for 9.0, and the bytes of
+    shared memory that a thread block may ask for. The tests' emulated GPU, which works on CPU
+    tensors, is an H100."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 90, 227 << 10
+    gpu = torch.cuda.get_device_properties(device)
+    shared_bytes: int = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return 10 * gpu.major + gpu.minor, shared_bytes
+
+
 class BlockedCudaEngine(EagerEngine):
     """Blocked look-ahead SGD for networks with one hidden layer, on a GPU.
 
@@ -71,7 +82,7 @@ class BlockedCudaEngine(EagerEngine):
             return None
         if len(sizes) != 3:
             return "on a GPU it wants exactly one hidden layer"
-        _, why = _ops.blocked_plan_cuda(1, sizes[1], sizes[2], 1, False)
+        _, why = _ops.blocked_plan_cuda(1, sizes[1], sizes[2], 1, False, *gpu_limits(device))
         return f"on a GPU {why}" if why else None
 
     def _check_config(self, config: OptimizerConfig, block_steps: int | None) -> None:
@@ -159,7 +170,8 @@ class _PlannedEpoch(NetworkEpoch):
         """Return the steps in a block of ``hidden`` units, and why the kernel refuses them."""
         doubles = self.state.dtype == torch.float64
         plan: tuple[int, str] = _ops.blocked_plan_cuda(
-            self.batch, hidden, self.classes, steps, doubles
+            *(self.batch, hidden, self.classes, steps, doubles),
+            *gpu_limits(self.tensors[0].device),
         )
         return plan
 
@@ -257,8 +269,9 @@ class _PipelineEpoch:
     def run(self, monitor: _Monitor) -> None:
         """Run the epochs, or as much of them as ``monitor`` and the losses allow."""
         self._load()
+        self._pipeline.start(*self._inputs(0))
         for chunk in range(self._chunks):
-            self._run_chunk(chunk * self._pipeline.shape.blocks)
+            self._run_chunk(chunk)
             if monitor.ask():
                 break
             if monitor.due:
@@ -269,11 +282,17 @@ class _PipelineEpoch:
         self._read()
         self._unload()
 
-    def _run_chunk(self, first: int) -> None:
-        pipeline = self._pipeline
-        blocks = slice(first, first + pipeline.shape.blocks)
+    def _inputs(self, chunk: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what the pipeline has to know of a chunk."""
+        size = self._pipeline.shape.blocks
+        blocks = slice(chunk * size, (chunk + 1) * size)
         flip_shifts = None if self._flip_shifts is None else self._flip_shifts[blocks]
-        pipeline.replay(self._index[blocks], self._rows[blocks], flip_shifts)
+        return self._index[blocks], self._rows[blocks], flip_shifts
+
+    def _run_chunk(self, chunk: int) -> None:
+        pipeline = self._pipeline
+        pipeline.replay(self._inputs(chunk + 1) if chunk + 1 < self._chunks else None)
+        first = chunk * pipeline.shape.blocks
         self._unread.append((first, pipeline.losses.clone(), pipeline.correct.clone()))
         self._throttle.keep()
 

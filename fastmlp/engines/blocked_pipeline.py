@@ -21,8 +21,8 @@ from fastmlp.engines.cuda_graph import CapturedGraph, SideStream
 from fastmlp.ops.blocked_sgd import blocked_chain_ref
 from fastmlp.ops.flip_shift import flip_shift_ref
 
-CHUNK_BYTES = 256 << 20
-"""About how much memory the inputs of a chunk may take."""
+CHUNK_BYTES = 128 << 20
+"""About how much memory the inputs of a chunk may take; those of two chunks are there at a time."""
 CHUNK_BLOCKS = 32
 """Blocks in a chunk at most: an epoch can only be stopped between two chunks."""
 OVERLAPPED_NETWORKS = 32
@@ -108,20 +108,79 @@ class Schedule:
         return Schedule(index, torch.cat([self.rows, self.rows.new_zeros(missing)]))
 
 
+class ChunkInputs:
+    """The inputs ``x`` (blocks, G, R, I) of a chunk, their ``labels`` (blocks, G, R), the Gram
+    matrices ``gram`` (blocks, G, R, R or 0) + 1 and, where products overlap the chain, ``cross``,
+    the products (blocks, G, R, R) with the block before. ``rows`` (blocks, G) are the images that
+    count."""
+
+    def __init__(
+        self, shape: PipelineShape, images: Tensor, labels: Tensor, normalization: Normalization
+    ) -> None:
+        self._shape = n = shape
+        self._images, self._labels, self._normalization = images, labels, normalization
+
+        def make(*sizes: int, dtype: torch.dtype = shape.dtype) -> Tensor:
+            return torch.zeros(sizes, dtype=dtype, device=images.device)
+
+        chunk = (n.blocks, n.groups, n.rows)
+        self.index = make(*chunk, dtype=torch.int64)
+        self.flip_shifts = make(*chunk, 3, dtype=torch.int8) if n.augmented else None
+        self.rows = make(n.blocks, n.groups, dtype=torch.int64)
+        self.labels = make(*chunk, dtype=torch.int64)
+        self._pixels = make(n.blocks * n.groups * n.rows, n.inputs, dtype=torch.uint8)
+        self.x = make(*chunk, n.inputs)
+        # Pixels are normalised in float32 whatever the network's dtype.
+        doubles = n.dtype == torch.float64
+        self._floats = make(*chunk, n.inputs, dtype=torch.float32) if doubles else self.x
+        self.gram = make(*chunk, n.rows if n.steps > 1 else 0)
+        self.cross = make(*chunk, n.rows) if n.overlapped else None
+
+    def set(self, index: Tensor, rows: Tensor, flip_shifts: Tensor | None) -> None:
+        """Say which images the chunk has; all on the device. :meth:`gather` then computes them."""
+        self.index.copy_(index)
+        self.rows.copy_(rows)
+        if self.flip_shifts is not None and flip_shifts is not None:
+            self.flip_shifts.copy_(flip_shifts)
+
+    def gather(self) -> None:
+        """Compute the inputs of all blocks, their labels and Gram matrices."""
+        n, index = self._shape, self.index.view(-1)
+        torch.index_select(self._labels, 0, index, out=self.labels.view(-1))
+        torch.index_select(self._images, 0, index, out=self._pixels)
+        pixels = self._pixels
+        if self.flip_shifts is not None and n.augmented is not None:
+            pixels = flip_shift_ref(pixels, self.flip_shifts.view(-1, 3), n.augmented)
+        floats = self._floats.view(-1, n.inputs)
+        torch.mul(pixels, self._normalization.scale, out=floats).add_(self._normalization.shift)
+        if self._floats is not self.x:
+            self.x.copy_(self._floats)
+        if n.steps > 1:
+            x = self.x.view(-1, n.rows, n.inputs)
+            gram = self.gram.view(-1, n.rows, n.rows)
+            torch.bmm(x, x.transpose(1, 2), out=gram).add_(1)
+        if self.cross is not None:  # the same of neighbouring blocks, without the biases
+            later, earlier = x[n.groups :], x[: -n.groups]
+            out = self.cross[1:].view(-1, n.rows, n.rows)
+            torch.bmm(later, earlier.transpose(1, 2), out=out)
+
+
 class BlockedPipeline:
-    """The buffers and the recording of a shape.
+    """The buffers and the recordings of a shape.
 
     ``parameters`` and ``momentum`` (empty without) hold the weight (M, H, I), bias (M, H), weight
     (M, C, H) and bias (M, C) of all its networks; ``recurrence`` (M, steps + 1, 6) and ``options``
     (M, 5) their settings. A replay leaves ``losses`` and ``correct``, both (blocks, M, steps).
+
+    While a chunk runs, the inputs of the next one are gathered beside it: there are two sets of
+    inputs, and a recording for each.
     """
 
     def __init__(
         self, shape: PipelineShape, images: Tensor, labels: Tensor, normalization: Normalization
     ) -> None:
-        self.shape = shape
-        self._images, self._labels, self._normalization = images, labels, normalization
-        n, device = shape, images.device
+        self.shape = n = shape
+        device = images.device
 
         def make(*sizes: int, dtype: torch.dtype = shape.dtype) -> Tensor:
             return torch.zeros(sizes, dtype=dtype, device=device)
@@ -132,17 +191,7 @@ class BlockedPipeline:
         self.momentum = [make(*sizes) for sizes in layers if n.momentum]
         self._spare = make(*layers[0]) if n.momentum and n.decay else None
         self.recurrence, self.options = make(n.all, n.steps + 1, 6), make(n.all, 5)
-        chunk = (n.blocks, n.groups, n.rows)
-        self._index = make(*chunk, dtype=torch.int64)
-        self._flip_shifts = make(*chunk, 3, dtype=torch.int8) if n.augmented else None
-        self._rows = make(n.blocks, n.groups, dtype=torch.int64)
-        self._chunk_labels = make(*chunk, dtype=torch.int64)
-        self._pixels = make(n.blocks * n.groups * n.rows, n.inputs, dtype=torch.uint8)
-        self._x = make(*chunk, n.inputs)
-        # Pixels are normalised in float32 whatever the network's dtype.
-        self._floats = make(*chunk, n.inputs, dtype=torch.float32) if self._doubles else self._x
-        self._gram = make(*chunk, n.rows if n.steps > 1 else 0)
-        self._cross = make(*chunk, n.rows) if n.overlapped else None
+        self._chunks = [ChunkInputs(n, images, labels, normalization) for _ in range(2)]
         products = (n.groups, n.rows, n.networks, n.hidden)
         # Where products overlap the chain, those of even and of odd blocks.
         self._p, self._to_w = ([make(*products) for _ in range(1 + n.overlapped)] for _ in range(2))
@@ -151,33 +200,40 @@ class BlockedPipeline:
         self._ends = make(n.all, 4)
         self.losses = make(n.blocks, n.all, n.steps)
         self.correct = make(n.blocks, n.all, n.steps, dtype=torch.int64)
-        self._beside = SideStream(device)
-        self._recording = CapturedGraph(self._run, device)
+        self._beside, self._gathering = SideStream(device), SideStream(device, priority=0)
+        self._turn = 0  # of the chunk that the next replay runs
+        self._first_gather = CapturedGraph(self._chunks[0].gather, device)
+        self._recordings = [CapturedGraph(partial(self._run, turn), device) for turn in range(2)]
 
-    @property
-    def _doubles(self) -> bool:
-        return self.shape.dtype == torch.float64
+    def start(self, index: Tensor, rows: Tensor, flip_shifts: Tensor | None) -> None:
+        """Gather the first chunk of an epoch: the images ``index`` (blocks, G, R), of which the
+        first ``rows`` (blocks, G) of a block count, with ``flip_shifts`` (blocks, G, R, 3); all on
+        the device."""
+        self._turn = 0
+        self._chunks[0].set(index, rows, flip_shifts)
+        self._first_gather.replay()
 
-    def replay(self, index: Tensor, rows: Tensor, flip_shifts: Tensor | None) -> None:
-        """Run the chunk of the images ``index`` (blocks, G, R), of which the first ``rows``
-        (blocks, G) of a block count, with ``flip_shifts`` (blocks, G, R, 3); all on the device."""
-        self._index.copy_(index)
-        self._rows.copy_(rows)
-        if self._flip_shifts is not None and flip_shifts is not None:
-            self._flip_shifts.copy_(flip_shifts)
-        self._recording.replay()
+    def replay(self, following: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
+        """Run the chunk that was gathered last, and gather the one that follows it, which is what
+        :meth:`start` takes; None where it is the last one."""
+        if following is not None:
+            self._chunks[1 - self._turn].set(*following)
+        self._recordings[self._turn].replay()
+        self._turn = 1 - self._turn
 
-    def _run(self) -> None:
-        self._gather()
-        if self._cross is not None:
-            self._run_overlapped(self._cross)
-            return
-        for block in range(self.shape.blocks):
-            self._multiply(block)
-            self._run_chain(block)
-            self._update(block)
+    def _run(self, turn: int) -> None:
+        self._gathering.run(self._chunks[1 - turn].gather)
+        inputs = self._chunks[turn]
+        if inputs.cross is not None:
+            self._run_overlapped(inputs, inputs.cross)
+        else:
+            for block in range(self.shape.blocks):
+                self._multiply(inputs, block)
+                self._run_chain(inputs, block)
+                self._update(inputs, block)
+        self._gathering.join()
 
-    def _run_overlapped(self, cross: Tensor) -> None:
+    def _run_overlapped(self, inputs: ChunkInputs, cross: Tensor) -> None:
         """Run the chunk with products beside the chains.
 
         While a chain runs, the weights of the block before it are updated and the product of the
@@ -188,71 +244,50 @@ class BlockedPipeline:
 
         def make_ready(block: int) -> None:
             if block > 1:
-                self._update(block - 2)
+                self._update(inputs, block - 2)
             if block < n.blocks:
-                self._multiply(block)
+                self._multiply(inputs, block)
 
-        self._multiply(0)
+        self._multiply(inputs, 0)
         for block in range(n.blocks):
             self._beside.run(partial(make_ready, block + 1))
-            self._run_chain(block)
+            self._run_chain(inputs, block)
             self._beside.join()
             if block + 1 < n.blocks:
                 p, to_w = self._of(self._p, block + 1), self._of(self._to_w, block)
                 p = p.view(n.groups, n.rows, -1)
                 p.baddbmm_(cross[block + 1], to_w.view(n.groups, n.rows, -1))
-        self._update(n.blocks - 1)
+        self._update(inputs, n.blocks - 1)
 
     @staticmethod
     def _of(buffers: Sequence[Tensor], block: int) -> Tensor:
         return buffers[block % len(buffers)]
 
-    def _gather(self) -> None:
-        """Compute the inputs of all blocks, their labels and Gram matrices."""
-        n, index = self.shape, self._index.view(-1)
-        torch.index_select(self._labels, 0, index, out=self._chunk_labels.view(-1))
-        torch.index_select(self._images, 0, index, out=self._pixels)
-        pixels = self._pixels
-        if self._flip_shifts is not None and n.augmented is not None:
-            pixels = flip_shift_ref(pixels, self._flip_shifts.view(-1, 3), n.augmented)
-        floats = self._floats.view(-1, n.inputs)
-        torch.mul(pixels, self._normalization.scale, out=floats).add_(self._normalization.shift)
-        if self._doubles:
-            self._x.copy_(self._floats)
-        if n.steps > 1:
-            x = self._x.view(-1, n.rows, n.inputs)
-            gram = self._gram.view(-1, n.rows, n.rows)
-            torch.bmm(x, x.transpose(1, 2), out=gram).add_(1)
-        if self._cross is not None:  # the same of neighbouring blocks, without the biases
-            later, earlier = x[n.groups :], x[: -n.groups]
-            out = self._cross[1:].view(-1, n.rows, n.rows)
-            torch.bmm(later, earlier.transpose(1, 2), out=out)
-
-    def _multiply(self, block: int) -> None:
+    def _multiply(self, inputs: ChunkInputs, block: int) -> None:
         """Compute p = x w^T, and q of the momentum."""
-        self._product(self._x[block], self.parameters[0], self._of(self._p, block))
+        self._product(inputs.x[block], self.parameters[0], self._of(self._p, block))
         if self._q is not None:
-            self._product(self._x[block], self.momentum[0], self._q)
+            self._product(inputs.x[block], self.momentum[0], self._q)
 
     def _product(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
         n = self.shape
         stacked = weight.view(n.groups, n.networks * n.hidden, n.inputs)
         torch.bmm(x, stacked.transpose(1, 2), out=out.view(n.groups, n.rows, -1))
 
-    def _run_chain(self, block: int) -> None:
+    def _run_chain(self, inputs: ChunkInputs, block: int) -> None:
         """Take the block's steps, one after the other."""
         chain: Callable[..., None] = run_kernel if self.shape.compiled else blocked_chain_ref
         chain(
-            *(self._of(self._p, block), self._q, self._gram[block], self._chunk_labels[block]),
-            *(self._rows[block], self.recurrence, self.options, self.shape.batch),
+            *(self._of(self._p, block), self._q, inputs.gram[block], inputs.labels[block]),
+            *(inputs.rows[block], self.recurrence, self.options, self.shape.batch),
             *(self.parameters[1:], self.momentum[1:]),
             *(self._of(self._to_w, block), self._to_v, self._ends),
             *(self.losses[block], self.correct[block]),
         )
 
-    def _update(self, block: int) -> None:
+    def _update(self, inputs: ChunkInputs, block: int) -> None:
         """Set w <- w + ends[0] w + ends[1] v + to_w^T x, v <- ends[2] w + ends[3] v + to_v^T x."""
-        w, x = self.parameters[0], self._x[block]
+        w, x = self.parameters[0], inputs.x[block]
         w_w, w_v, v_w, v_v = self._ends[:, :, None, None].unbind(1)
         if self._spare is not None:
             torch.mul(w, v_w, out=self._spare)

@@ -32,7 +32,7 @@ class CapturedGraph:
         with torch.cuda.device(device):
             # Libraries set themselves up at their first call, which must not be recorded.
             # Ahead of what runs beside it: a chain of short steps before large products.
-            stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+            stream = torch.cuda.Stream(device, priority=-2)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 work()
@@ -64,13 +64,17 @@ def garbage_kept() -> Iterator[None]:
 
 
 class SideStream:
-    """A second stream, for work that may run beside that of the current one."""
+    """A second stream, for work that may run beside that of the current one.
 
-    def __init__(self, device: torch.device) -> None:
+    Of what waits for a free multiprocessor a stream of lower ``priority`` number goes first; a
+    :class:`CapturedGraph`'s own is -2.
+    """
+
+    def __init__(self, device: torch.device, priority: int = -1) -> None:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
 
     def run(self, work: Callable[[], None]) -> None:
         """Enqueue ``work()`` after what is in the current stream; run it at once where there is no

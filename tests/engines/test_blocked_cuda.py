@@ -83,6 +83,15 @@ class TestChain(ChainTests):
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+class TestChainWithoutTf32(ChainTests):
+    """On a GPU for which the pipelined kernel is not."""
+
+    @pytest.fixture
+    def machine(self):
+        emulation.configure(ORDERS["shuffled"], capability=75)
+        return SimpleNamespace(walk=walk, reruns=2)
+
+
 class TestEngine(EngineTests):
     @pytest.fixture
     def device(self):
@@ -162,7 +171,7 @@ def test_the_operator_hands_out_the_plan(doubles):
     """Which blocks the plan takes, and how long they are, tests/native/test_plan.py says."""
 
     def plan(*args):
-        return torch.ops.fastmlp.blocked_plan_cuda(*args, doubles)
+        return torch.ops.fastmlp.blocked_plan_cuda(*args, doubles, 90, 227 << 10)
 
     assert plan(8, 256, 10, 0) == (16, "")
     assert plan(8, 256, 10, 3) == (3, "")

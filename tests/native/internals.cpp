@@ -52,7 +52,25 @@ void bind_plans(py::module_& m) {
   m.def("plan_product", product_plan);
   m.def("plan_matmul_precision", matmul_precision_plan);
   m.def("plan_blocked_cpu", plan_blocked_cpu);
+  py::class_<Gpu>(m, "Gpu").def(py::init<int, int, int>());
   m.def("plan_blocked_cuda", plan_blocked_cuda);
+  py::class_<PipelinedChainPlan>(m, "PipelinedChainPlan")
+      .def_readonly("unsupported_reason", &PipelinedChainPlan::unsupported_reason)
+      .def_readonly("tiles_of_step", &PipelinedChainPlan::tiles_of_step)
+      .def_readonly("tiles", &PipelinedChainPlan::tiles)
+      .def_readonly("warps", &PipelinedChainPlan::warps)
+      .def_readonly("slots", &PipelinedChainPlan::slots)
+      .def_readonly("factors", &PipelinedChainPlan::factors)
+      .def_readonly("weight", &PipelinedChainPlan::weight)
+      .def_readonly("partial", &PipelinedChainPlan::partial)
+      .def_readonly("dlogits", &PipelinedChainPlan::dlogits)
+      .def_readonly("labels", &PipelinedChainPlan::labels)
+      .def_readonly("sums", &PipelinedChainPlan::sums)
+      .def_readonly("margins", &PipelinedChainPlan::margins)
+      .def_readonly("hits", &PipelinedChainPlan::hits)
+      .def_readonly("flags", &PipelinedChainPlan::flags)
+      .def_readonly("size", &PipelinedChainPlan::size);
+  m.def("plan_pipelined_chain", plan_pipelined_chain);
   py::class_<ChainPlan>(m, "ChainPlan")
       .def_readonly("unsupported_reason", &ChainPlan::unsupported_reason)
       .def_readonly("tile", &ChainPlan::tile)

@@ -19,6 +19,9 @@ SHARED_BYTES = 99 << 10
 H100 = 132
 """Its multiprocessors."""
 
+HOPPER, AMPERE, TURING = (90, 227 << 10), (80, 163 << 10), (75, 64 << 10)
+"""Compute capabilities, and the bytes of shared memory that a block may ask for."""
+
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True)
 
 sizes = st.integers(0, 5000)
@@ -171,9 +174,18 @@ def test_a_block_on_the_cpu_keeps_its_rows_within_bounds(batch, hidden, momentum
         assert steps * batch <= 288
 
 
-def test_block_lengths_on_a_gpu(plans):
-    lengths = [plans.plan_blocked_cuda(batch) for batch in (1, 3, 8, 64, 65, 128, 129)]
-    assert lengths == [128, 42, 16, 2, 1, 1, 1]
+def block_steps(batch, hidden=256, classes=10, doubles=False, gpu=HOPPER):
+    plans = internals()
+    return plans.plan_blocked_cuda(batch, hidden, classes, doubles, plans.Gpu(H100, *gpu))
+
+
+def test_block_lengths_on_a_gpu():
+    # 16 tiles of 8 rows, where the pipelined kernel takes them
+    assert [block_steps(b) for b in (1, 3, 8, 9, 17, 64, 65, 128)] == [16, 16, 16, 8, 5, 2, 1, 1]
+    # else 128 rows
+    for other in ({"hidden": 257}, {"classes": 17}, {"doubles": True}, {"gpu": TURING}):
+        lengths = [block_steps(batch, **other) for batch in (1, 3, 8, 64, 65, 128, 129)]
+        assert lengths == [128, 42, 16, 2, 1, 1, 1]
 
 
 # ---- the chain of a block on a GPU --------------------------------------------------------------
@@ -181,7 +193,8 @@ def test_block_lengths_on_a_gpu(plans):
 
 def test_which_blocks_the_chain_takes(plans):
     def reason(batch, hidden, classes, steps=None, doubles=False):
-        steps = plans.plan_blocked_cuda(batch) if steps is None else steps
+        if steps is None:
+            steps = block_steps(batch, hidden, classes, doubles, TURING)
         return plans.plan_chain_cuda(batch, hidden, classes, steps, doubles).unsupported_reason
 
     for doubles in (False, True):
@@ -250,3 +263,63 @@ def test_shorter_chains_fit_where_longer_ones_do(batch, hidden, classes, doubles
         for steps in range(2, min(1024 // batch, 40) + 1)
     ]
     assert fits == sorted(fits, reverse=True)
+
+
+def pipelined(batch, hidden, classes, steps, doubles=False, gpu=HOPPER):
+    plans = internals()
+    return plans.plan_pipelined_chain(batch, hidden, classes, steps, doubles, plans.Gpu(H100, *gpu))
+
+
+def test_which_blocks_the_pipelined_chain_takes():
+    def reason(*args, **kwargs):
+        return pipelined(*args, **kwargs).unsupported_reason
+
+    for shape in ((8, 256, 10, 16), (1, 1, 1, 16), (128, 256, 16, 1), (16, 64, 2, 8)):
+        assert reason(*shape) is None
+    assert "float64" in reason(8, 64, 10, 16, doubles=True)
+    assert "tensor cores" in reason(8, 64, 10, 16, gpu=TURING)
+    assert "256 hidden units" in reason(8, 257, 10, 16)
+    assert "16 classes" in reason(8, 256, 17, 16)
+    assert "shared memory" in reason(8, 256, 10, 16, gpu=AMPERE)
+    assert reason(8, 128, 10, 16, gpu=AMPERE) is None
+    for outside in ((0, 8, 3, 1), (129, 8, 3, 1), (8, 8, 3, 0), (8, 8, 3, 129)):
+        assert "its rows" in reason(*outside)
+    assert reason(8, 0, 3, 1)
+    assert reason(8, 8, 0, 1)
+
+
+@EXAMPLES
+@given(
+    batch=st.integers(1, 128),
+    hidden=st.integers(1, 256),
+    classes=st.integers(1, 16),
+    share=st.floats(0, 1),
+)
+def test_a_pipelined_chain_fits_into_the_memory_of_a_block(batch, hidden, classes, share):
+    steps = max(1, round(share * (160 // batch)))
+    plan = pipelined(batch, hidden, classes, steps)
+    if plan.unsupported_reason is not None:
+        assert "shared memory" in plan.unsupported_reason
+        return
+    assert plan.tiles_of_step == math.ceil(batch / 8)
+    assert plan.tiles == steps * plan.tiles_of_step
+    assert plan.warps in (1, 2, 4, 8)
+    assert plan.warps == 1 or 16 * plan.warps < hidden
+    assert hidden <= 32 * plan.warps
+    assert 4 * plan.size <= HOPPER[1]
+    rows, pairs = 8 * plan.tiles, math.ceil(plan.tiles / 2)
+    arrays = [
+        (0, 6 * (steps + 1)),  # the recurrence
+        (plan.slots, rows * (32 * plan.warps + 4)),
+        # two tiles' rows have 8 factors, 8 and 16 more for each two tiles before them
+        (plan.factors, sum(16 * (16 * i + 8) for i in range(pairs)) if steps > 1 else 0),
+        (plan.weight, 32 * plan.warps * (8 if classes <= 4 else 24)),
+        (plan.partial, 2 * plan.warps * 8 * 20),
+        (plan.dlogits, 8 * plan.tiles_of_step * 16),
+        *((begin, rows) for begin in (plan.labels, plan.sums, plan.margins, plan.hits)),
+        (plan.flags, 2 * 2 * plan.warps * plan.tiles),
+    ]
+    ends = [begin for begin, _ in arrays[1:]] + [plan.size]
+    for (begin, count), end in zip(arrays, ends, strict=True):
+        assert begin % 4 == 0  # 16 bytes
+        assert begin + count <= end < begin + count + 4  # apart, and nothing between

@@ -49,6 +49,11 @@ CHAINS = (
     Chain(100, 1, 64, 37),
     Chain(128, 1, 1024, 128),  # the largest of all: the last weight is not kept
     Chain(5, 6, 1000, 100, rows=(29,)),
+    Chain(20, 5, 64, 10, rows=(77,)),  # 15 tiles, three of a step
+    Chain(24, 3, 70, 16, 1, 2),
+    Chain(64, 2, 200, 10),
+    Chain(128, 1, 256, 2),
+    Chain(1, 16, 33, 3, 2, 1, (16, 7)),
 )
 
 

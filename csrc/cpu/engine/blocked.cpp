@@ -156,10 +156,16 @@ int64_t blocked_plan(int64_t batch, int64_t hidden, bool momentum, int64_t fresh
 }
 
 std::tuple<int64_t, std::string> blocked_plan_cuda(int64_t batch, int64_t hidden, int64_t classes,
-                                                   int64_t block_steps, bool doubles) {
+                                                   int64_t block_steps, bool doubles,
+                                                   int64_t capability, int64_t shared_bytes) {
   FASTMLP_CHECK(batch > 0 && hidden > 0 && classes > 0 && block_steps >= 0,
                 "batch, hidden and classes must be above 0, block_steps not below");
-  const int64_t steps = block_steps > 0 ? block_steps : plan_blocked_cuda(batch);
+  const Gpu gpu{0, static_cast<int>(capability), static_cast<int>(shared_bytes)};
+  const int64_t steps =
+      block_steps > 0 ? block_steps : plan_blocked_cuda(batch, hidden, classes, doubles, gpu);
+  const PipelinedChainPlan pipelined =
+      plan_pipelined_chain(batch, hidden, classes, steps, doubles, gpu);
+  if (!pipelined.unsupported_reason) return {steps, ""};
   const ChainPlan plan = plan_chain_cuda(batch, hidden, classes, steps, doubles);
   return {steps, plan.unsupported_reason ? plan.unsupported_reason : ""};
 }

@@ -134,14 +134,21 @@ void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const T
   const ChainArguments arguments{p,          q,        gram, labels, rows, recurrence, options,
                                  parameters, momentum, to_w, to_v,   ends, losses,     correct};
   arguments.check(n);
-  const ChainPlan plan =
-      plan_chain_cuda(batch, n.hidden, n.classes, n.steps, n.type == ScalarType::Double);
+  const bool doubles = n.type == ScalarType::Double;
+  const Launch launch(p);
+  Gpu gpu{};
+  check_launch("blocked_chain_", describe_device(&gpu));
+  ChainBlock block = arguments.block(n, batch);
+  block.pipelined = plan_pipelined_chain(batch, n.hidden, n.classes, n.steps, doubles, gpu);
+  if (!block.pipelined.unsupported_reason) {
+    check_launch("blocked_chain_", launch_pipelined_chain(block, launch.stream));
+    return;
+  }
+  const ChainPlan plan = plan_chain_cuda(batch, n.hidden, n.classes, n.steps, doubles);
   FASTMLP_CHECK(!plan.unsupported_reason,
                 std::string("the chain cannot run: ") + plan.unsupported_reason);
-  const Launch launch(p);
   std::optional<Tensor> workspace;
   if (batch > plan.tile) workspace = empty_beside(p, {n.all, n.classes, n.hidden}, n.type);
-  ChainBlock block = arguments.block(n, batch);
   block.workspace = workspace ? workspace->data_ptr() : nullptr;
   block.plan = plan;
   check_launch("blocked_chain_", launch_blocked_chain(block, type_of(n.type), launch.stream));

@@ -23,12 +23,12 @@ dim3 thread, block, block_size, grid_size;
 namespace {
 
 constexpr unsigned kWarp = 32, kMostThreads = 1024;
-constexpr size_t kStackBytes = 128 << 10, kSharedBytes = 48 << 10, kLargestExchange = 64;
-// What a launch may ask for on every GPU from sm_80 on, and what nobody may touch behind it.
-constexpr size_t kMostLaunchBytes = 99 << 10, kBandBytes = 4096;
+constexpr size_t kStackBytes = 128 << 10, kSharedBytes = 48 << 10;
+// What a launch may ask for at most on any GPU, and what nobody may touch behind it.
+constexpr size_t kMostLaunchBytes = 227 << 10, kBandBytes = 4096;
 constexpr unsigned char kBand = 0xa5;
 
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtNumberedBarrier, kAtFlag, kDone };
 
 // A fiber lives on from block to block. It starts by its context; from then on _setjmp, which calls
 // no kernel of an operating system, switches.
@@ -39,6 +39,9 @@ struct Fiber {
   bool started;
   State state;
   unsigned exchanges;
+  int barrier;
+  unsigned threads;  // that this barrier waits for
+  const uint64_t* flag;
 };
 
 Settings settings_;
@@ -97,6 +100,36 @@ bool release(size_t begin, size_t end, State barrier) {
   return true;
 }
 
+// Lets threads go on that wait at a barrier to which all have come, or for a flag that is raised;
+// returns whether there were any.
+bool release_waiting(size_t threads) {
+  bool any = false;
+  const auto go_on = [&](Fiber& fiber) {
+    fiber.state = State::kReady;
+    any = true;
+  };
+  std::map<int, unsigned> come;
+  for (size_t i = 0; i < threads; ++i) {
+    if (fibers_[i]->state == State::kAtNumberedBarrier) ++come[fibers_[i]->barrier];
+  }
+  for (size_t i = 0; i < threads; ++i) {
+    Fiber& fiber = *fibers_[i];
+    const bool all_there =
+        fiber.state == State::kAtNumberedBarrier && come[fiber.barrier] == fiber.threads;
+    const bool raised = fiber.state == State::kAtFlag && *fiber.flag != 0;
+    if (all_there || raised) go_on(fiber);
+  }
+  return any;
+}
+
+// What a launch may ask for here.
+size_t most_launch_bytes() {
+  const int capability = settings_.capability;
+  return capability == 80                        ? 163 << 10
+         : capability == 90 || capability == 100 ? 227 << 10
+                                                 : 99 << 10;
+}
+
 // 0 .. count - 1 in the order that the settings ask for.
 std::vector<unsigned> order_of(unsigned count) {
   std::vector<unsigned> order(count);
@@ -136,6 +169,7 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
       } while (release(warp * kWarp, (warp + 1) * kWarp, State::kAtWarpBarrier));
     }
     if (!failure_.empty()) return false;
+    if (release_waiting(threads)) continue;
     if (release(0, threads, State::kAtBlockBarrier)) continue;
     if (std::all_of(fibers_.begin(), fibers_.begin() + threads,
                     [](const auto& fiber) { return fiber->state == State::kDone; })) {
@@ -152,8 +186,9 @@ void configure(const Settings& settings) { settings_ = settings; }
 
 cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel) {
   failure_.clear();
-  if (bytes > kMostLaunchBytes || threads == 0 || threads > kMostThreads || threads % kWarp != 0 ||
-      grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 || grid.y > 65535 || grid.z != 1) {
+  if (bytes > most_launch_bytes() || threads == 0 || threads > kMostThreads ||
+      threads % kWarp != 0 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
+      grid.y > 65535 || grid.z != 1) {
     return cudaErrorInvalidValue;
   }
   make_fibers(threads);
@@ -178,6 +213,18 @@ cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<v
 
 void block_barrier() { wait(State::kAtBlockBarrier); }
 void warp_barrier() { wait(State::kAtWarpBarrier); }
+
+void numbered_barrier(int number, unsigned threads) {
+  present_->barrier = number;
+  present_->threads = threads;
+  wait(State::kAtNumberedBarrier);
+}
+
+void wait_for_flag(const uint64_t* flag) {
+  if (*flag != 0) return;
+  present_->flag = flag;
+  wait(State::kAtFlag);
+}
 
 void* shared_memory(const void* key, size_t size, size_t alignment) {
   void*& place = shared_keys_[key];
@@ -276,7 +323,9 @@ cudaError_t cudaGetDevice(int* device) {
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const cuda_on_host::Settings& settings = cuda_on_host::settings_;
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? settings.processors
+  *value = attribute == cudaDevAttrMultiProcessorCount ? settings.processors
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin
+               ? static_cast<int>(cuda_on_host::most_launch_bytes())
            : attribute == cudaDevAttrComputeCapabilityMajor ? settings.capability / 10
                                                             : settings.capability % 10;
   return cudaSuccess;

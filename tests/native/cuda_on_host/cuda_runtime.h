@@ -15,6 +15,7 @@
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
 };
@@ -25,6 +26,9 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(8) uint2 {
   unsigned x, y;
 };
@@ -43,9 +47,12 @@ extern dim3 thread, block, block_size, grid_size;
 // Runs kernel for every thread of every block, with so many bytes of launch_bytes().
 cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel);
 
-// Wait for the block, for the warp.
+// Wait for the block, for the warp, for so many threads at a barrier of this number, for a flag in
+// shared memory.
 void block_barrier();
 void warp_barrier();
+void numbered_barrier(int number, unsigned threads);
+void wait_for_flag(const uint64_t* flag);
 
 // `size` bytes that the block's threads share under a key; filled with nan when a block starts.
 void* shared_memory(const void* key, size_t size, size_t alignment);
@@ -53,7 +60,8 @@ void* shared_memory(const void* key, size_t size, size_t alignment);
 // The bytes that the launch asked for, filled with nan when a block starts.
 unsigned char* launch_bytes();
 
-// Gives `size` bytes to the warp and returns lane's bytes.
+// Gives `size` bytes to the warp and returns lane's bytes; another lane's are so far apart.
+constexpr size_t kLargestExchange = 64;
 const void* exchange(const void* mine, size_t size, int lane);
 
 // c (16, 8) += a (16, 16) b (16, 8): registers as in the PTX manual for mma.m16n8k16, float16 or
@@ -82,6 +90,7 @@ uint32_t round_to_tf32(float x);
 #define FASTMLP_SHARED_BYTES(name) unsigned char* name = cuda_on_host::launch_bytes()
 
 inline void __syncthreads() { cuda_on_host::block_barrier(); }
+inline void __syncwarp() { cuda_on_host::warp_barrier(); }
 
 template <typename T>
 void __stwb(T* to, const T& value) {
@@ -95,7 +104,47 @@ T __shfl_xor_sync(unsigned mask, T value, int distance) {
       cuda_on_host::exchange(&value, sizeof value, (threadIdx.x % 32) ^ distance));
 }
 
+namespace cuda_on_host {
+
+// f(lane, value) for all lanes' values.
+template <typename T, typename F>
+void for_lanes(const T& mine, const F& f) {
+  const char* warp = static_cast<const char*>(exchange(&mine, sizeof mine, 0));
+  for (int lane = 0; lane < 32; ++lane) {
+    f(lane, *reinterpret_cast<const T*>(warp + lane * kLargestExchange));
+  }
+}
+
+}  // namespace cuda_on_host
+
+inline unsigned __ballot_sync(unsigned, bool yes) {
+  unsigned all = 0;
+  cuda_on_host::for_lanes(yes,
+                          [&](int lane, bool bit) { all |= static_cast<unsigned>(bit) << lane; });
+  return all;
+}
+
 namespace fastmlp {
+
+inline void barrier_of(int id, int threads) { cuda_on_host::numbered_barrier(id, threads); }
+using Flag = uint64_t;
+inline void lower(Flag* flag) { *flag = 0; }
+inline void raise(Flag* flag) { *flag = 1; }
+inline void wait_for(const Flag* flag) { cuda_on_host::wait_for_flag(flag); }
+inline unsigned warp_max(unsigned x) {
+  unsigned largest = 0;
+  cuda_on_host::for_lanes(x, [&](int, unsigned y) { largest = y > largest ? y : largest; });
+  return largest;
+}
+inline unsigned warp_sum(unsigned x) {
+  unsigned sum = 0;
+  cuda_on_host::for_lanes(x, [&](int, unsigned y) { sum += y; });
+  return sum;
+}
+inline unsigned to_unsigned(float x) {
+  return x != x ? 0 : static_cast<unsigned>(__builtin_nearbyintf(x));
+}
+inline float quick_quotient(float a, float b) { return a / b; }
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, unsigned threads, cudaStream_t,

@@ -1,0 +1,63 @@
+// Products on tensor cores: a warp multiplies fragments that lie in its registers.
+#pragma once
+#include "cuda/kernel.cuh"
+
+namespace fastmlp {
+
+#ifdef __CUDACC__
+// c (16, 8) += a (16, 16) b (16, 8), spread over a warp's registers as PTX lays down for
+// mma.m16n8k16.
+__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// c (16, 8) += a (16, 8) b (8, 8) likewise; of a and b it takes the upper 19 bits, which are TF32.
+__device__ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// x rounded to the nearest number of 11 significant bits, ties away from 0.
+__device__ inline uint32_t round_to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+#endif
+
+// A float32 as two TF32 numbers: x = big + small up to 2^-23 |x|, where |x| > 2^-102; smaller ones
+// lose bits, as their small part is below the normal numbers.
+struct Tf32Parts {
+  uint32_t big, small;
+};
+
+// Rounded by integers: a conversion takes several instructions. An inf and the largest numbers give
+// inf or nan, and nan gives nan, in one part or the other.
+__device__ inline Tf32Parts split_float(float x) {
+  const uint32_t big = (bits_of_float(x) + 0x1000u) & ~0x1fffu;
+  return {big, bits_of_float(x - float_of_bits(big))};
+}
+
+template <int kCount>
+__device__ void split_floats(const float (&values)[kCount], uint32_t (&big)[kCount],
+                             uint32_t (&small)[kCount]) {
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    const Tf32Parts parts = split_float(values[e]);
+    big[e] = parts.big;
+    small[e] = parts.small;
+  }
+}
+
+}  // namespace fastmlp
