@@ -208,6 +208,21 @@ def op_table(results: Results) -> str:
     return "\n".join([*lines, *_disturbed_note(results["rows"])])
 
 
+def sklearn_table(results: Results) -> str:
+    """Return seconds of scikit-learn's ``fit`` and how many times faster fastmlp's is."""
+    lines = [
+        "| seconds of `fit` | epochs | scikit-learn | fastmlp | times |",
+        "|---|" + "---:|" * 4,
+    ]
+    for row in results["rows"]:
+        theirs, ours = row["seconds"]["scikit-learn"], row["seconds"]["fastmlp"]
+        cells = [row["case"], str(row["epochs"]), f"{theirs:.3f}", f"{ours:.3f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['ratio']:.1f}{_mark(row)}"]) + " |")
+    mean = statistics.geometric_mean(row["ratio"] for row in results["rows"])
+    lines.append(f"| geometric mean | | | | **{mean:.1f}** |")
+    return "\n".join([*lines, *_disturbed_note(results["rows"])])
+
+
 def train_table(results: Results) -> str:
     """Return the default run's accuracy and time in a sentence."""
     rows = results["rows"]
@@ -339,6 +354,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
     "many": (many_table, "growth"),
     "report": (report_table, "report"),
     "op": (op_table, "op_time"),
+    "sklearn": (sklearn_table, "sklearn"),
     "train": (train_table, "train"),
     "accuracy": (accuracy_table, "accuracy"),
 }

@@ -55,6 +55,9 @@ class StepConfig:
     """Of the outputs of hidden layers."""
     grad_average: bool = False
     """Gradients, already means over a batch, are divided by its rows once more."""
+    decay_in_loss: float = 0.0
+    """A step's loss includes this times what the decay is the gradient of: half the decay times the
+    sum of the squares of the parameters that decay."""
 
     def __post_init__(self) -> None:
         row_of(self.activation)
@@ -67,12 +70,15 @@ class StepConfig:
             raise ValueError(f"momentum and nesterov are for sgd, not for {self.optimizer}")
         if self.label_smoothing and not loss.takes_labels:
             raise ValueError(f"label_smoothing is for cross_entropy, not for {self.loss}")
+        if self.optimizer == "adamw" and self.decay_in_loss:
+            raise ValueError("decay_in_loss is for sgd and adam: adamw's decay is no gradient")
         for name, low, high in (
             ("label_smoothing", 0.0, 1.0),
             ("momentum", 0.0, math.inf),
             ("eps", 0.0, math.inf),
             ("weight_decay", -math.inf, math.inf),
             ("loss_scale", -math.inf, math.inf),
+            ("decay_in_loss", -math.inf, math.inf),
         ):
             value = getattr(self, name)
             if not low <= value <= high or not math.isfinite(value):
@@ -171,6 +177,7 @@ def options_of(config: StepConfig, network: Network | None = None) -> list[float
         config.dropout,
         dropout_threshold(config.dropout),
         config.grad_average,
+        config.decay_in_loss,
     ]
     of_call: list[float] = [0, 0, 0, 0, 0, done]
     if network is not None:

@@ -27,8 +27,8 @@ __all__ = ["Network", "StepConfig", "StepMetrics", "train_steps_", "train_steps_
 
 
 class StepMetrics(NamedTuple):
-    """Of each step taken: ``losses`` float64, the batch's mean loss before the step, without weight
-    decay, and ``correct`` int64, its rows predicted right.
+    """Of each step taken: ``losses`` float64, the batch's mean loss before the step, with weight
+    decay only where the config says so, and ``correct`` int64, its rows predicted right.
 
     A network stops before the update of a step whose loss is not finite; the losses of the steps
     that it did not come to are nan.
@@ -244,6 +244,7 @@ def train_steps_ref(network: Network, rows: Rows) -> StepMetrics:
             factor = (config.clip_norm / (norm + 1e-6)).clamp(max=1)
             gradients = [g * factor for g in gradients]
         denominator = _denominator(_batch_weights(network, rows, batch)[1], config)
+        losses[i] += _decay_loss(network, denominator) if config.decay_in_loss else 0
         for k, gradient in enumerate(gradients):
             _update_ref(network, k, gradient, denominator)
     return StepMetrics(losses, correct)
@@ -323,6 +324,15 @@ def _gradients_ref(
             g = g * factors[layer - 1] if factors else g
             g = row.backward(g, saved[layer - 1])
     return mean, loss.hits(z, target).sum(), gradients
+
+
+def _decay_loss(network: Network, denominator: float) -> float:
+    """Return what the weight decay adds to a step's loss."""
+    config = network.config
+    decayed = network.parameters if config.decay_biases else network.parameters[::2]
+    squares = sum(float(tensor.double().square().sum()) for tensor in decayed)
+    decay = config.weight_decay / (denominator if config.decay_per_row else 1)
+    return config.decay_in_loss * decay / 2 * squares
 
 
 def _update_ref(network: Network, k: int, gradient: Tensor, denominator: float) -> None:

@@ -40,6 +40,7 @@ enum StepOption {
   kDropout,
   kDropoutThreshold,
   kStepGradAverage,
+  kDecayInLoss,
   kSeedLow,
   kSeedHigh,
   kEpoch,

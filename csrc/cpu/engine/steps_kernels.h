@@ -239,6 +239,15 @@ double panel_gradient(UpdateKind kind, const UpdateNumbers<T>& numbers, int64_t 
   return static_cast<double>(reduce_add<T>(squares));
 }
 
+// The sum of the squares of some rows of a panel, `count` numbers: whole vectors, those past the
+// last output being zeros.
+template <typename T>
+double panel_squares(const T* w, int64_t count) {
+  vec<T> squares = {};
+  for (int64_t i = 0; i < count; i += kLanes<T>) squares += load(w + i) * load(w + i);
+  return static_cast<double>(reduce_add<T>(squares));
+}
+
 template <UpdateKind kKind, typename T>
 FASTMLP_INLINE void update_rows(const UpdateNumbers<T>& u, int64_t width, T factor,
                                 const T* gradients, int64_t begin, int64_t end, int64_t bias_row,

@@ -69,6 +69,7 @@ class StepRun {
       }
     }
     squares_.resize(items_.size());
+    decayed_.resize(number(kDecayInLoss) != 0 ? items_.size() : 0);
     const int64_t stride = row_stride<T>(network.sizes[0]);
     for (int64_t m = 0; m < batch_; ++m) x_.get()[m * stride + network.sizes[0]] = 1;
     prepare_loss();
@@ -187,6 +188,7 @@ class StepRun {
     for (int64_t m = 0; m < count_; ++m) correct += row_hits_[m];
     prepare_update(number_of_step, divisor);
     team_.run(items_.size(), [this](int64_t i) { item_gradient(i); });
+    for (double part : decayed_) loss += number(kDecayInLoss) * update_.weight_decay / 2 * part;
     if (options_[kClipNorm] > 0) clip_and_update();
     return true;
   }
@@ -283,6 +285,12 @@ class StepRun {
     const T* x = item.layer == 0 ? x_.get() : h(item.layer - 1);
     const bool clips = options_[kClipNorm] > 0;
     T* gradients = gradients_[item.layer].get() + item.panel.first * (layer.inputs + 1);
+    if (!decayed_.empty()) {
+      const int64_t width = layer.width(item.panel);
+      const int64_t end = option(kDecayBiases) ? item.end : std::min(item.end, layer.inputs);
+      decayed_[i] = FASTMLP_BEST_ISA(panel_squares<T>)(
+          layer.at(item.panel).w + item.begin * width, (end - item.begin) * width);
+    }
     squares_[i] = FASTMLP_BEST_ISA(panel_gradient<T>)(
         kind_, update_, item.panel.vectors, x, stride, dz_[item.layer].get() + item.panel.first,
         dz_stride, count_, item.begin, item.end, layer.inputs, layer.at(item.panel),
@@ -325,7 +333,8 @@ class StepRun {
   std::vector<T> row_weights_, targets_, class_weight_;
   std::vector<int64_t> labels_;
   std::vector<Item> items_;
-  std::vector<double> squares_;
+  std::vector<double> squares_;  // of each item's gradients, where these are clipped
+  std::vector<double> decayed_;  // squares of each item's weights, where the loss has the decay
   LossRows<T> loss_;
   UpdateNumbers<T> update_;
   // The present step's.

@@ -1,0 +1,5 @@
+"""Multi-layer perceptrons with the interface of ``sklearn.neural_network``."""
+
+from fastmlp.sklearn.estimators import MLPClassifier, MLPRegressor
+
+__all__ = ["MLPClassifier", "MLPRegressor"]
