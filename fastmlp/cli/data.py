@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
 def describe(dataset: Dataset, split: str = "60/20/20", test_set: str = "split") -> str:
     """Return sizes, classes, counts and statistics of a data set as lines of text."""
     parts = split_dataset(dataset, split, test_set)
+    assert parts.test is not None  # split_dataset always makes one
     columns = {"train": parts.train, "val": parts.val, "test": parts.test}
     counts = [torch.bincount(part.labels, minlength=10).tolist() for part in columns.values()]
     means, deviations = channel_statistics(parts.train.images)

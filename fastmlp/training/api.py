@@ -31,7 +31,7 @@ def fit(
     should_stop: Callable[[], bool] | None = None,
     verbose: bool = False,
 ) -> RunResult:
-    """Train a network, keep the parameters with the best validation accuracy, and test those.
+    """Train a network, keep the parameters of the best epoch, and test those.
 
     ``data`` is loaded as ``config`` says where it is not given; ``verbose`` shows downloads.
     ``out`` is a folder for the run's files (:mod:`fastmlp.training.checkpoint`), new or empty;
@@ -147,7 +147,7 @@ def _train_one(
     if run.error is not None:
         raise _with_folder(run.error, run, folder) from run.error.__cause__
     path = folder.path if folder is not None else None
-    summary = run.summary if run.test is not None else {}
+    summary = run.summary if run.finished else {}
     return replace(run.result(), folder=path, summary=summary)
 
 

@@ -2,7 +2,7 @@
 
     config.json    the configuration, every "auto" resolved
     metrics.csv    one row per epoch
-    best.pt        state_dict with the highest validation accuracy so far
+    best.pt        state_dict of the best epoch so far: validation accuracy, or loss in a regression
     last.pt        state_dict as of the last save
     resume.pt      everything that a resumed run needs
     summary.json   results, versions and device; only in the folder of a finished run
@@ -62,8 +62,8 @@ class Checkpoint:
 
     @property
     def best_record(self) -> EpochRecord:
-        """The epoch with the highest validation accuracy, the first of equals."""
-        return max(self.history, key=lambda record: record.val_acc)
+        """The epoch with the highest score, the first of equals."""
+        return max(self.history, key=lambda record: record.score)
 
 
 class RunDirectory:
@@ -187,8 +187,8 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """Return the results of a finished run."""
         summary = self._read_json("summary.json")
-        for key, kinds in (("epochs", (int,)), ("test_accuracy", (int, float))):
-            if type(summary.get(key)) not in kinds:
+        for key, kinds in (("epochs", (int,)), ("test_accuracy", (int, float, type(None)))):
+            if key not in summary or type(summary[key]) not in kinds:
                 raise UserError(f"{self.path / 'summary.json'} is damaged: {key} is not a number")
         return summary
 
