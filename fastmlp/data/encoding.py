@@ -1,6 +1,6 @@
-"""Turn the rows of a table into the inputs of a network, and its target column into targets.
+"""Turn the rows of a table into the inputs of a network.
 
-Both encodings are fitted on the training rows alone and become part of the saved model.
+The encoding is fitted on the training rows alone and becomes part of the saved model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from fastmlp.data.tables import Column, Table, is_text, listed, missing
 from fastmlp.utils.errors import UserError
 
-TASKS = ("classification", "regression")
 MISSING = ("error", "mean")
 """What is done about missing numbers: refuse them, or take the column's mean."""
 MAX_CATEGORIES = 1000
@@ -127,7 +126,7 @@ class TableEncoding:
                 at += 1
             else:
                 end = at + len(column.categories)
-                names = np.array(_category_names(table, name), dtype=object)[:, None]
+                names = np.array(category_names(table, name), dtype=object)[:, None]
                 inputs[:, at:end] = names == np.array(column.categories, dtype=object)
                 at = end
         return inputs
@@ -161,25 +160,26 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
     column = table.columns[name]
     gaps = missing(column)
     if is_text(column):
-        row = _first_text(column)
+        row = first_text(column)
         mixed = any(_reads_as_number(value) for value in column)
         raise UserError(
-            f"Column {name!r} of {table.source} has the text {column[row]!r} in row {row + 1}"
-            f"{', among numbers' * mixed}; {'correct it' if mixed else 'leave the column out'}, or "
+            f"Column {name!r} of {table.source} has the text {column[row]!r} in row "
+            f"{table.number(row)}{', among numbers' * mixed}; {'correct it' if mixed else 'leave the column out'}, or "
             "name the column in categories to make it one-hot.",
             options=("categories",),
         )
     if gaps.any() and missing_values == "error":
         row = int(gaps.argmax())
         raise UserError(
-            f"Column {name!r} of {table.source} has no value in row {row + 1} ({int(gaps.sum()):,} "
-            "are missing); fill them in, or pass missing mean to take the column's mean.",
+            f"Column {name!r} of {table.source} has no value in row {table.number(row)} "
+            f"({int(gaps.sum()):,} are missing); fill them in, or pass missing mean to take the column's mean.",
             options=("missing",),
         )
     infinite = np.isinf(column)
     if infinite.any():
+        row = table.number(int(infinite.argmax()))
         raise UserError(
-            f"Column {name!r} of {table.source} is infinite in row {int(infinite.argmax()) + 1}; "
+            f"Column {name!r} of {table.source} is infinite in row {row}; "
             "correct it, or leave it empty and pass missing mean.",
             options=("missing",),
         )
@@ -200,7 +200,7 @@ def _fit_numbers(table: Table, name: str, missing_values: str) -> NumberColumn:
 
 
 def _fit_categories(table: Table, name: str) -> CategoryColumn:
-    found = sorted(set(_category_names(table, name)) - {None}, key=_category_order)
+    found = sorted(set(category_names(table, name)) - {None}, key=category_order)
     if len(found) > MAX_CATEGORIES:
         raise UserError(
             f"Column {name!r} of {table.source} has {len(found):,} categories, and at most "
@@ -210,7 +210,7 @@ def _fit_categories(table: Table, name: str) -> CategoryColumn:
     return CategoryColumn(tuple(str(each) for each in found))
 
 
-def _category_names(table: Table, name: str) -> list[str | None]:
+def category_names(table: Table, name: str) -> list[str | None]:
     """Return each row's category as a text, None where it is missing; 3 and 3.0 are one."""
     column = table.columns[name]
     gaps = missing(column)
@@ -226,7 +226,7 @@ def label_name(value: object) -> str:
     return str(value)
 
 
-def _category_order(name: str | None) -> tuple[int, float, str]:
+def category_order(name: str | None) -> tuple[int, float, str]:
     """Sort numbers by value, before texts."""
     text = str(name)
     return (0, float(text), text) if _reads_as_number(text) else (1, 0.0, text)
@@ -246,7 +246,7 @@ def _check_varies(table: Table, name: str, column: NumberColumn | CategoryColumn
         )
 
 
-def _first_text(column: Column) -> int:
+def first_text(column: Column) -> int:
     """Return the first row with a text, preferably one that does not read as a number."""
     texts = [row for row, value in enumerate(column) if isinstance(value, str)]
     return next((row for row in texts if not _reads_as_number(column[row])), texts[0])
@@ -260,120 +260,3 @@ def _reads_as_number(value: object) -> bool:
     except (TypeError, ValueError):
         return False
     return not np.isnan(number)
-
-
-@dataclass(frozen=True)
-class TargetEncoding:
-    """How a target column becomes targets: labels (n,) int64, indices into ``classes``, or numbers
-    (n,) float32, (value - mean) / deviation, in a regression."""
-
-    task: str
-    name: str
-    classes: tuple[str, ...] = ()
-    mean: float = 0.0
-    deviation: float = 1.0
-
-    @classmethod
-    def fit(cls, column: Column, name: str, task: str | None = None) -> TargetEncoding:
-        """Fit the encoding to the training rows' targets.
-
-        ``task`` is one of :data:`TASKS`; where it is None, texts and whole numbers of at most
-        :data:`~fastmlp.data.encoding.GUESSED_CLASSES` values are classes. Raises UserError that
-        names the column and the row for what cannot be a target, and for a single class.
-        """
-        task = task or guessed_task(column)
-        if task not in TASKS:
-            raise UserError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
-        table = Table({name: column}, "the target")
-        gaps = missing(column)
-        if gaps.any():
-            raise UserError(
-                f"The target {name!r} has no value in row {int(gaps.argmax()) + 1} "
-                f"({int(gaps.sum()):,} are missing); leave such rows out."
-            )
-        if task == "regression":
-            values = _target_numbers(table, name)
-            if len(values) < 2 or values.min() == values.max():
-                raise UserError(
-                    f"The target {name!r} is the same in every training row, so nothing can be "
-                    "learned; pass rows with several values."
-                )
-            return cls(task, name, (), float(values.mean()), float(values.std()))
-        found = sorted(set(_category_names(table, name)), key=_category_order)
-        if len(found) < 2:
-            raise UserError(
-                f"The target {name!r} has the single class {found[0]!r} in all training rows, and "
-                "a classification needs two; pass rows of another class, or task regression.",
-                options=("task",),
-            )
-        if len(found) > MAX_CATEGORIES:
-            raise UserError(
-                f"The target {name!r} has {len(found):,} classes, more than {MAX_CATEGORIES:,}; "
-                "pass task regression if they are numbers.",
-                options=("task",),
-            )
-        return cls(task, name, tuple(str(each) for each in found))
-
-    def apply(self, column: Column) -> NDArray[np.int64] | NDArray[np.float32]:
-        """Return the targets (n,); raise UserError, naming the row, for an unknown class or what is
-        no number."""
-        table = Table({self.name: column}, "the target")
-        if self.task == "regression":
-            values = _target_numbers(table, self.name)
-            return ((values - self.mean) / self.deviation).astype(np.float32)
-        index = {name: i for i, name in enumerate(self.classes)}
-        labels = np.empty(len(column), np.int64)
-        for row, value in enumerate(_category_names(table, self.name)):
-            if value not in index:
-                raise UserError(
-                    f"The target {self.name!r} is {value!r} in row {row + 1}, a class that no "
-                    f"training row has; those are {listed(self.classes)}."
-                )
-            labels[row] = index[value]
-        return labels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the encoding as JSON has it; :meth:`from_dict` reads it."""
-        return {
-            "task": self.task,
-            "name": self.name,
-            "classes": list(self.classes),
-            "mean": self.mean,
-            "deviation": self.deviation,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TargetEncoding:
-        """Return the encoding of a :meth:`to_dict`."""
-        return cls(**{**values, "classes": tuple(values["classes"])})
-
-
-GUESSED_CLASSES = 100
-"""Whole numbers of more values than these are taken for a regression's where no task is given."""
-
-
-def guessed_task(column: Column) -> str:
-    """Return the task that a target column looks like."""
-    if is_text(column):
-        return "classification"
-    values = column[~np.isnan(column)]
-    whole = bool((values == np.floor(values)).all())
-    return TASKS[0] if whole and len(np.unique(values)) <= GUESSED_CLASSES else TASKS[1]
-
-
-def _target_numbers(table: Table, name: str) -> NDArray[np.float64]:
-    column = table.columns[name]
-    if is_text(column):
-        row = _first_text(column)
-        raise UserError(
-            f"The target {name!r} has the text {column[row]!r} in row {row + 1}, and a regression "
-            "needs numbers; correct it, or pass task classification.",
-            options=("task",),
-        )
-    infinite = ~np.isfinite(column)
-    if infinite.any():
-        raise UserError(
-            f"The target {name!r} is {column[infinite][0]} in row {int(infinite.argmax()) + 1}; "
-            "correct it or leave the row out."
-        )
-    return column

@@ -26,12 +26,14 @@ class Table:
 
     A column (n,) is float64 with nan for a missing value, or of objects: texts, numbers among them
     where the column mixes both, and None for a missing value. ``named`` is False where the names
-    are only the numbers of the columns.
+    are only the numbers of the columns; ``origin`` (n,) are the rows' places in the table that they
+    were taken from.
     """
 
     columns: Mapping[str, Column]
     source: str = "the data"
     named: bool = True
+    origin: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -44,7 +46,12 @@ class Table:
     def rows(self, indices: NDArray[np.int64] | slice) -> Table:
         """Return some of the rows."""
         chosen = {name: column[indices] for name, column in self.columns.items()}
-        return Table(chosen, self.source, self.named)
+        origin = np.arange(len(self)) if self.origin is None else self.origin
+        return Table(chosen, self.source, self.named, origin[indices])
+
+    def number(self, row: int) -> int:
+        """Return the number of a row, counted from 1, as its source has it."""
+        return (row if self.origin is None else int(self.origin[row])) + 1
 
     def pop(self, name: str) -> tuple[Table, Column]:
         """Return the table without a column, and that column; raise UserError where it has none of
@@ -55,7 +62,7 @@ class Table:
                 options=("target",),
             )
         rest = {each: column for each, column in self.columns.items() if each != name}
-        return Table(rest, self.source, self.named), self.columns[name]
+        return Table(rest, self.source, self.named, self.origin), self.columns[name]
 
 
 def listed(names: tuple[str, ...], most: int = 12) -> str:

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from fastmlp.data.sampling import sliding_part
 from fastmlp.data.splits import DataSplits, Subset
@@ -19,6 +20,7 @@ from fastmlp.ops.losses import loss_row
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import make_epoch
+from fastmlp.training.predictor import Predictor, as_module
 from fastmlp.training.summary import make_summary
 from fastmlp.utils.errors import EXIT_FAILURE, EXIT_USAGE, UserError
 
@@ -50,6 +52,36 @@ class RunResult:
     """For one of many: how its loss became nan or infinite."""
     finished: bool = False
     """Whether it trained all its epochs."""
+    predictor: Predictor | None = None
+    """The network with the encoding of raw rows; None where it was not trained on rows and
+    targets given to :func:`fastmlp.fit`."""
+
+    def predict(self, x: object) -> NDArray[Any]:
+        """Return the class or number of each raw row; see :meth:`Predictor.predict`."""
+        return self._of_rows.predict(x)
+
+    def predict_proba(self, x: object) -> NDArray[Any]:
+        """Return the probability of each class; see :meth:`Predictor.predict_proba`."""
+        return self._of_rows.predict_proba(x)
+
+    def evaluate(self, x: object, y: object, sample_weight: object = None) -> EvalMetrics:
+        """Return loss and accuracy on raw rows; see :meth:`Predictor.evaluate`."""
+        return self._of_rows.evaluate(x, y, sample_weight)
+
+    @property
+    def model(self) -> nn.Sequential:
+        """The network of the best epoch as a module of ``torch.nn``, from normalised inputs to
+        outputs before the loss."""
+        return as_module(self.best_parameters, self.config.activation)
+
+    @property
+    def _of_rows(self) -> Predictor:
+        if self.predictor is None:
+            raise UserError(
+                "This run was not trained on rows given to fastmlp.fit(X, y), so it cannot take "
+                "raw rows; call its model with normalised inputs"
+            )
+        return self.predictor
 
     @property
     def interrupted(self) -> bool:

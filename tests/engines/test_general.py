@@ -99,8 +99,9 @@ def test_metrics_are_means_by_weight():
     expected = (errors * data.weights).sum() / data.weights.sum()
     assert evaluation.loss == pytest.approx(expected.item(), rel=1e-12)
     assert evaluation.accuracy != evaluation.accuracy  # nan
-    (metrics,) = engine.train_epoch([state], [epoch()])
+    (metrics,) = engine.train_epoch([state], [replace(epoch(), lr=0.0)])
     assert metrics.weight == float(data.weights.sum())
+    assert metrics.loss == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [NativeEngine, ReferenceEngine])
