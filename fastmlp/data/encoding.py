@@ -164,7 +164,8 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
         mixed = any(_reads_as_number(value) for value in column)
         raise UserError(
             f"Column {name!r} of {table.source} has the text {column[row]!r} in row "
-            f"{table.number(row)}{', among numbers' * mixed}; {'correct it' if mixed else 'leave the column out'}, or "
+            f"{table.number(row)}{', among numbers' * mixed}; "
+            f"{'correct it' if mixed else 'leave the column out'}, or "
             "name the column in categories to make it one-hot.",
             options=("categories",),
         )
@@ -172,7 +173,8 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
         row = int(gaps.argmax())
         raise UserError(
             f"Column {name!r} of {table.source} has no value in row {table.number(row)} "
-            f"({int(gaps.sum()):,} are missing); fill them in, or pass missing mean to take the column's mean.",
+            f"({int(gaps.sum()):,} are missing); fill them in, or pass missing mean to take the "
+            "column's mean.",
             options=("missing",),
         )
     infinite = np.isinf(column)

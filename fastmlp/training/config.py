@@ -66,7 +66,8 @@ class TrainConfig:
 
     dataset: str = option(
         "auto",
-        "auto: CIFAR-10 if found or downloadable, else the built-in synthetic set",
+        "auto: CIFAR-10 if found or downloadable, else the built-in synthetic set; mnist, "
+        "fashion-mnist and cifar100 are looked for in the data folder",
         text("the name of a data set", choices=DATASETS),
         group="data",
         normalize=current_name,

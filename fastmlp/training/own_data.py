@@ -55,8 +55,9 @@ def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
     ``x`` (n, columns): NumPy, torch, or a data frame of pandas or polars, whose column names are
     kept; ``y`` (n,): classes, texts or whole numbers, or numbers to predict. Options are those of
     :func:`prepare`; the fields of :class:`TrainConfig`, whose defaults are :data:`DEFAULTS` here
-    where that has others; and ``out``, ``callbacks`` and ``should_stop`` as in
-    :func:`fastmlp.training.api.fit`. The result predicts raw rows. Raises
+    where that has others; ``out``, ``callbacks`` and ``should_stop`` as in
+    :func:`fastmlp.training.api.fit`; and ``origin``, where the rows are from, as JSON has it, which
+    is kept beside the encoding. The result predicts raw rows. Raises
     :class:`~fastmlp.utils.errors.UserError` for what the user can mend.
 
     With a configuration, ``fit(config, data)``, it is :func:`fastmlp.training.api.fit`.
@@ -67,11 +68,12 @@ def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
         return api.fit(config, data, **options)
     if y is None:
         raise UserError("y is missing; call fit(X, y), or fit(config) for a known data set.")
+    origin = options.pop("origin", None)
     call = {name: options.pop(name) for name in CALL_OPTIONS if name in options}
     given = {name: options.pop(name) for name in tuple(options) if name in OPTIONS}
     own = prepare(x, y, loss=given.get("loss"), **_known(options))
-    config = _config(given, own)
-    result = api.fit(config, own.splits, encoding=own.encoding.to_dict(), **call)
+    encoding = {**own.encoding.to_dict(), "origin": origin}
+    result = api.fit(_config(given, own), own.splits, encoding=encoding, **call)
     predictor = Predictor(result.config, own.encoding, result.best_parameters)
     return replace(result, predictor=predictor)
 
@@ -92,6 +94,7 @@ def prepare(
     class_weight: str | Mapping[object, float] | None = None,
     split_seed: int = 0,
     name: str = "own",
+    target_name: str = "y",
 ) -> OwnData:
     """Split rows and targets into training and validation parts, and encode them.
 
@@ -101,7 +104,8 @@ def prepare(
     held out, drawn by ``split_seed``, each class in its share with ``stratify`` (by default in a
     classification), or rows and targets of their own; ``test`` are rows and targets to test on at
     the end. ``sample_weight`` (n,) are factors of the rows' losses; ``class_weight`` are factors of
-    the classes' in training, "balanced" for n / (classes * rows of the class).
+    the classes' in training, "balanced" for n / (classes * rows of the class). ``name`` is that of
+    the data set, ``target_name`` that of the target in messages.
     """
     table = as_table(x)
     column = target_column(y, len(table))
@@ -110,14 +114,14 @@ def prepare(
         train = np.arange(len(table))
         val_table, val_y, val_weights = as_table(validation[0], "validation"), validation[1], None
     else:
-        guess = TargetEncoding.fit(column, "y", task)
+        guess = TargetEncoding.fit(column, target_name, task)
         classes = guess.task == "classification" if stratify is None else stratify
         labels = guess.apply(column) if classes else None
         train, held = split_rows(len(table), validation, split_seed, labels)
         val_table, val_y = table.rows(held), column[held]
         val_weights = None if weights is None else weights[held]
     standardise = loss not in UNSTANDARDISED
-    target = TargetEncoding.fit(column[train], "y", task, standardise=standardise)
+    target = TargetEncoding.fit(column[train], target_name, task, standardise=standardise)
     inputs = TableEncoding.fit(
         table.rows(train), categories=categories, missing=missing, keep_constant=keep_constant
     )
@@ -127,7 +131,7 @@ def prepare(
     val = replace(_part(inputs, target, val_table, val_y), weights=val_weights)
     tested = None if test is None else _part(inputs, target, as_table(test[0], "test"), test[1])
     outputs = len(target.classes) or 1
-    splits = DataSplits(part, val, tested, outputs, name, class_names=target.classes)
+    splits = DataSplits(part, val, tested, outputs, name, table.source, class_names=target.classes)
     return OwnData(splits, Encoding(inputs, target))
 
 

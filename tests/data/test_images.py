@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fastmlp.data import images
+from fastmlp.data.dataset import load_dataset
 from fastmlp.data.images import load_images, read_idx, read_image_folder
+from fastmlp.data.splits import split_dataset
 from fastmlp.utils.errors import UserError
 
 PICTURES = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
@@ -174,3 +176,12 @@ def test_what_is_no_folder_of_images(tmp_path):
     (tmp_path / "b" / "y.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"y.png cannot be read as an image"):
         read_image_folder(tmp_path)
+
+
+def test_a_set_of_images_is_a_data_set_to_train_on(mnist):
+    found = load_dataset("mnist", mnist.parent)
+    assert (found.name, found.synthetic, len(found.classes)) == ("mnist", False, 10)
+    assert found.images.shape == (3, 1, 4, 4)
+    parts = split_dataset(found, "50/50/0", "official")
+    assert parts.test.labels.tolist() == [7, 0]
+    assert parts.train.images.tolist() == [list(range(16))]
