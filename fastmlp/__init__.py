@@ -12,12 +12,13 @@ from fastmlp.ops._load import native_available, set_backend
 
 if TYPE_CHECKING:
     from fastmlp.sweeps.sweep import sweep
-    from fastmlp.training.api import fit, fit_many
+    from fastmlp.training.api import fit_many
     from fastmlp.training.config import TrainConfig
+    from fastmlp.training.own_data import fit
 
 _LATER = {
     "TrainConfig": "training.config",
-    "fit": "training.api",
+    "fit": "training.own_data",
     "fit_many": "training.api",
     "sweep": "sweeps.sweep",
 }

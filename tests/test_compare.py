@@ -209,7 +209,7 @@ def test_wrong_training_fails(wrong, steps, monkeypatch):
     draws, truth, _ = trained(steps)
     peers = by_name(draws)
 
-    def mlp(parameters: list[Tensor], x: Tensor, autocast: bool = False) -> Tensor:
+    def mlp(parameters: list[Tensor], x: Tensor, *_: object) -> Tensor:
         hidden = wrong(F.relu(F.linear(x, *parameters[:2])))
         return F.linear(hidden, *parameters[2:])
 

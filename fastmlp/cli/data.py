@@ -48,8 +48,12 @@ def main(argv: list[str]) -> int:
 def describe(dataset: Dataset, split: str = "60/20/20", test_set: str = "split") -> str:
     """Return sizes, classes, counts and statistics of a data set as lines of text."""
     parts = split_dataset(dataset, split, test_set)
+    assert parts.test is not None  # split_dataset always makes one
     columns = {"train": parts.train, "val": parts.val, "test": parts.test}
-    counts = [torch.bincount(part.labels, minlength=10).tolist() for part in columns.values()]
+    counts = [
+        torch.bincount(part.labels, minlength=len(dataset.classes)).tolist()
+        for part in columns.values()
+    ]
     means, deviations = channel_statistics(parts.train.images)
     lines = [
         f"data set   {dataset.name}",
@@ -68,8 +72,12 @@ def describe(dataset: Dataset, split: str = "60/20/20", test_set: str = "split")
     lines.append(f"{'all':14}" + "".join(f"{sum(column):8,}" for column in counts))
     lines += [
         "",
-        f"{'training part':14}" + "".join(f"{name:>8}" for name in ("red", "green", "blue")),
+        f"{'training part':14}" + "".join(f"{name:>8}" for name in _planes(len(means))),
     ]
     for name, values in (("mean / 255", means), ("std / 255", deviations)):
         lines.append(f"{name:14}" + "".join(f"{value / 255:8.4f}" for value in values))
     return "\n".join(lines)
+
+
+def _planes(count: int) -> tuple[str, ...]:
+    return ("red", "green", "blue") if count == 3 else ("grey",)

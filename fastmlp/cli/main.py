@@ -10,7 +10,8 @@ from fastmlp.cli.parser import run_command
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 COMMANDS = {
-    "train": "train a network on CIFAR-10",
+    "train": "train a network on CIFAR-10 or data of your own",
+    "predict": "predict rows with a network trained on data of your own",
     "sweep": "train many configurations side by side and compare them",
     "reproduce": "the whole report: sweeps, final training, what explains the figures",
     "data": "fetch, check and show the data",

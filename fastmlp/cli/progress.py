@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -127,12 +128,14 @@ class Progress(Lines):
         width = len(str(self._epochs))
         line = (
             f"epoch {record.epoch:{width}}/{self._epochs}"
-            f"  train {record.train_loss:.4f} {record.train_acc:6.2%}"
-            f"  validation {record.val_loss:.4f} {record.val_acc:6.2%}"
+            f"  train {record.train_loss:.4f}{_share(record.train_acc)}"
+            f"  validation {record.val_loss:.4f}{_share(record.val_acc)}"
             f"  lr {record.lr:.4g}  {record.seconds:.2f} s  {record.images_per_s:,.0f} images/s"
             f"{'  [MODEL SAVED]' if improved else ''}"
         )
-        self._validation = f", validation {record.val_acc:.1%}"
+        regression = math.isnan(record.val_acc)
+        validation = f"loss {record.val_loss:.3f}" if regression else f"{record.val_acc:.1%}"
+        self._validation = f", validation {validation}"
         if self._bar is not None:
             self._bar.stop()  # the line takes the bar's place, and the bar moves below it
         self.say(line)
@@ -144,6 +147,11 @@ class Progress(Lines):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _share(accuracy: float) -> str:
+    """Return an accuracy as a column; nothing in a regression, which has none."""
+    return "" if math.isnan(accuracy) else f" {accuracy:6.2%}"
 
 
 class ShowRun(Callback):
@@ -162,6 +170,7 @@ class ShowRun(Callback):
                 ("to validate", data.val),
                 ("to test", data.test),
             )
+            if part is not None
         )
         say(f"data     {data.name} from {data.source}: {parts}")
         network = "-".join(map(str, run.sizes))

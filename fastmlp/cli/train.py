@@ -1,7 +1,8 @@
-"""The command ``train``: trains one network on CIFAR-10 and keeps the run in a folder.
+"""The command ``train``: trains one network and keeps the run in a folder.
 
 python -m fastmlp.train                       about a minute on two cores
 python -m fastmlp.train --preset course       the exercise this project grew out of
+python -m fastmlp.train --data people.csv --target income
 python -m fastmlp.train --resume runs/NAME    resumes where a run stopped
 """
 
@@ -18,12 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastmlp.cli import own_data
 from fastmlp.cli.options import add_option, add_options, given_flags
 from fastmlp.cli.parser import ArgumentParser, as_flag
 from fastmlp.cli.progress import Progress, ShowRun
 from fastmlp.training.api import fit, resume
 from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.config import OPTIONS, TrainConfig, load_config_file
+from fastmlp.training.own_data import fit as fit_own
 from fastmlp.training.presets import PRESETS, resolve_config
 from fastmlp.training.run import RunResult
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
@@ -64,11 +67,25 @@ def _start(flags: dict[str, Any], progress: Progress) -> RunResult:
     out = flags.pop("out", None)
     file = load_config_file(flags.pop("config")) if "config" in flags else {}
     file_preset = file.pop("preset", "default")
+    own = own_data.origin_of(flags)
+    if own is not None:
+        return _start_own(own, {**file, **flags}, out, progress)
     preset = flags.pop("preset", file_preset)
     config = resolve_config(flags, file, preset)
     with contextlib.nullcontext(out) if out is not None else _new_folder(preset) as folder:
         callbacks = [ShowRun(progress, Path(folder).expanduser())]
         return fit(config, out=folder, callbacks=callbacks, verbose=progress.verbose)
+
+
+def _start_own(
+    origin: dict[str, Any], values: dict[str, Any], out: str | None, progress: Progress
+) -> RunResult:
+    table, target, options = own_data.read(origin)
+    folders = contextlib.nullcontext(out) if out is not None else _new_folder(options["name"])
+    with folders as folder:
+        callbacks = [ShowRun(progress, Path(folder).expanduser())]
+        given = {**values, **options}
+        return fit_own(table, target, **given, origin=origin, out=folder, callbacks=callbacks)
 
 
 def _resume(flags: dict[str, Any], progress: Progress) -> RunResult:
@@ -81,7 +98,8 @@ def _resume(flags: dict[str, Any], progress: Progress) -> RunResult:
             )
     folder = flags.pop("resume")
     callbacks = [ShowRun(progress, Path(folder).expanduser())]
-    return resume(folder, callbacks=callbacks, verbose=progress.verbose, **flags)
+    data = own_data.splits_of(RunDirectory(folder))
+    return resume(folder, data, callbacks=callbacks, verbose=progress.verbose, **flags)
 
 
 def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) -> bool:
@@ -95,8 +113,8 @@ def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) 
     summary = folder.read_summary()
     longer = "" if config.lr_schedule == "cosine" else "; a larger --epochs trains it longer"
     progress.final(
-        f"The run in {folder.path} is finished: {summary['epochs']} epochs, test accuracy "
-        f"{summary['test_accuracy']:.2%}{longer}"
+        f"The run in {folder.path} is finished: {summary['epochs']} epochs, "
+        f"{_result(summary)}{longer}"
     )
     if as_json:
         _print_json(folder.path, summary)
@@ -108,11 +126,17 @@ def _tell(run: RunResult, progress: Progress) -> None:
     summary, best = run.summary, run.summary["best"]
     synthetic = ", on the built-in set and not CIFAR-10" if summary["synthetic"] else ""
     progress.say("")
-    progress.final(
-        f"Test accuracy {summary['test_accuracy']:.2%} (loss {summary['test_loss']:.4f}, "
-        f"{summary['test_images']:,} images{synthetic}) after epoch {best['epoch']} of "
-        f"{summary['epochs']}, the best in validation ({best['val_acc']:.2%})"
-    )
+    if summary["test_accuracy"] is None:
+        result = _result(summary)
+        progress.final(
+            f"{result[0].upper()}{result[1:]} after epoch {best['epoch']} of {summary['epochs']}"
+        )
+    else:
+        progress.final(
+            f"Test accuracy {summary['test_accuracy']:.2%} (loss {summary['test_loss']:.4f}, "
+            f"{summary['test_images']:,} images{synthetic}) after epoch {best['epoch']} of "
+            f"{summary['epochs']}, the best in validation ({best['val_acc']:.2%})"
+        )
     progress.say(
         f"Trained in {_duration(summary['train_seconds'])} at "
         f"{summary['images_per_s']:,.0f} images/s; {_duration(summary['total_seconds'])} in all"
@@ -123,6 +147,18 @@ def _tell(run: RunResult, progress: Progress) -> None:
             "Warning: this run used the built-in synthetic set, not CIFAR-10; its accuracies say "
             "nothing about CIFAR-10."
         )
+
+
+def _result(summary: dict[str, Any]) -> str:
+    """Return the accuracy or loss that a summary has, on the test part where there is one."""
+    if summary["test_accuracy"] is not None:
+        return f"test accuracy {summary['test_accuracy']:.2%}"
+    if summary["test_loss"] is not None:
+        return f"test loss {summary['test_loss']:.4f}"
+    best = summary["best"]
+    if best["val_acc"] is None:
+        return f"validation loss {best['val_loss']:.4f}"
+    return f"validation accuracy {best['val_acc']:.2%} (loss {best['val_loss']:.4f})"
 
 
 def _print_json(folder: Path, summary: dict[str, Any]) -> None:
@@ -157,12 +193,14 @@ def _new_folder(preset: str) -> Iterator[Path]:
 def _build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="fastmlp train",
-        description="Trains a small network on CIFAR-10 and keeps everything in a run folder.",
+        description="Trains a small network, on CIFAR-10 or data of your own, and keeps everything "
+        "in a run folder.",
         epilog="A flag beats the --config file, which beats the preset; the defaults shown are "
         "those of the preset 'default'.",
     )
     defaults = TrainConfig()
     add_options(parser.add_argument_group("data"), "data", defaults)
+    own_data.add_arguments(parser.add_argument_group("data of your own"))
     _add_run_arguments(parser.add_argument_group("run"))
     add_options(parser.add_argument_group("training"), "training", defaults)
     add_options(parser.add_argument_group("machine"), "machine", defaults)

@@ -16,13 +16,15 @@ import torch
 from fastmlp.data import synthetic
 from fastmlp.data.cifar10 import ARCHIVES, Archive, find_folder, read, search_path
 from fastmlp.data.download import DownloadError, fetch, unpack
+from fastmlp.data.images import ImageSet, load_images
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 CIFAR10_CLASSES: tuple[str, ...] = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-DATASETS = ("auto", "cifar10", "synthetic")
+IMAGE_SETS = ("mnist", "fashion-mnist", "cifar100")
+DATASETS = ("auto", "cifar10", "synthetic", *IMAGE_SETS)
 SHAPE = (3, 32, 32)
 
 
@@ -30,17 +32,17 @@ SHAPE = (3, 32, 32)
 class Dataset:
     """A data set in its official order.
 
-    ``name`` is ``cifar10`` or ``synthetic``, ``source`` the path or a description of the built-in
-    set, for which ``synthetic`` is True.
+    ``name`` is ``cifar10``, ``synthetic`` or one of :data:`IMAGE_SETS`, ``source`` the path
+    or a description of the built-in set, for which ``synthetic`` is True.
     """
 
     name: str
     source: str
     synthetic: bool
     classes: tuple[str, ...]
-    images: torch.Tensor  # (50000, 3, 32, 32) uint8
-    labels: torch.Tensor  # (50000,) int64, indices into classes
-    test_images: torch.Tensor  # (10000, 3, 32, 32) uint8
+    images: torch.Tensor  # (n, planes, height, width) uint8
+    labels: torch.Tensor  # (n,) int64, indices into classes
+    test_images: torch.Tensor  # (m, planes, height, width) uint8
     test_labels: torch.Tensor  # (10000,) int64
 
 
@@ -57,10 +59,11 @@ def load_dataset(
     download: bool = True,
     progress: bool = True,
 ) -> Dataset:
-    """Load CIFAR-10 or the built-in synthetic set.
+    """Load CIFAR-10, another official set of images or the built-in synthetic set.
 
     ``dataset``: ``cifar10``; ``synthetic``; or ``auto``, which is CIFAR-10 if it is found or can be
-    downloaded, else the synthetic set with a prominent warning on standard error.
+    downloaded, else the synthetic set with a prominent warning on standard error; or one of
+    :data:`IMAGE_SETS`, which are never downloaded.
     ``data_dir``: the only folder to search and to download to; by default ``$FASTMLP_DATA`` (if
     set) and :func:`~fastmlp.data.cifar10.cache_folder` are searched, and the download goes to the
     first of them. ``data_url``: a mirror. ``download=False`` never touches the network.
@@ -78,6 +81,8 @@ def load_dataset(
     if dataset == "synthetic":
         return _synthetic_dataset()
     roots = search_path(data_dir)
+    if dataset in IMAGE_SETS:
+        return _image_dataset(load_images(dataset, roots))
     for root in roots:
         found = _find(root, progress)
         if found is not None:
@@ -117,6 +122,17 @@ def _find(root: Path, progress: bool) -> Dataset | None:
 def _read(archive: Archive, folder: Path) -> Dataset:
     images, labels = map(torch.from_numpy, read(archive, folder))
     return _dataset("cifar10", str(folder), CIFAR10_CLASSES, images.view(-1, *SHAPE), labels)
+
+
+def _image_dataset(found: ImageSet) -> Dataset:
+    images, labels, test_images, test_labels = map(
+        torch.from_numpy, (found.images, found.labels, found.test_images, found.test_labels)
+    )
+    return Dataset(
+        *(found.name, found.source, False, found.classes),
+        *(images.view(-1, *found.shape), labels),
+        *(test_images.view(-1, *found.shape), test_labels),
+    )
 
 
 def _synthetic_dataset() -> Dataset:

@@ -18,11 +18,25 @@ TEST_SETS = ("split", "official")
 
 @dataclass(frozen=True)
 class Subset:
-    """Images to train or to evaluate on; the parts of a split are views of the data set."""
+    """Images, or rows of numbers, to train or to evaluate on; the parts of a split are views of the
+    data set."""
 
-    images: torch.Tensor  # (n, 3072) uint8, contiguous
-    labels: torch.Tensor  # (n,) int64
+    images: torch.Tensor  # (n, features) uint8 or float32, contiguous
+    labels: torch.Tensor  # (n,) int64, or numbers to predict (n, outputs) float32
     counts: torch.Tensor | None = None  # (n,) int64: how often each counts; None: once
+    weights: torch.Tensor | None = None  # (n,) float32: factors of their losses; None: 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is uint8 images with labels and without weights."""
+        dtypes = self.images.dtype, self.labels.dtype
+        return dtypes == (torch.uint8, torch.int64) and self.weights is None
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the weights of the images evaluated; their number where there are none."""
+        weights = self.spread.weights
+        return float(self.total) if weights is None else float(weights.double().sum())
 
     @property
     def total(self) -> int:
@@ -36,7 +50,8 @@ class Subset:
             return self
         return Subset(
             self.images.repeat_interleave(self.counts, 0),
-            self.labels.repeat_interleave(self.counts),
+            self.labels.repeat_interleave(self.counts, 0),
+            weights=None if self.weights is None else self.weights.repeat_interleave(self.counts),
         )
 
 
@@ -96,15 +111,17 @@ def split_dataset(dataset: Dataset, split: str = "60/20/20", test_set: str = "sp
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Images (n, features) uint8 and labels (n,) int64 in three parts.
+    """Images (n, features) uint8, or rows of numbers float32, and labels (n,) int64, or numbers to
+    predict (n, classes) float32, in three parts, of which the last may be missing.
 
     Raises UserError for a part without images and for labels that are not in [0, classes).
     """
 
     train: Subset
     val: Subset
-    test: Subset
+    test: Subset | None
     classes: int = 10
+    """The number of classes or, in a regression, of numbers to predict: a network's outputs."""
     name: str = "custom"
     source: str = "given by the caller"
     synthetic: bool = False
@@ -115,10 +132,14 @@ class DataSplits:
     def __post_init__(self) -> None:
         parts = {"training": self.train, "validation": self.val, "test": self.test}
         for name, part in parts.items():
+            if part is None:
+                continue
             if len(part.labels) == 0:
                 raise UserError(
                     f"The {name} part has no images; pass another split", options=("split",)
                 )
+            if part.labels.is_floating_point():
+                continue
             low, high = int(part.labels.min()), int(part.labels.max())
             if low < 0 or high >= self.classes:
                 raise UserError(
@@ -132,7 +153,10 @@ class DataSplits:
         return image_shape(self.train.images.shape[1])
 
     def normalization(self, name: str) -> Normalization:
-        """Return the normalization of that name for the training images, cached."""
+        """Return the normalization of that name for the training images, cached; rows of numbers
+        stay as they are."""
+        if self.train.images.is_floating_point():
+            name = "none"
         if name not in self._normalizations:
             self._normalizations[name] = make_normalization(name, self.train.images)
         return self._normalizations[name]
@@ -146,7 +170,9 @@ class DataSplits:
         """The name and a hash of the training and validation parts."""
         digest = hashlib.sha256()
         for part in (self.train, self.val):
-            for tensor in (part.images, part.labels):
+            for tensor in (part.images, part.labels, part.weights):
+                if tensor is None:
+                    continue
                 digest.update(str(tuple(tensor.shape)).encode())
                 digest.update(tensor.cpu().contiguous().numpy().data)
         return f"{self.name}:{digest.hexdigest()[:32]}"

@@ -101,11 +101,21 @@ class Normalization:
     scale: torch.Tensor
     shift: torch.Tensor
 
+    @property
+    def identity(self) -> bool:
+        """Whether it leaves rows of numbers as they are."""
+        return self.name == "none"
+
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise images (..., features) uint8 to float32 on their device.
 
-        Raises TypeError for another dtype, which would be normalised twice.
+        The normalization ``none`` takes rows of float32 as they are. Raises TypeError for another
+        dtype, which would be normalised twice.
         """
+        if self.identity:
+            if images.dtype != torch.float32:
+                raise TypeError(f"rows of numbers must be float32, got {images.dtype}")
+            return images
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}")
         scale, shift = self.scale.to(images.device), self.shift.to(images.device)
@@ -116,11 +126,13 @@ def make_normalization(name: str, train_images: torch.Tensor) -> Normalization:
     """Return ``unit``: ``u8 / 255``, or ``standard``: ``(u8 - mean) / std`` of each channel.
 
     ``train_images`` (N, features) uint8 give the mean and the standard deviation; features are
-    three colour planes one after another, or one grey plane if 3 does not divide them. Raises
-    UserError for another name.
+    three colour planes one after another, or one grey plane if 3 does not divide them. ``none``
+    is for rows of numbers. Raises UserError for another name.
     """
     features = train_images.shape[-1]
-    if name == "unit":
+    if name == "none":
+        mean, std = [0.0], [1.0]
+    elif name == "unit":
         mean, std = [0.0], [255.0]
     elif name == "standard":
         mean, std = channel_statistics(train_images)

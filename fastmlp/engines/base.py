@@ -24,12 +24,13 @@ class Epoch:
     ``config.batch_size``, the last one perhaps smaller.
 
     States whose epochs have the very same ``order`` share its images where the engine can. An epoch
-    that was stopped resumes at ``start_step``.
+    that was stopped resumes at ``start_step``. ``number``, counted from 0, is for dropout.
     """
 
     order: EpochOrder
     lr: float
     start_step: int = 0
+    number: int = 0
 
 
 @dataclass(eq=False)
@@ -122,16 +123,20 @@ class TrainState:
 class Engine(ABC):
     """Trains and evaluates networks on one device: holds what all of them share.
 
-    ``train`` are the images that they train on; a network's inputs are
+    ``train`` are the images, or rows of numbers, that they train on; a network's inputs are
     ``normalization.apply(images)``.
     """
 
     name: ClassVar[str]
+    general: ClassVar[bool] = False
+    """Whether it has every loss, activation and option of a step, and takes rows of numbers, any
+    targets and weights; otherwise ReLU, cross entropy, uint8 images and labels."""
 
     def __init__(self, train: Subset, normalization: Normalization, device: torch.device) -> None:
         self.device = device
         self._images = resident(train.images, device)
         self._labels = resident(train.labels, device)
+        self._weights = None if train.weights is None else resident(train.weights, device)
         self._normalization = replace(
             normalization,
             scale=resident(normalization.scale, device),
@@ -147,6 +152,11 @@ class Engine(ABC):
     ) -> str | None:
         """Return why this engine cannot run on the device, or not for a network of these layer
         sizes or with this optimizer; None where it can."""
+
+    @classmethod
+    def unsupported_data(cls, train: Subset) -> str | None:
+        """Return why this engine cannot train on such data; None where it can."""
+        return None if cls.general or train.plain else "it trains on uint8 images with labels alone"
 
     def new_state(
         self,
@@ -177,6 +187,8 @@ class Engine(ABC):
 
     def _check_config(self, config: OptimizerConfig, block_steps: int | None) -> None:
         """Raise ValueError for settings that this engine does not have."""
+        if not self.general and config.beyond_plain:
+            raise ValueError(f"the engine {self.name} does not have {config.beyond_plain}")
         if block_steps is not None:
             raise ValueError(
                 f"block_steps is for the engine blocked, not {self.name}; leave it out"

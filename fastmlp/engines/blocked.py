@@ -50,7 +50,7 @@ def blocked_unsupported_reason(config: OptimizerConfig) -> str | None:
         return f"its sums hold for sgd, and {config.optimizer} is not linear in the gradients"
     if config.precision != "float32":
         return f"it computes in the parameters' own dtype alone, not in {config.precision}"
-    return None
+    return f"it does not have {config.beyond_plain}" if config.beyond_plain else None
 
 
 def check_blocked(config: OptimizerConfig) -> None:

@@ -18,6 +18,7 @@ from fastmlp.engines.metrics import (
     EvalMetrics,
     MetricsAccumulator,
     NonFiniteLossError,
+    batch_weights,
 )
 from fastmlp.engines.stepwise import REPORT_SECONDS
 
@@ -28,10 +29,21 @@ CALL_SECONDS = 0.05
 class NetworkEpoch:
     """A network's epoch in progress: what is done of it, and the error if the network diverged."""
 
-    def __init__(self, state: TrainState, epoch: Epoch, device: torch.device) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        epoch: Epoch,
+        device: torch.device,
+        weights: Tensor | None = None,
+    ) -> None:
         self.state, self.epoch = state, epoch
+        batch = state.config.batch_size
         self.metrics = MetricsAccumulator(
-            len(epoch.order), state.config.batch_size, epoch.start_step, device
+            len(epoch.order),
+            batch,
+            epoch.start_step,
+            device,
+            batch_weights(weights, epoch.order.indices, batch),
         )
         self.error: NonFiniteLossError | None = None
 

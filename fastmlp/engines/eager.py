@@ -13,7 +13,7 @@ from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization
 from fastmlp.engines.base import TrainState
 from fastmlp.engines.optimizers import OptimizerConfig, update_
-from fastmlp.engines.stepwise import Step, StepEngine
+from fastmlp.engines.stepwise import Batch, Step, StepEngine
 from fastmlp.ops._load import load_error, native_available
 from fastmlp.ops.cross_entropy import cross_entropy, cross_entropy_with_grad
 from fastmlp.ops.linear import linear, linear_backward
@@ -34,27 +34,34 @@ class EagerEngine(StepEngine):
         sizes: Sequence[int] | None = None,
         config: OptimizerConfig | None = None,
     ) -> str | None:
-        """Return why the kernels cannot run on the device, None where they can."""
+        """Return why the kernels cannot run on the device or with these settings, None where they
+        can."""
+        if config is not None and config.beyond_plain:
+            return f"it does not have {config.beyond_plain}"
         if native_available(device.type):
             return None
         why = f" ({load_error()})" if load_error() else ""
         return f"there are no compiled kernels for {device.type}{why}"
 
     @contextmanager
-    def _open_epoch(self, state: TrainState, lr: float) -> Iterator[Step]:
+    def _open_epoch(self, state: TrainState, lr: float, number: int) -> Iterator[Step]:
         tensors, optimizer_state = state.tensors, state.ensure_optimizer_state()
         config = state.config
 
-        def step(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            loss, logits, gradients = self._gradients(tensors, x, labels, config.grad_average)
+        def step(batch: Batch) -> tuple[Tensor, Tensor]:
+            loss, logits, gradients = self._gradients(
+                tensors, batch.x, batch.targets, config.grad_average
+            )
             update_(tensors, gradients, optimizer_state, lr, config)
             return loss, logits
 
         yield step
 
     def _evaluate_batch(
-        self, state: TrainState, x: Tensor, labels: Tensor
+        self, state: TrainState, x: Tensor, labels: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        if weights is not None:
+            raise ValueError("the engine has no weights of samples")
         logits = _forward(x, _cast(state.tensors, x.dtype))[-1].to(state.dtype)
         return cross_entropy(logits, labels, None, "sum"), logits
 

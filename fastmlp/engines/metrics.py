@@ -12,7 +12,8 @@ from torch import Tensor
 @dataclass(frozen=True)
 class EpochMetrics:
     """What one call of :meth:`Engine.train_epoch` has done for a network: steps, images, the sum of
-    their losses and how many were classified correctly, each before the step that used it."""
+    their losses times their weights, and how many were classified correctly, each before the step
+    that used it."""
 
     steps: int = 0
     samples: int = 0
@@ -20,11 +21,14 @@ class EpochMetrics:
     correct: int = 0
     finished: bool = False
     """Whether the last batch of the epoch is done."""
+    weight: float | None = None
+    """The sum of the images' weights; None where each counts once."""
 
     @property
     def loss(self) -> float:
-        """Mean loss per image; nan before the first step."""
-        return self.loss_sum / self.samples if self.samples else math.nan
+        """Mean loss per image, by their weights; nan before the first step."""
+        weight = self.samples if self.weight is None else self.weight
+        return self.loss_sum / weight if weight else math.nan
 
     @property
     def accuracy(self) -> float:
@@ -39,16 +43,41 @@ class EpochMetrics:
             self.loss_sum + later.loss_sum,
             self.correct + later.correct,
             later.finished,
+            None if later.weight is None else (self.weight or 0.0) + later.weight,
         )
 
 
 @dataclass(frozen=True)
 class EvalMetrics:
-    """Mean loss per image, share classified correctly (0 to 1) and number of images."""
+    """Mean loss per image, by their weights, share classified correctly (0 to 1; nan in a
+    regression) and number of images."""
 
     loss: float
     accuracy: float
     count: int
+
+
+def eval_metrics(
+    loss: str, loss_sum: float, weight: float, correct: float, count: int
+) -> EvalMetrics:
+    """Return the metrics of sums over ``count`` images; ``loss`` is a name of
+    :data:`fastmlp.ops.losses.LOSSES`."""
+    accuracy = correct / count if classifies(loss) else math.nan
+    return EvalMetrics(loss_sum / weight if weight else math.nan, accuracy, count)
+
+
+def classifies(loss: str) -> bool:
+    """Return whether outputs of this loss are classes, so that there is an accuracy."""
+    return loss in ("cross_entropy", "binary_cross_entropy")
+
+
+def batch_weights(weights: Tensor | None, order: Tensor, batch: int) -> Tensor | None:
+    """Return the sum of the weights (n,) of each batch of an epoch's ``order``, float64 on the CPU;
+    None where there are no weights."""
+    if weights is None:
+        return None
+    parts = torch.split(weights.cpu()[order.cpu()].double(), batch)
+    return torch.stack([part.sum() for part in parts])
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -64,10 +93,18 @@ class MetricsAccumulator:
     """Accumulates the losses and hits of a network's epoch from ``start_step`` on.
 
     They stay on the device until they are read, so that no step syncs with it. Raises ValueError
-    for a ``start_step`` beyond the epoch.
+    for a ``start_step`` beyond the epoch. ``weights`` (steps,) are those of
+    :func:`batch_weights`.
     """
 
-    def __init__(self, samples: int, batch: int, start_step: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        samples: int,
+        batch: int,
+        start_step: int,
+        device: torch.device,
+        weights: Tensor | None = None,
+    ) -> None:
         self.total = -(-samples // batch)
         if not 0 <= start_step < self.total:
             raise ValueError(f"start_step must be from 0 to {self.total - 1}, got {start_step}")
@@ -77,6 +114,7 @@ class MetricsAccumulator:
         self._sizes = torch.full((self.total,), batch, dtype=torch.float64)
         if samples % batch:
             self._sizes[-1] = samples % batch
+        self._weights = weights
 
     def add(self, losses: Tensor, correct: Tensor) -> None:
         """Add the mean losses (steps,) of the next steps and the number of images classified
@@ -98,10 +136,12 @@ class MetricsAccumulator:
         if len(bad):
             step = int(bad[0])
             raise NonFiniteLossError(self._start + step, losses[step].item())
+        weights = sizes if self._weights is None else self._weights[done]
         return EpochMetrics(
             steps=len(losses),
             samples=int(sizes.sum()),
-            loss_sum=(losses * sizes).sum().item(),
+            loss_sum=(losses * weights).sum().item(),
+            weight=None if self._weights is None else weights.sum().item(),
             correct=int(self._correct),
             finished=self._next == self.total,
         )
@@ -109,8 +149,8 @@ class MetricsAccumulator:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """A row of ``metrics.csv``. Losses are means per image; accuracies are shares, 0 to 1;
-    ``seconds`` is the time spent training, without validation."""
+    """A row of ``metrics.csv``. Losses are means per image; accuracies are shares, 0 to 1, nan in
+    a regression; ``seconds`` is the time spent training, without validation."""
 
     epoch: int
     train_loss: float
@@ -120,3 +160,9 @@ class EpochRecord:
     lr: float
     seconds: float
     images_per_s: float
+
+    @property
+    def score(self) -> float:
+        """What the best epoch has most of: validation accuracy or, in a regression, minus the
+        validation loss."""
+        return -self.val_loss if math.isnan(self.val_acc) else self.val_acc

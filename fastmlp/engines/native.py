@@ -7,19 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastmlp.data.splits import Subset
 from fastmlp.engines.base import Epoch, TrainState
 from fastmlp.engines.compiled import CompiledEngine, NetworkEpoch
 from fastmlp.engines.eager import EagerEngine
+from fastmlp.engines.metrics import EvalMetrics, eval_metrics
 from fastmlp.engines.optimizers import OptimizerConfig
-from fastmlp.ops.step_config import Network, StepConfig
+from fastmlp.ops.predict_rows import evaluate_rows
+from fastmlp.ops.step_config import Network
 from fastmlp.ops.train_steps import train_steps_
 
 
 class NativeEngine(CompiledEngine):
-    """Steps of SGD, Adam and AdamW one after another, on the CPU; networks side by side take a core
-    each, one alone takes all. The same bits alone and together, for any number of threads."""
+    """Steps of any network and loss one after another, on the CPU; networks side by side take a
+    core each, one alone takes all. The same bits alone and together, for any number of threads."""
 
     name = "native"
+    general = True
     call_length = 3.0  # each copies the parameters into panels and back
 
     @staticmethod
@@ -33,15 +37,15 @@ class NativeEngine(CompiledEngine):
             return f"it is for the CPU, not for {device.type}"
         if config is not None and config.precision != "float32":
             return f"it computes in the parameters' own dtype alone, not in {config.precision}"
-        return EagerEngine.unsupported_reason(device)
+        return EagerEngine.unsupported_reason(device)  # without the settings, which it lacks
 
     def _begin(self, state: TrainState, epoch: Epoch) -> _NativeEpoch:
-        return _NativeEpoch(state, epoch, self.device)
+        return _NativeEpoch(state, epoch, self.device, self._weights)
 
     def _run(self, networks: Sequence[_NativeEpoch]) -> None:
         as_they_are = [n for n in networks if n.epoch.order.flip_shifts is None]
         steps = [network.next_steps(self._stretch) for network in as_they_are]
-        self._take(as_they_are, steps, self._images, self._labels)
+        self._take(as_they_are, steps, self._images, self._labels, self._weights)
         for network in networks:
             flip_shifts = network.epoch.order.flip_shifts
             if flip_shifts is None:
@@ -51,8 +55,9 @@ class NativeEngine(CompiledEngine):
             rows = network.next_rows(steps[0].steps)
             order = network.epoch.order.indices[rows]
             images = flip_shifts[rows].apply(self._images[order])
-            steps[0].order, steps[0].start_step = torch.arange(len(order)), 0
-            self._take([network], steps, images, self._labels[order])
+            steps[0].order = torch.cat([order.new_zeros(rows.start), torch.arange(len(order))])
+            weights = None if self._weights is None else self._weights[order]
+            self._take([network], steps, images, self._labels[order], weights)
 
     def _take(
         self,
@@ -60,28 +65,50 @@ class NativeEngine(CompiledEngine):
         steps: Sequence[Network],
         images: Tensor,
         labels: Tensor,
+        weights: Tensor | None,
     ) -> None:
-        scale, shift = self._normalization.scale, self._normalization.shift
-        results = train_steps_(steps, images, labels, scale=scale, shift=shift)
+        results = train_steps_(
+            *(steps, images, labels), row_weights=weights, scale=self._scale, shift=self._shift
+        )
         for network, (losses, correct) in zip(networks, results, strict=True):
             network.add(losses, correct)
+
+    def evaluate(self, states: Sequence[TrainState], subset: Subset) -> list[EvalMetrics]:
+        """Return each network's loss, without dropout, and accuracy on ``subset``."""
+        if subset.plain and not any(s.config.beyond_plain for s in states):
+            return super().evaluate(states, subset)
+        data, metrics = subset.spread, []
+        for state in states:
+            config = state.config.step_config(len(state.tensors[-1]))
+            found = evaluate_rows(
+                *(state.tensors, data.images, data.labels, config),
+                row_weights=data.weights,
+                scale=self._scale,
+                shift=self._shift,
+            )
+            metrics.append(eval_metrics(state.config.loss, *found))
+        return metrics
+
+    @property
+    def _scale(self) -> Tensor | None:
+        """The factor of the inputs; None where they are taken as they are."""
+        return None if self._normalization.identity else self._normalization.scale
+
+    @property
+    def _shift(self) -> Tensor | None:
+        """What is added to the inputs; None where they are taken as they are."""
+        return None if self._normalization.identity else self._normalization.shift
 
 
 class _NativeEpoch(NetworkEpoch):
     """A network's epoch, some steps at a time."""
 
-    def __init__(self, state: TrainState, epoch: Epoch, device: torch.device) -> None:
-        super().__init__(state, epoch, device)
+    def __init__(
+        self, state: TrainState, epoch: Epoch, device: torch.device, weights: Tensor | None
+    ) -> None:
+        super().__init__(state, epoch, device, weights)
         self._kept = {kind: kept for kind, kept in state.ensure_optimizer_state().items() if kept}
-        config = state.config
-        self._config = StepConfig(
-            batch_size=config.batch_size,
-            optimizer=config.optimizer,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            grad_average=config.grad_average,
-        )
+        self._config = state.config.step_config(len(state.tensors[-1]))
 
     def next_steps(self, steps: int) -> Network:
         """Return the next ``steps`` steps, fewer at the epoch's end."""
@@ -93,6 +120,8 @@ class _NativeEpoch(NetworkEpoch):
             dict(self._kept),
             start_step=self.metrics.next_step,
             max_steps=steps,
+            seed=self.state.config.seed,
+            epoch=self.epoch.number,
         )
 
     def next_rows(self, steps: int) -> slice:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastmlp.ops.losses import loss_row
+from fastmlp.ops.step_config import StepConfig
+
 OPTIMIZERS = {
     "sgd": ("momentum",),
     "adam": ("exp_avg", "exp_avg_sq", "step"),
@@ -25,15 +28,26 @@ PRECISIONS = ("float32", "bfloat16")
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The settings of an optimizer: mini-batch steps as ``torch.optim.SGD``, ``Adam`` or ``AdamW``
-    take them, the latter two with betas of 0.9 and 0.999 and an eps of 1e-8.
+    take them, and what they minimise, on a network of what kind.
 
     ``momentum`` and ``nesterov`` are SGD's. ``weight_decay`` times the parameter is added to the
-    gradient; AdamW subtracts it from the parameter itself. ``grad_average`` divides the gradients,
-    already means over a batch, by its size once more. With the ``precision`` bfloat16 the layers,
+    gradient; AdamW subtracts it from the parameter itself. ``betas`` and ``eps`` are Adam's
+    and AdamW's. ``grad_average`` divides the gradients, already means over a batch, by its size
+    once more; then ``clip_norm``, unless 0, scales them so
+    that the norm of all together is at most this.
+
+    ``loss`` is a name of :data:`fastmlp.ops.losses.LOSSES`, a row's being the mean over its
+    outputs, and a batch's the mean over its rows, by their weights; ``label_smoothing`` is
+    cross_entropy's. ``activation`` of the hidden layers is a name of
+    :data:`fastmlp.ops.activations.ACTIVATIONS`. ``dropout`` is the share of their outputs that a
+    step drops, by random numbers of ``seed``, epoch, step, layer and unit.
+
+    With the ``precision`` bfloat16 the layers,
     forward and backward, compute as under ``torch.autocast``, on copies of the float32 parameters;
     loss, update and optimizer state stay float32. With float32 everything is in the parameters' own
     dtype. Raises ValueError for an ``optimizer`` not in :data:`OPTIMIZERS`, for a momentum that it
-    does not have and for a ``precision`` not in :data:`PRECISIONS`.
+    does not have , for a ``precision`` not in :data:`PRECISIONS` and for numbers out of
+    range.
     """
 
     batch_size: int
@@ -43,6 +57,14 @@ class OptimizerConfig:
     grad_average: bool = False
     optimizer: str = "sgd"
     precision: str = "float32"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+    loss: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    activation: str = "relu"
+    dropout: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -55,6 +77,37 @@ class OptimizerConfig:
             raise ValueError(
                 f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
             )
+        self.step_config(1)  # raises ValueError for a number out of range
+
+    def step_config(self, outputs: int) -> StepConfig:
+        """Return these settings as ``train_steps_`` takes them, for a network of so many
+        outputs."""
+        return StepConfig(
+            batch_size=self.batch_size,
+            activation=self.activation,
+            loss=self.loss,
+            loss_scale=1.0 if loss_row(self.loss).takes_labels else 1 / outputs,
+            label_smoothing=self.label_smoothing,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm or None,
+            dropout=self.dropout,
+            grad_average=self.grad_average,
+        )
+
+    @property
+    def beyond_plain(self) -> str | None:
+        """What these steps have beyond an optimizer, ReLU and plain cross entropy, which the
+        engines for them lack: ``dropout 0.5``, say; None for nothing."""
+        plain = OptimizerConfig(self.batch_size)
+        for name in ("loss", "label_smoothing", "activation", "dropout", "clip_norm"):
+            if getattr(self, name) != getattr(plain, name):
+                return f"{name} {getattr(self, name)}"
+        return None
 
 
 def zero_optimizer_state(
@@ -74,10 +127,6 @@ def zero_optimizer_state(
         }
         for kind in OPTIMIZERS[config.optimizer]
     }
-
-
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-"""The defaults of ``torch.optim.Adam`` and ``AdamW``."""
 
 
 def update_(
@@ -113,10 +162,10 @@ def update_(
     adam(
         *(tensors, gradients, first, second, [], step),
         lr=lr,
-        beta1=BETA1,
-        beta2=BETA2,
+        beta1=config.betas[0],
+        beta2=config.betas[1],
         weight_decay=config.weight_decay,
-        eps=EPS,
+        eps=config.eps,
         amsgrad=False,
         maximize=False,
     )
@@ -138,7 +187,7 @@ def update_by_parts_(
     if config.optimizer == "sgd":
         steps = _sgd_steps(gradients, optimizer_state, config)
     else:
-        steps = _adam_steps(gradients, optimizer_state)
+        steps = _adam_steps(gradients, optimizer_state, config)
     torch._foreach_sub_(tensors, torch._foreach_mul(steps, lr))
 
 
@@ -156,17 +205,18 @@ def _sgd_steps(
 
 
 def _adam_steps(
-    gradients: list[Tensor], optimizer_state: Mapping[str, list[Tensor]]
+    gradients: list[Tensor], optimizer_state: Mapping[str, list[Tensor]], config: OptimizerConfig
 ) -> list[Tensor]:
+    beta1, beta2 = config.betas
     first, second = optimizer_state["exp_avg"], optimizer_state["exp_avg_sq"]
     torch._foreach_add_(optimizer_state["step"], 1)
-    torch._foreach_lerp_(first, gradients, 1 - BETA1)
-    torch._foreach_mul_(second, BETA2)
-    torch._foreach_addcmul_(second, gradients, gradients, 1 - BETA2)
-    step = optimizer_state["step"][0].double()  # float32 has four digits of 1 - BETA2**step
+    torch._foreach_lerp_(first, gradients, 1 - beta1)
+    torch._foreach_mul_(second, beta2)
+    torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+    step = optimizer_state["step"][0].double()  # float32 has four digits of 1 - beta2**step
     roots = torch._foreach_sqrt(second)
-    torch._foreach_div_(roots, (1 - BETA2**step).sqrt())
-    torch._foreach_add_(roots, EPS)
+    torch._foreach_div_(roots, (1 - beta2**step).sqrt())
+    torch._foreach_add_(roots, config.eps)
     steps = torch._foreach_div(first, roots)
-    torch._foreach_div_(steps, 1 - BETA1**step)
+    torch._foreach_div_(steps, 1 - beta1**step)
     return list(steps)

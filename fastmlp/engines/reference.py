@@ -13,19 +13,30 @@ from torch import Tensor
 from fastmlp.data.transforms import FlipShifts
 from fastmlp.engines.base import TrainState
 from fastmlp.engines.optimizers import OptimizerConfig
-from fastmlp.engines.stepwise import Step, StepEngine
+from fastmlp.engines.stepwise import Batch, Step, StepEngine
+from fastmlp.ops.activations import row_of
+from fastmlp.ops.dropout import dropout_factors
 
 
-def mlp_ref(parameters: Sequence[Tensor], x: Tensor, autocast: bool = False) -> Tensor:
-    """Return the logits (N, C) of a ReLU network, in the dtype of its parameters.
+def mlp_ref(
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    autocast: bool = False,
+    activation: str = "relu",
+    factors: Sequence[Tensor] = (),
+) -> Tensor:
+    """Return the outputs (N, O) of a network, in the dtype of its parameters.
 
     parameters W1 (H, I), b1 (H,), W2, b2, ..., x (N, I). With ``autocast`` the layers run under
-    ``torch.autocast`` in bfloat16.
+    ``torch.autocast`` in bfloat16. ``factors`` (N, H), dropout's, multiply the outputs of each
+    hidden layer.
     """
+    act = row_of(activation).forward
     layers = list(zip(parameters[0::2], parameters[1::2], strict=True))
     with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-        for weight, bias in layers[:-1]:
-            x = F.relu(F.linear(x, weight, bias))
+        for i, (weight, bias) in enumerate(layers[:-1]):
+            x = act(F.linear(x, weight, bias))
+            x = x * factors[i].to(x.dtype) if factors else x
         weight, bias = layers[-1]
         return F.linear(x, weight, bias).to(weight.dtype)
 
@@ -95,6 +106,7 @@ class ReferenceEngine(StepEngine):
     """Plain PyTorch with autograd: slower, and what the other engines are tested against."""
 
     name = "reference"
+    general = True
 
     @staticmethod
     def unsupported_reason(
@@ -106,16 +118,16 @@ class ReferenceEngine(StepEngine):
         return None
 
     @contextmanager
-    def _open_epoch(self, state: TrainState, lr: float) -> Iterator[Step]:
-        config, autocast = state.config, state.layers_dtype == torch.bfloat16
+    def _open_epoch(self, state: TrainState, lr: float, number: int) -> Iterator[Step]:
+        config = state.config
         # Leaves of their own in the same memory, so that the state's tensors need no gradients.
         leaves = {name: p.detach().requires_grad_() for name, p in state.parameters.items()}
         tensors = list(leaves.values())
         optimizer = _make_optimizer(tensors, lr, config)
         _to_optimizer(optimizer, leaves, state)
 
-        def step(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            return train_step_ref(tensors, optimizer, x, labels, config.grad_average, autocast)
+        def step(batch: Batch) -> tuple[Tensor, Tensor]:
+            return _take_step(tensors, optimizer, batch, config, number)
 
         try:
             yield step
@@ -123,25 +135,80 @@ class ReferenceEngine(StepEngine):
             _from_optimizer(optimizer, leaves, state)
 
     def _evaluate_batch(
-        self, state: TrainState, x: Tensor, labels: Tensor
+        self, state: TrainState, x: Tensor, labels: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        logits = mlp_ref(state.tensors, x, state.layers_dtype == torch.bfloat16)
-        return F.cross_entropy(logits, labels, reduction="sum"), logits
+        config = state.config
+        outputs = mlp_ref(state.tensors, x, state.layers_dtype == torch.bfloat16, config.activation)
+        rows = _row_losses(outputs, labels, config)
+        return (rows if weights is None else rows * weights).sum(), outputs
 
     def _augmented(self, images: Tensor, flip_shifts: FlipShifts) -> Tensor:
         return flip_shifts.apply(images, reference=True)
 
 
+def _take_step(
+    tensors: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: OptimizerConfig,
+    epoch: int,
+) -> tuple[Tensor, Tensor]:
+    """Take a step; return the mean loss and the outputs (N, O), both from before the update."""
+    x, targets, weights, number = batch
+    dtype = tensors[0].dtype
+    factors = [
+        dropout_factors(
+            (len(x), len(bias)),
+            config.dropout,
+            **{"seed": config.seed, "epoch": epoch, "step": number, "layer": layer},
+            dtype=dtype,
+        ).to(x.device)
+        for layer, bias in enumerate(tensors[1:-2:2])
+        if config.dropout
+    ]
+    with torch.enable_grad():
+        autocast = config.precision == "bfloat16"
+        outputs = mlp_ref(tensors, x, autocast, config.activation, factors)
+        rows = _row_losses(outputs, targets, config)
+        if weights is None:
+            loss = rows.mean()
+        else:
+            total = weights.sum().to(dtype)
+            loss = (rows * weights).sum() / torch.where(total == 0, torch.inf, total)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss / len(x) if config.grad_average else loss)
+    if config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(tensors, config.clip_norm)
+    optimizer.step()
+    return loss.detach(), outputs.detach()
+
+
+def _row_losses(outputs: Tensor, targets: Tensor, config: OptimizerConfig) -> Tensor:
+    """Return the loss of each row (N,), the mean over its outputs, by ``torch.nn.functional``."""
+    smoothing = config.label_smoothing
+    if config.loss == "cross_entropy":
+        return F.cross_entropy(outputs, targets, label_smoothing=smoothing, reduction="none")
+    targets = targets.to(outputs.dtype)
+    if config.loss == "poisson":
+        return F.poisson_nll_loss(outputs, targets, reduction="none").mean(1)
+    losses: dict[str, Callable[..., Tensor]] = {
+        "binary_cross_entropy": F.binary_cross_entropy_with_logits,
+        "squared_error": F.mse_loss,
+        "huber": F.huber_loss,
+    }
+    return losses[config.loss](outputs, targets, reduction="none").mean(1)
+
+
 def _make_optimizer(
     tensors: list[Tensor], lr: float, config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    decay = config.weight_decay
+    decay, betas, eps = config.weight_decay, config.betas, config.eps
     if config.optimizer == "sgd":
         momentum, nesterov = config.momentum, config.nesterov
         return torch.optim.SGD(tensors, lr, momentum, nesterov=nesterov, weight_decay=decay)
     if config.optimizer == "adam":
-        return torch.optim.Adam(tensors, lr, weight_decay=decay)
-    return torch.optim.AdamW(tensors, lr, weight_decay=decay)
+        return torch.optim.Adam(tensors, lr, betas, eps, decay)
+    return torch.optim.AdamW(tensors, lr, betas, eps, decay)
 
 
 TORCH_NAMES = {"momentum": "momentum_buffer"}

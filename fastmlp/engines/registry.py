@@ -57,25 +57,37 @@ def choose_engine(
     device: torch.device,
     sizes: Sequence[int] | None = None,
     config: OptimizerConfig | None = None,
+    train: Subset | None = None,
 ) -> tuple[type[Engine], str]:
     """Return the engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of
-    these layer sizes with this optimizer, and why.
+    these layer sizes with this optimizer on this data, and why.
 
     Raises :class:`UserError` where an engine asked for by name cannot run.
     """
     if name != "auto":
         asked = engine_for(name, device)
-        reason = asked.unsupported_reason(device, sizes, config)
+        reason = _unsupported(asked, device, sizes, config, train)
         if reason is not None:
             raise UserError(f"The engine {name} cannot run here: {reason}; try --engine auto")
         return asked, "asked for by name"
     passed_over: list[str] = []
     for engine in (engine_for(each, device) for each in ENGINES):
-        reason = engine.unsupported_reason(device, sizes, config)
+        reason = _unsupported(engine, device, sizes, config, train)
         if reason is None:
             return engine, "; ".join(["the fastest that runs here", *passed_over])
         passed_over.append(f"not {engine.name}, because {reason}")
     raise AssertionError("the reference engine runs everywhere")
+
+
+def _unsupported(
+    engine: type[Engine],
+    device: torch.device,
+    sizes: Sequence[int] | None,
+    config: OptimizerConfig | None,
+    train: Subset | None,
+) -> str | None:
+    reason = engine.unsupported_reason(device, sizes, config)
+    return engine.unsupported_data(train) if reason is None and train is not None else reason
 
 
 class EnginePool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ from fastmlp.engines.metrics import (
     EvalMetrics,
     MetricsAccumulator,
     NonFiniteLossError,
+    batch_weights,
+    eval_metrics,
 )
 from fastmlp.engines.resident import resident
+from fastmlp.ops.losses import loss_row
 
 CHUNK_ROWS = 256
 """Images gathered and normalised at once: few enough to stay in a core's cache until used."""
@@ -30,9 +34,20 @@ EVALUATION_ROWS = 512
 REPORT_SECONDS = 0.15
 """How often an epoch reports its progress, and how late a non-finite loss may be noticed."""
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes a step on x (N, I), labels (N,); returns the mean loss and the logits (N, C), both from
-before the update."""
+
+class Batch(NamedTuple):
+    """What a step, counted from 0 in its epoch, trains on: x (N, I), labels (N,) or numbers
+    (N, O), and perhaps weights (N,)."""
+
+    x: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    step: int
+
+
+Step = Callable[[Batch], tuple[Tensor, Tensor]]
+"""Takes a step on a batch; returns the mean loss and the outputs (N, O), both from before the
+update."""
 
 
 class StepEngine(Engine):
@@ -43,14 +58,18 @@ class StepEngine(Engine):
         self._evaluated: Subset | None = None
 
     @abstractmethod
-    def _open_epoch(self, state: TrainState, lr: float) -> AbstractContextManager[Step]:
-        """Return a context that yields the steps of ``state`` with this learning rate."""
+    def _open_epoch(
+        self, state: TrainState, lr: float, number: int
+    ) -> AbstractContextManager[Step]:
+        """Return a context that yields the steps of ``state`` with this learning rate in an epoch
+        of this number."""
 
     @abstractmethod
     def _evaluate_batch(
-        self, state: TrainState, x: Tensor, labels: Tensor
+        self, state: TrainState, x: Tensor, labels: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the summed loss and the logits (N, C) of x (N, I), labels (N,)."""
+        """Return the summed loss and the outputs (N, O) of x (N, I), labels (N,), each row's loss
+        times its weight where ``weights`` (N,) are given."""
 
     def train_epoch(
         self,
@@ -85,11 +104,12 @@ class StepEngine(Engine):
         on_progress: Callable[[EpochMetrics], None],
     ) -> EpochMetrics:
         batch, start = state.config.batch_size, epoch.start_step
-        metrics = MetricsAccumulator(len(epoch.order), batch, start, self.device)
+        weights = batch_weights(self._weights, epoch.order.indices, batch)
+        metrics = MetricsAccumulator(len(epoch.order), batch, start, self.device, weights)
         indices, flip_shifts = epoch.order.indices.to(self.device), epoch.order.flip_shifts
         chunk_steps = max(1, CHUNK_ROWS // batch)
         report_at = time.perf_counter() + REPORT_SECONDS
-        with self._open_epoch(state, epoch.lr) as step:
+        with self._open_epoch(state, epoch.lr, epoch.number) as step:
             # Chunks begin at the same steps whatever start is, so a batch always has the same
             # alignment in memory, on which the rounding of a matrix product may depend.
             for chunk in range(start - start % chunk_steps, metrics.total, chunk_steps):
@@ -100,11 +120,11 @@ class StepEngine(Engine):
                         images = self._augmented(images, flip_shifts[rows])
                     inputs = self._normalization.apply(images).to(state.layers_dtype)
                     labels = self._labels.index_select(0, indices[rows])
+                    given = None if self._weights is None else self._weights[indices[rows]]
+                    batches = list(_batches(inputs, labels, given, batch, chunk))
                     skipped = max(start - chunk, 0)
-                    batches = list(
-                        zip(torch.split(inputs, batch), torch.split(labels, batch), strict=True)
-                    )
-                    stop = _run_steps(step, batches[skipped:], should_stop, metrics)
+                    hits = loss_row(state.config.loss).hits
+                    stop = _run_steps(step, batches[skipped:], should_stop, metrics, hits)
                 if stop:
                     break
                 if time.perf_counter() >= report_at:
@@ -115,21 +135,23 @@ class StepEngine(Engine):
     def evaluate(self, states: Sequence[TrainState], subset: Subset) -> list[EvalMetrics]:
         """Return each network's loss and accuracy on ``subset``, all on the same inputs."""
         count, size = subset.total, self._evaluation_rows()
+        weight = subset.total_weight
         data = self._on_device(subset)
         sums = torch.zeros(2, len(states), dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for start in range(0, count, size):
                 rows = slice(start, start + size)
                 inputs, labels = self._normalization.apply(data.images[rows]), data.labels[rows]
+                weights = None if data.weights is None else data.weights[rows]
                 for i, state in enumerate(states):
                     x = inputs.to(state.layers_dtype)
-                    loss, logits = self._evaluate_batch(state, x, labels)
+                    loss, logits = self._evaluate_batch(state, x, labels, weights)
                     sums[0, i] += loss
-                    sums[1, i] += (logits.argmax(1) == labels).sum()
+                    sums[1, i] += loss_row(state.config.loss).hits(logits, labels).sum()
         losses, hits = sums.tolist()
         return [
-            EvalMetrics(loss / count, correct / count, count)
-            for loss, correct in zip(losses, hits, strict=True)
+            eval_metrics(state.config.loss, loss, weight, correct, count)
+            for state, loss, correct in zip(states, losses, hits, strict=True)
         ]
 
     def _evaluation_rows(self) -> int:
@@ -138,8 +160,11 @@ class StepEngine(Engine):
     def _on_device(self, subset: Subset) -> Subset:
         """Return ``subset`` on the engine's device, and keep it there until another is asked for,
         as every epoch ends with the same one."""
+        weights = subset.spread.weights
         self._evaluated = Subset(
-            resident(subset.spread.images, self.device), resident(subset.spread.labels, self.device)
+            resident(subset.spread.images, self.device),
+            resident(subset.spread.labels, self.device),
+            weights=None if weights is None else resident(weights, self.device),
         )
         return self._evaluated
 
@@ -149,18 +174,29 @@ class StepEngine(Engine):
 
 def _run_steps(
     step: Step,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[Batch],
     should_stop: Callable[[], bool] | None,
     metrics: MetricsAccumulator,
+    hits: Callable[[Tensor, Tensor], Tensor],
 ) -> bool:
     """Take a step on each batch; return whether ``should_stop`` ended it."""
     done, stop = [], False
-    for x, labels in batches:
-        done.append(step(x, labels))
+    for batch in batches:
+        done.append(step(batch))
         stop = should_stop is not None and should_stop()
         if stop:
             break
     losses, logits = zip(*done, strict=True)
-    truth = torch.cat([labels for _, labels in batches[: len(done)]])
-    metrics.add(torch.stack(losses), torch.cat(logits).argmax(1) == truth)
+    truth = torch.cat([batch.targets for batch in batches[: len(done)]])
+    metrics.add(torch.stack(losses), hits(torch.cat(logits), truth))
     return stop
+
+
+def _batches(
+    x: Tensor, targets: Tensor, weights: Tensor | None, size: int, first: int
+) -> Iterator[Batch]:
+    """Yield the batches of these rows, of the steps from ``first`` on."""
+    parts = zip(torch.split(x, size), torch.split(targets, size), strict=True)
+    given = None if weights is None else torch.split(weights, size)
+    for i, (rows, of_rows) in enumerate(parts):
+        yield Batch(rows, of_rows, None if given is None else given[i], first + i)

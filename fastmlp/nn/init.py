@@ -84,12 +84,15 @@ def linears_of(model: nn.Module) -> Iterator[nn.Linear]:
     return (module for module in model.modules() if isinstance(module, nn.Linear))
 
 
-def initial_parameters(sizes: list[int], init: str, seed: int) -> dict[str, Tensor]:
+def initial_parameters(
+    sizes: list[int], init: str, seed: int, activation: str = "relu"
+) -> dict[str, Tensor]:
     """Return the float32 ``state_dict`` that a run with these layer sizes begins with, a function
-    of its arguments alone. Raises ValueError for an unknown ``init``."""
+    of its arguments alone; ``activation`` is that of the hidden layers. Raises ValueError for an
+    unknown ``init``."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out, device="meta"), nn.ReLU()]
     model = nn.Sequential(*layers[:-1]).to_empty(device="cpu")
-    init_parameters(model, init, seeded_generator(seed, 0))
+    init_parameters(model, init, seeded_generator(seed, 0), activation)
     return model.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ TRAIN, VALIDATION = "#0072B2", "#D55E00"
 def learning_curves(
     history: Sequence[EpochRecord], best_epoch: int, title: str, target: str | Path
 ) -> None:
-    """Draw loss and accuracy, training and validation, by epoch, into the PNG file ``target``.
+    """Draw loss and, except in a regression, accuracy, training and validation, by epoch, into the
+    PNG file ``target``.
 
     ``history`` holds at least one epoch; ``best_epoch``, one of them, is marked. A ``$`` in the
     title is no formula. Raises OSError if the file is not writable.
     """
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    regression = math.isnan(history[-1].val_acc)
+    figure = Figure(figsize=(5 if regression else 10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
-    loss, accuracy = figure.subplots(1, 2)
+    loss, *others = figure.subplots(1, 1 if regression else 2, squeeze=False)[0]
     epochs = [record.epoch for record in history]
     best = history[epochs.index(best_epoch)]
     train, validation = zip(*((r.train_loss, r.val_loss) for r in history), strict=True)
@@ -36,10 +39,11 @@ def learning_curves(
     loss.set_ylabel("loss per image")
     _mark(loss, best_epoch, best.val_loss, f"{best.val_loss:.3f}")
     train, validation = zip(*((r.train_acc, r.val_acc) for r in history), strict=True)
-    _draw(accuracy, epochs, train, validation)
-    accuracy.set_ylabel("accuracy")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-    _mark(accuracy, best_epoch, best.val_acc, f"{best.val_acc:.1%}")
+    for accuracy in others:
+        _draw(accuracy, epochs, train, validation)
+        accuracy.set_ylabel("accuracy")
+        accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+        _mark(accuracy, best_epoch, best.val_acc, f"{best.val_acc:.1%}")
     printable = title.encode("utf-8", "replace").decode()  # a file name may hold any bytes
     figure.suptitle(printable, fontsize=11, parse_math=False)
     save_figure(figure, target)

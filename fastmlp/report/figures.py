@@ -63,6 +63,7 @@ def _curves(outcome: Outcome, title: str) -> Callable[[Path], None]:
 def _of_best(material: Material, parameters: Mapping[str, Tensor]) -> Drawings:
     """Return the pictures of the best network: its answers to the test images and its weights."""
     data, test = material.data, material.data.test
+    assert test is not None  # the built-in sets have one
     shape, names = data.shape, data.class_names
     assert shape is not None
     config = material.study("network").configs["default"]

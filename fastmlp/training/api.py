@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ def fit(
     callbacks: Iterable[Callback] = (),
     should_stop: Callable[[], bool] | None = None,
     verbose: bool = False,
+    encoding: Mapping[str, Any] | None = None,
 ) -> RunResult:
-    """Train a network, keep the parameters with the best validation accuracy, and test those.
+    """Train a network, keep the parameters of the best epoch, and test those.
 
     ``data`` is loaded as ``config`` says where it is not given; ``verbose`` shows downloads.
     ``out`` is a folder for the run's files (:mod:`fastmlp.training.checkpoint`), new or empty;
-    without one nothing is written. Where ``should_stop`` is not given, Ctrl-C and SIGTERM let the
+    without one nothing is written. ``encoding``, how raw rows became the data, is kept there as
+    ``encoding.json``. Where ``should_stop`` is not given, Ctrl-C and SIGTERM let the
     present step finish and end the run. Raises :class:`UserError` for what the user can mend and
     :class:`DivergedError`.
     """
@@ -43,7 +45,10 @@ def fit(
         if data is None:
             data = load_splits(config, verbose)
             config = replace(config, dataset=data.name)  # "auto" means the same when resumed
-        return _train_one(config, data, folder, None, callbacks, should_stop)
+        files: list[Callback] = []
+        if folder is not None:
+            files = [SaveRun(folder, resumed=False, encoding=encoding), DrawCurves(folder)]
+        return _train_one(config, data, folder, None, [*files, *callbacks], should_stop)
 
 
 def fit_many(
@@ -96,7 +101,8 @@ def resume(
         old, checkpoint = folder.read_config(), folder.read_state()
         config = _resumed_config(old, checkpoint, given)
         data = data or load_splits(config, verbose)
-        return _train_one(config, data, folder, checkpoint, callbacks, should_stop)
+        files = [SaveRun(folder, resumed=True), DrawCurves(folder)]
+        return _train_one(config, data, folder, checkpoint, [*files, *callbacks], should_stop)
 
 
 def stopping(should_stop: Callable[[], bool] | None) -> Callback:
@@ -137,17 +143,14 @@ def _train_one(
     config = replace(config, threads=config.threads or torch.get_num_threads())
     if config.data_dir is not None:  # means the same when resumed from another folder
         config = replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
-    files: list[Callback] = []
-    if folder is not None:
-        files = [SaveRun(folder, resumed=checkpoint is not None), DrawCurves(folder)]
     with thread_count(config.threads):
-        trainer = Trainer([config], data, [checkpoint], [*files, *callbacks, stopping(should_stop)])
+        trainer = Trainer([config], data, [checkpoint], [*callbacks, stopping(should_stop)])
         trainer.fit(test=True)
     (run,) = trainer.runs
     if run.error is not None:
         raise _with_folder(run.error, run, folder) from run.error.__cause__
     path = folder.path if folder is not None else None
-    summary = run.summary if run.test is not None else {}
+    summary = run.summary if run.finished else {}
     return replace(run.result(), folder=path, summary=summary)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.utils.signals import stop_on_signals
@@ -73,10 +73,13 @@ class StopOnSignals(Callback):
 
 
 class SaveRun(Callback):
-    """Keeps the files of a single run in its folder; ``resumed``: it was there already."""
+    """Keeps the files of a single run in its folder; ``resumed``: it was there already;
+    ``encoding`` is what ``encoding.json`` is to hold."""
 
-    def __init__(self, folder: RunDirectory, resumed: bool) -> None:
-        self._folder, self._resumed = folder, resumed
+    def __init__(
+        self, folder: RunDirectory, resumed: bool, encoding: Mapping[str, Any] | None = None
+    ) -> None:
+        self._folder, self._resumed, self._encoding = folder, resumed, encoding
 
     def on_train_begin(self, trainer: Trainer) -> None:
         (run,) = trainer.runs
@@ -85,6 +88,8 @@ class SaveRun(Callback):
             self._folder.save(run.save_point())
             self._folder.write_config(run.config)
         else:
+            if self._encoding is not None:
+                self._folder.write_encoding(self._encoding)
             self._folder.write_config(run.config)  # first: it makes the folder that of a run
             self._folder.save(run.save_point())
 

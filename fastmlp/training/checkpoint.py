@@ -1,8 +1,9 @@
 """The folder of a run: its files, each written so that a crash never spoils it.
 
     config.json    the configuration, every "auto" resolved
+    encoding.json  how raw rows become inputs, and targets; for a user's own data
     metrics.csv    one row per epoch
-    best.pt        state_dict with the highest validation accuracy so far
+    best.pt        state_dict of the best epoch so far: validation accuracy, or loss in a regression
     last.pt        state_dict as of the last save
     resume.pt      everything that a resumed run needs
     summary.json   results, versions and device; only in the folder of a finished run
@@ -62,8 +63,8 @@ class Checkpoint:
 
     @property
     def best_record(self) -> EpochRecord:
-        """The epoch with the highest validation accuracy, the first of equals."""
-        return max(self.history, key=lambda record: record.val_acc)
+        """The epoch with the highest score, the first of equals."""
+        return max(self.history, key=lambda record: record.score)
 
 
 class RunDirectory:
@@ -139,6 +140,30 @@ class RunDirectory:
             raise UserError(f"{self.path} {what}; {remedy}")
         return config_from_dict(self._read_json("config.json"), str(self.path / "config.json"))
 
+    def write_encoding(self, encoding: Mapping[str, Any]) -> None:
+        """Write ``encoding.json``."""
+        self._write("encoding.json", _json_bytes(encoding))
+
+    def read_encoding(self) -> dict[str, Any]:
+        """Return what ``encoding.json`` holds; raise :class:`UserError` where there is none."""
+        if not (self.path / "encoding.json").exists():
+            raise UserError(
+                f"{self.path} has no encoding.json, so it cannot predict raw rows; pass the folder "
+                "of a run on data of your own"
+            )
+        return self._read_json("encoding.json")
+
+    def read_best(self) -> dict[str, Tensor]:
+        """Return the parameters in ``best.pt``."""
+        path = self.path / "best.pt"
+        try:
+            values = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error
+        except Exception as error:  # torch's unpickler raises any, by the byte that is wrong
+            raise UserError(f"{path} is damaged; train the network again") from error
+        return dict(values)
+
     def write_config(self, config: TrainConfig) -> None:
         """Write ``config.json``, which makes the folder that of a run."""
         self._write("config.json", _json_bytes(config.to_dict()))
@@ -187,8 +212,8 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """Return the results of a finished run."""
         summary = self._read_json("summary.json")
-        for key, kinds in (("epochs", (int,)), ("test_accuracy", (int, float))):
-            if type(summary.get(key)) not in kinds:
+        for key, kinds in (("epochs", (int,)), ("test_accuracy", (int, float, type(None)))):
+            if key not in summary or type(summary[key]) not in kinds:
                 raise UserError(f"{self.path / 'summary.json'} is damaged: {key} is not a number")
         return summary
 

@@ -16,6 +16,8 @@ from fastmlp.data.transforms import parse_augmentation
 from fastmlp.engines.optimizers import OPTIMIZERS, PRECISIONS, OptimizerConfig
 from fastmlp.engines.registry import ENGINES
 from fastmlp.nn.init import INITS, parse_init
+from fastmlp.ops.activations import ACTIVATIONS
+from fastmlp.ops.losses import LOSSES
 from fastmlp.training.options import (
     ABOVE_ZERO,
     BELOW_ONE,
@@ -51,10 +53,10 @@ class TrainConfig:
     The defaults are those of the preset ``default``: chosen on validation accuracy among
     configurations that finish in about a minute on two cores.
 
-    ``optimizer`` is one of ``torch.optim.SGD``, ``Adam`` and ``AdamW``, the latter two with betas
-    of 0.9 and 0.999 and an eps of 1e-8, which are not fields; they want a smaller ``lr`` than SGD,
-    1e-3 or so. ``momentum`` and ``nesterov`` are SGD's: where None is given they become 0.9 and
-    true for SGD, 0 and false for another optimizer, which accepts nothing else.
+    ``optimizer`` is one of ``torch.optim.SGD``, ``Adam`` and ``AdamW``; the latter two want a
+    smaller ``lr`` than SGD, 1e-3 or so. ``momentum`` and ``nesterov`` are SGD's: where None is
+    given they become 0.9 and true for SGD, 0 and false for another optimizer, which accepts nothing
+    else.
 
     ``precision`` "bfloat16" runs the layers as ``torch.autocast`` does, forward and backward; the
     parameters, the loss and the optimizer stay float32.
@@ -64,7 +66,8 @@ class TrainConfig:
 
     dataset: str = option(
         "auto",
-        "auto: CIFAR-10 if found or downloadable, else the built-in synthetic set",
+        "auto: CIFAR-10 if found or downloadable, else the built-in synthetic set; mnist, "
+        "fashion-mnist and cifar100 are looked for in the data folder",
         text("the name of a data set", choices=DATASETS),
         group="data",
         normalize=current_name,
@@ -135,6 +138,42 @@ class TrainConfig:
         "sgd",
         "adam and adamw as in torch.optim; they want a learning rate of 1e-3 or so",
         one_of(OPTIMIZERS),
+    )
+    beta1: float = option(
+        0.9, "decay of the mean gradient in adam and adamw", BELOW_ONE, metavar="X", varied=True
+    )
+    beta2: float = option(
+        0.999, "decay of the mean square in adam and adamw", BELOW_ONE, metavar="X", varied=True
+    )
+    eps: float = option(
+        1e-8, "added to the root of the mean square in adam and adamw", ABOVE_ZERO, metavar="X"
+    )
+    loss: str = option(
+        "cross_entropy",
+        "what is minimised: cross_entropy for classes, another for numbers to predict",
+        one_of(LOSSES),
+    )
+    label_smoothing: float = option(
+        0.0,
+        "share of each label given to all classes alike; for cross_entropy",
+        BELOW_ONE,
+        metavar="X",
+        varied=True,
+    )
+    activation: str = option("relu", "of the hidden layers", one_of(ACTIVATIONS))
+    dropout: float = option(
+        0.0,
+        "share of the outputs of hidden layers that a step drops",
+        BELOW_ONE,
+        metavar="X",
+        varied=True,
+    )
+    clip_norm: float = option(
+        0.0,
+        "gradients are scaled to a norm of at most this; 0 leaves them",
+        NOT_NEGATIVE,
+        metavar="X",
+        varied=True,
     )
     lr: float = option(0.02, "learning rate", ABOVE_ZERO, metavar="X", varied=True)
     lr_decay: float = option(
@@ -223,6 +262,12 @@ class TrainConfig:
                 EXIT_USAGE,
                 options=("nesterov",),
             )
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise UserError(
+                f"label_smoothing is for the loss cross_entropy, not {self.loss}; set it to 0",
+                EXIT_USAGE,
+                options=("label_smoothing",),
+            )
         if not math.isfinite(decayed(self.lr, self.lr_decay, self.epochs - 1)):
             raise UserError(
                 f"lr {self.lr:g} times lr_decay {self.lr_decay:g} after every epoch grows beyond "
@@ -250,6 +295,14 @@ class TrainConfig:
             grad_average=self.grad_average,
             optimizer=self.optimizer,
             precision=self.precision,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            clip_norm=self.clip_norm,
+            loss=self.loss,
+            label_smoothing=self.label_smoothing,
+            activation=self.activation,
+            dropout=self.dropout,
+            seed=self.seed if self.dropout else 0,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -39,4 +39,4 @@ def make_epoch(
         augmentation=parse_augmentation(config.augment),
         shape=shape,
     )
-    return Epoch(order, config.lr_at(epoch), start_step)
+    return Epoch(order, config.lr_at(epoch), start_step, epoch)

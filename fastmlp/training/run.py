@@ -9,15 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from fastmlp.data.sampling import sliding_part
 from fastmlp.data.splits import DataSplits, Subset
 from fastmlp.engines.base import Engine, Epoch, TrainState
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord, EvalMetrics, NonFiniteLossError
+from fastmlp.ops.losses import loss_row
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import make_epoch
+from fastmlp.training.predictor import Predictor, as_module
 from fastmlp.training.summary import make_summary
 from fastmlp.utils.errors import EXIT_FAILURE, EXIT_USAGE, UserError
 
@@ -40,17 +43,50 @@ class RunResult:
     history: list[EpochRecord]
     best_parameters: dict[str, Tensor]
     test: EvalMetrics | None = None
-    """With the best parameters; None where the run was stopped before its end."""
+    """With the best parameters; None where the run was stopped before its end, and where the data
+    has no test part."""
     summary: dict[str, Any] = field(default_factory=dict)
     """The content of ``summary.json``; empty where the run was stopped before its end, and for one
     of many."""
     diverged: str | None = None
     """For one of many: how its loss became nan or infinite."""
+    finished: bool = False
+    """Whether it trained all its epochs."""
+    predictor: Predictor | None = None
+    """The network with the encoding of raw rows; None where it was not trained on rows and
+    targets given to :func:`fastmlp.fit`."""
+
+    def predict(self, x: object) -> NDArray[Any]:
+        """Return the class or number of each raw row; see :meth:`Predictor.predict`."""
+        return self._of_rows.predict(x)
+
+    def predict_proba(self, x: object) -> NDArray[Any]:
+        """Return the probability of each class; see :meth:`Predictor.predict_proba`."""
+        return self._of_rows.predict_proba(x)
+
+    def evaluate(self, x: object, y: object, sample_weight: object = None) -> EvalMetrics:
+        """Return loss and accuracy on raw rows; see :meth:`Predictor.evaluate`."""
+        return self._of_rows.evaluate(x, y, sample_weight)
+
+    @property
+    def model(self) -> nn.Sequential:
+        """The network of the best epoch as a module of ``torch.nn``, from normalised inputs to
+        outputs before the loss."""
+        return as_module(self.best_parameters, self.config.activation)
+
+    @property
+    def _of_rows(self) -> Predictor:
+        if self.predictor is None:
+            raise UserError(
+                "This run was not trained on rows given to fastmlp.fit(X, y), so it cannot take "
+                "raw rows; call its model with normalised inputs"
+            )
+        return self.predictor
 
     @property
     def interrupted(self) -> bool:
         """Whether it was stopped before its end."""
-        return self.test is None and self.diverged is None
+        return not self.finished and self.diverged is None
 
 
 class TrainingRun:
@@ -72,6 +108,7 @@ class TrainingRun:
         engine_reason: str,
         checkpoint: Checkpoint | None = None,
     ) -> None:
+        _check_targets(config, data)
         self.config, self.data = config, data
         self.engine, self.state = engine, state
         self.goal = config.epochs
@@ -175,7 +212,7 @@ class TrainingRun:
             return False
         lr = self.config.lr_at(self.epoch)
         record = _record(self.epoch, now.partial, validation, lr, now.partial_seconds)
-        improved = not now.history or record.val_acc > now.best_record.val_acc
+        improved = not now.history or record.score > now.best_record.score
         now.history.append(record)
         now.partial, now.partial_seconds = EpochMetrics(), 0.0
         self.under_way = EpochMetrics()
@@ -206,7 +243,7 @@ class TrainingRun:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The content of ``summary.json``; raises ValueError before the run has been tested."""
-        if self.test is None:
+        if self.test is None and self.data.test is not None:
             raise ValueError("a run has a summary once it has been tested")
         self.count_seconds()
         return make_summary(self.config, self.data, self.checkpoint, self.test)
@@ -220,6 +257,19 @@ class TrainingRun:
             self.checkpoint.best,
             self.test,
             diverged=None if self.error is None else str(self.error),
+            finished=self.finished and self.error is None,
+        )
+
+
+def _check_targets(config: TrainConfig, data: DataSplits) -> None:
+    """Raise :class:`UserError` unless the loss takes such targets."""
+    labels = not data.train.labels.is_floating_point()
+    if loss_row(config.loss).takes_labels != labels:
+        have, losses = ("labels", "cross_entropy") if labels else ("numbers", "squared_error")
+        raise UserError(
+            f"loss {config.loss} cannot be used for targets that are {have}; pass loss {losses}",
+            EXIT_USAGE,
+            options=("loss",),
         )
 
 
@@ -232,10 +282,11 @@ def _record(
     epoch: int, train: EpochMetrics, validation: EvalMetrics, lr: float, seconds: float
 ) -> EpochRecord:
     """Return a row of metrics, rounded so that an interrupted epoch gives the same row."""
+    regression = math.isnan(validation.accuracy)
     return EpochRecord(
         epoch=epoch + 1,
         train_loss=round(train.loss, 6),
-        train_acc=round(train.accuracy, 6),
+        train_acc=math.nan if regression else round(train.accuracy, 6),
         val_loss=round(validation.loss, 6),
         val_acc=round(validation.accuracy, 6),
         lr=float(f"{lr:.8g}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -10,26 +11,26 @@ from typing import Any
 import torch
 
 from fastmlp.data.splits import DataSplits
-from fastmlp.engines.metrics import EvalMetrics
+from fastmlp.engines.metrics import EpochRecord, EvalMetrics
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.utils.environment import device_name, git_commit, package_version
 
 
 def make_summary(
-    config: TrainConfig, data: DataSplits, state: Checkpoint, test: EvalMetrics
+    config: TrainConfig, data: DataSplits, state: Checkpoint, test: EvalMetrics | None
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``; ``config`` has every "auto" resolved, ``test`` was
-    measured with the parameters of the best epoch. Losses are means per image, accuracies 0 to
-    1."""
+    measured with the parameters of the best epoch, None where there is no test part. Losses are
+    means per image, accuracies 0 to 1, None in a regression."""
     seconds = sum(record.seconds for record in state.history)
     images = len(data.train.labels)
     return {
-        "test_accuracy": round(test.accuracy, 6),
-        "test_loss": round(test.loss, 6),
-        "test_images": test.count,
-        "best": asdict(state.best_record),
-        "last": asdict(state.history[-1]),
+        "test_accuracy": None if test is None else _finite(round(test.accuracy, 6)),
+        "test_loss": None if test is None else round(test.loss, 6),
+        "test_images": 0 if test is None else test.count,
+        "best": _row(state.best_record),
+        "last": _row(state.history[-1]),
         "epochs": len(state.history),
         "train_images": images,
         "train_seconds": round(seconds, 6),
@@ -52,3 +53,12 @@ def make_summary(
         "git_commit": git_commit(Path(__file__).resolve().parents[2]),
         "config": config.to_dict(),
     }
+
+
+def _row(record: EpochRecord) -> dict[str, Any]:
+    return {name: _finite(value) for name, value in asdict(record).items()}
+
+
+def _finite(value: float) -> float | None:
+    """Return None for nan, which JSON does not have."""
+    return None if math.isnan(value) else value

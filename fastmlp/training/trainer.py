@@ -49,12 +49,14 @@ class Trainer:
 
     def _add(self, config: TrainConfig, checkpoint: Checkpoint | None) -> None:
         device, sizes = resolve_device(config.device), layer_sizes(config, self.data)
-        kind, reason = choose_engine(config.engine, device, sizes, config.optimizer_config)
+        kind, reason = choose_engine(
+            config.engine, device, sizes, config.optimizer_config, self.data.train
+        )
         if checkpoint is not None and config.engine == "auto":
             checkpoint.engine_reason = reason
         config = replace(config, device=str(device), engine=kind.name)
         engine = self._engines.get(kind, self.data.normalization(config.normalize), device)
-        parameters = initial_parameters(sizes, config.init, config.seed)
+        parameters = initial_parameters(sizes, config.init, config.seed, config.activation)
         try:
             state = engine.new_state(
                 parameters, config.optimizer_config, block_steps=config.block_steps or None
@@ -150,6 +152,8 @@ class Trainer:
         self._tell(lambda callback: callback.on_run_epoch_end(self, run, improved))
 
     def _test(self) -> None:
+        if self.data.test is None:
+            return
         finished = [run for run in self.runs if run.finished and run.error is None]
         for group in _groups(finished, lambda run: run.engine):
             engine = group[0].engine

@@ -200,7 +200,7 @@ def test_synthetic_looks_nowhere_and_says_nothing(small_synthetic, capsys):
 
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(UserError, match="dataset must be one of auto, cifar10, synthetic") as error:
-        load_dataset("mnist")
+        load_dataset("mnits")
     assert error.value.exit_code == 2
 
 

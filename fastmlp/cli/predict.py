@@ -1,0 +1,75 @@
+"""The command ``predict``: predicts raw rows with a network trained on data of one's own.
+
+python -m fastmlp.predict RUN --data FILE --out FILE
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fastmlp.cli.parser import ArgumentParser
+from fastmlp.data.tables import read_table
+from fastmlp.training.checkpoint import RunDirectory, write_file
+from fastmlp.training.predictor import Encoding, Predictor
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+
+
+def main(argv: list[str]) -> int:
+    """Run the command and return its exit code; raises UserError for a user's mistake."""
+    parser = ArgumentParser(
+        prog="fastmlp predict",
+        description="Predicts each row of a file with the network of a run on data of your own.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder of the run")
+    parser.add_argument(
+        "--data", metavar="FILE", required=True, help="a .csv, .parquet, .npz or .npy file of rows"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        required=True,
+        help="the .csv file to write, with the probability of each class, or .npy, predictions",
+    )
+    options = parser.parse_args(argv)
+    out = Path(options.out).expanduser()
+    if out.suffix.lower() not in (".csv", ".npy"):
+        raise UserError(f"--out must end in .csv or .npy, got {options.out!r}", EXIT_USAGE)
+    predictor = load_predictor(options.run)
+    rows = read_table(options.data)
+    target = predictor.encoding.target
+    predicted = predictor.predict(rows)
+    if out.suffix.lower() == ".npy":
+        buffer = io.BytesIO()
+        texts = predicted.dtype == object
+        np.save(buffer, predicted.astype(str) if texts else predicted, allow_pickle=False)
+        write_file(out, buffer.getbuffer())
+    else:
+        columns: dict[str, Iterable[object]] = {"prediction": predicted.tolist()}
+        if target.task == "classification":
+            shares = predictor.predict_proba(rows).T
+            columns |= {
+                f"p({c})": row.tolist() for c, row in zip(target.classes, shares, strict=True)
+            }
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        write_file(out, text.getvalue().encode())
+    print(f"The predictions of {len(rows):,} rows are in {out}")
+    return 0
+
+
+def load_predictor(run: str | Path) -> Predictor:
+    """Return the network of a run's best epoch with its encoding."""
+    folder = RunDirectory(run)
+    config, values = folder.read_config(), folder.read_encoding()
+    try:
+        encoding = Encoding.from_dict(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder.path / 'encoding.json'} is damaged: {error!r}") from error
+    return Predictor(config, encoding, folder.read_best())

@@ -1,0 +1,266 @@
+"""Read tables: columns with names, from memory or from a file. No code in a file is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.utils.errors import UserError
+
+Column = NDArray[Any]
+
+FORMATS = (".csv", ".parquet", ".npz", ".npy")
+"""The files that :func:`read_table` reads, by the end of their names."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of one length by name, in their order.
+
+    A column (n,) is float64 with nan for a missing value, or of objects: texts, numbers among them
+    where the column mixes both, and None for a missing value. ``named`` is False where the names
+    are only the numbers of the columns; ``origin`` (n,) are the rows' places in the table that they
+    were taken from.
+    """
+
+    columns: Mapping[str, Column]
+    source: str = "the data"
+    named: bool = True
+    origin: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self.columns)
+
+    def rows(self, indices: NDArray[np.int64] | slice) -> Table:
+        """Return some of the rows."""
+        chosen = {name: column[indices] for name, column in self.columns.items()}
+        origin = np.arange(len(self)) if self.origin is None else self.origin
+        return Table(chosen, self.source, self.named, origin[indices])
+
+    def number(self, row: int) -> int:
+        """Return the number of a row, counted from 1, as its source has it."""
+        return (row if self.origin is None else int(self.origin[row])) + 1
+
+    def pop(self, name: str) -> tuple[Table, Column]:
+        """Return the table without a column, and that column; raise UserError where it has none of
+        this name."""
+        if name not in self.columns:
+            raise UserError(
+                f"{self.source} has no column {name!r}; its columns are {listed(self.names)}.",
+                options=("target",),
+            )
+        rest = {each: column for each, column in self.columns.items() if each != name}
+        return Table(rest, self.source, self.named, self.origin), self.columns[name]
+
+
+def listed(names: tuple[str, ...], most: int = 12) -> str:
+    """Return names as a list for a sentence, cut where there are many."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+def as_table(data: object, source: str = "X") -> Table:
+    """Return a table of NumPy or torch arrays (n, columns) or (n,), or of a pandas or polars data
+    frame, whose column names are kept.
+
+    Raises UserError for another type, another number of dimensions and a name that occurs twice.
+    """
+    if isinstance(data, Table):
+        return data
+    names = getattr(data, "columns", None)
+    if names is not None:
+        return _table([(str(name), data[name]) for name in names], source)  # type: ignore[index]
+    array = as_array(data, source)
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2:
+        raise UserError(
+            f"{source} must be rows of columns, of two dimensions, got {array.ndim}; flatten the "
+            "others."
+        )
+    columns = {str(i): as_column(array[:, i]) for i in range(array.shape[1])}
+    return Table(columns, source, named=False)
+
+
+def as_array(data: object, source: str = "X") -> NDArray[Any]:
+    """Return a NumPy array of an array, tensor, series or nested lists; raise UserError where it
+    makes none."""
+    if hasattr(data, "detach"):
+        data = data.detach().cpu()
+    try:
+        array = np.asarray(data)
+    except (TypeError, ValueError) as error:  # ragged lists, or what NumPy cannot hold
+        raise UserError(f"{source} must be an array of numbers or texts: {error}") from error
+    if array.dtype == object and array.ndim == 0:
+        raise UserError(
+            f"{source} must be a NumPy array, a tensor, or a data frame of pandas or polars, got "
+            f"{type(data).__name__}."
+        )
+    return array
+
+
+def as_column(values: Any) -> Column:
+    """Return values (n,) as :class:`Table` has its columns."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub" and isinstance(values, (list, tuple)):
+        array = np.array(values, dtype=object)  # which keeps numbers among texts
+    if array.dtype.kind not in "fiub" and hasattr(values, "null_count"):
+        array = np.array(values.to_list(), dtype=object)  # polars' own, with None for a gap
+    if array.dtype.kind in "fiub":
+        return array.astype(np.float64)
+    objects = np.asarray(array, dtype=object)
+    cleaned = np.array([None if _is_missing(v) else v for v in objects] or [], dtype=object)
+    if all(v is None or _is_number(v) for v in cleaned):
+        return np.array([np.nan if v is None else float(v) for v in cleaned], dtype=np.float64)
+    return np.array(
+        [v if v is None or _is_number(v) else str(v) for v in cleaned.tolist()], dtype=object
+    )
+
+
+def is_text(column: Column) -> bool:
+    """Return whether a column holds texts, at least one."""
+    return column.dtype == object
+
+
+def missing(column: Column) -> NDArray[np.bool_]:
+    """Return which rows of a column are missing."""
+    if is_text(column):
+        return np.array([value is None for value in column], dtype=bool)
+    return np.isnan(column)
+
+
+def read_table(path: str | os.PathLike[str]) -> Table:
+    """Read a .csv, .parquet, .npz or .npy file.
+
+    The arrays of an .npz, one dimension each, or two with columns ``NAME.0``, ``NAME.1``, ..., are
+    its columns. Raises UserError for a file that is missing, of another format or damaged, and
+    where its reader is not installed.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; pass a file that ends in {', '.join(FORMATS)}.")
+    ending = path.suffix.lower()
+    if ending not in FORMATS:
+        raise UserError(
+            f"{path} is none of the files that are read here ({', '.join(FORMATS)}); save it as "
+            "one of them."
+        )
+    read = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz, ".npy": _read_npy}
+    try:
+        table = read[ending](path)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # each reader has its own errors for a damaged file
+        message = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({message}); write the file anew.") from error
+    if not table.columns or not len(table):
+        raise UserError(f"{path} has no rows; pass a file with at least one.")
+    return table
+
+
+def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """Return the array of an .npy file, memory-mapped; raise UserError as :func:`read_table`."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); save numbers or texts of one dtype with numpy.save."
+        ) from error
+    return array
+
+
+def needs(module: str, extra: str, what: str) -> Any:
+    """Return an optional module; raise UserError, saying how to install it, where it is missing."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs {module.partition('.')[0]}, which is not installed; "
+            f"run: pip install 'fastmlp[{extra}]'"
+        ) from error
+
+
+def _table(items: list[tuple[str, object]], source: str) -> Table:
+    columns: dict[str, Column] = {}
+    for name, values in items:
+        if name in columns:
+            raise UserError(f"{source} has two columns named {name!r}; rename one of them.")
+        columns[name] = as_column(values)
+    return Table(columns, source)
+
+
+def _read_csv(path: Path) -> Table:
+    pandas = needs("pandas", "tables", "A csv file")
+    header = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    names = header.iloc[0].tolist()
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path} has two columns named {name!r}; rename one of them.")
+    frame = pandas.read_csv(path, low_memory=False, index_col=False)
+    return _table([(str(name), frame[name]) for name in frame.columns], str(path))
+
+
+def _read_parquet(path: Path) -> Table:
+    parquet = needs("pyarrow.parquet", "tables", "A parquet file")
+    table = parquet.read_table(path)
+    items = [
+        (name, column.to_pandas() if column.null_count == 0 else _nullable(column))
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
+    return _table(items, str(path))
+
+
+def _nullable(column: Any) -> Column:
+    return np.array(column.to_pylist(), dtype=object)
+
+
+def _read_npz(path: Path) -> Table:
+    items: list[tuple[str, object]] = []
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            array = arrays[name]
+            if array.ndim == 1:
+                items.append((name, array))
+            elif array.ndim == 2:
+                items += [(f"{name}.{i}", array[:, i]) for i in range(array.shape[1])]
+            else:
+                raise UserError(
+                    f"{path} has an array {name!r} of {array.ndim} dimensions; one or two are "
+                    "columns of a table."
+                )
+    lengths = {name: len(np.asarray(values)) for name, values in items}
+    if len(set(lengths.values())) > 1:
+        (first, a), *rest = lengths.items()
+        other, b = next((name, n) for name, n in rest if n != a)
+        raise UserError(
+            f"{path} has {a:,} rows in {first!r} and {b:,} in {other!r}; all need as many."
+        )
+    return _table(items, str(path))
+
+
+def _read_npy(path: Path) -> Table:
+    return as_table(read_array(path), str(path))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number, np.bool_))
+
+
+def _is_missing(value: object) -> bool:
+    """Return whether a cell is None, nan, or pandas' NA or NaT, which do not equal themselves."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))

@@ -1,0 +1,227 @@
+"""``fastmlp.fit``: train a network on a user's own rows and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastmlp.data.encoding import TableEncoding
+from fastmlp.data.splits import DataSplits, Subset
+from fastmlp.data.tables import Table, as_table
+from fastmlp.data.targets import TargetEncoding
+from fastmlp.training import api
+from fastmlp.training.config import OPTIONS, TrainConfig, config_from_dict
+from fastmlp.training.predictor import (
+    Encoding,
+    Predictor,
+    target_column,
+    target_tensor,
+    weight_tensor,
+)
+from fastmlp.training.run import RunResult
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+
+DEFAULTS: dict[str, Any] = {"hidden": (100,), "optimizer": "adam", "lr": 1e-3, "batch_size": 200}
+"""Options that have other defaults for a user's own data; lr is Adam's and AdamW's."""
+UNSTANDARDISED = ("poisson", "binary_cross_entropy")
+"""Losses whose targets are taken as they are."""
+CALL_OPTIONS = ("out", "callbacks", "should_stop", "verbose")
+"""The arguments of :func:`fastmlp.training.api.fit` beside its configuration and data."""
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A user's rows, split and encoded."""
+
+    splits: DataSplits
+    encoding: Encoding
+
+
+@overload
+def fit(x: TrainConfig, y: DataSplits | None = None, **options: Any) -> RunResult: ...
+@overload
+def fit(x: object, y: object, **options: Any) -> RunResult: ...
+
+
+def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
+    """Train a network on rows ``x`` and targets ``y``, and keep the parameters of the best epoch.
+
+    ``x`` (n, columns): NumPy, torch, or a data frame of pandas or polars, whose column names are
+    kept; ``y`` (n,): classes, texts or whole numbers, or numbers to predict. Options are those of
+    :func:`prepare`; the fields of :class:`TrainConfig`, whose defaults are :data:`DEFAULTS` here
+    where that has others; ``out``, ``callbacks`` and ``should_stop`` as in
+    :func:`fastmlp.training.api.fit`; and ``origin``, where the rows are from, as JSON has it, which
+    is kept beside the encoding. The result predicts raw rows. Raises
+    :class:`~fastmlp.utils.errors.UserError` for what the user can mend.
+
+    With a configuration, ``fit(config, data)``, it is :func:`fastmlp.training.api.fit`.
+    """
+    if isinstance(x, TrainConfig) or "config" in options:
+        config = options.pop("config", x)
+        data = options.pop("data", y)
+        return api.fit(config, data, **options)
+    if y is None:
+        raise UserError("y is missing; call fit(X, y), or fit(config) for a known data set.")
+    origin = options.pop("origin", None)
+    call = {name: options.pop(name) for name in CALL_OPTIONS if name in options}
+    given = {name: options.pop(name) for name in tuple(options) if name in OPTIONS}
+    own = prepare(x, y, loss=given.get("loss"), **_known(options))
+    encoding = {**own.encoding.to_dict(), "origin": origin}
+    result = api.fit(_config(given, own), own.splits, encoding=encoding, **call)
+    predictor = Predictor(result.config, own.encoding, result.best_parameters)
+    return replace(result, predictor=predictor)
+
+
+def prepare(
+    x: object,
+    y: object,
+    *,
+    task: str | None = None,
+    loss: str | None = None,
+    categories: Iterable[str] = (),
+    missing: str = "error",
+    keep_constant: bool = False,
+    validation: float | tuple[object, object] = 0.2,
+    test: tuple[object, object] | None = None,
+    stratify: bool | None = None,
+    sample_weight: object = None,
+    class_weight: str | Mapping[object, float] | None = None,
+    split_seed: int = 0,
+    name: str = "own",
+    target_name: str = "y",
+) -> OwnData:
+    """Split rows and targets into training and validation parts, and encode them.
+
+    ``task`` is classification or regression, by default what the targets look like.
+    ``categories`` are columns to make one-hot, ``missing`` "mean" takes a column's mean for missing
+    numbers, ``keep_constant`` keeps columns with one value. ``validation`` is the share of the rows
+    held out, drawn by ``split_seed``, each class in its share with ``stratify`` (by default in a
+    classification), or rows and targets of their own; ``test`` are rows and targets to test on at
+    the end. ``sample_weight`` (n,) are factors of the rows' losses; ``class_weight`` are factors of
+    the classes' in training, "balanced" for n / (classes * rows of the class). ``name`` is that of
+    the data set, ``target_name`` that of the target in messages.
+    """
+    table = as_table(x)
+    column = target_column(y, len(table))
+    weights = weight_tensor(sample_weight, len(table))
+    if isinstance(validation, tuple):
+        train = np.arange(len(table))
+        val_table, val_y, val_weights = as_table(validation[0], "validation"), validation[1], None
+    else:
+        guess = TargetEncoding.fit(column, target_name, task)
+        classes = guess.task == "classification" if stratify is None else stratify
+        labels = guess.apply(column) if classes else None
+        train, held = split_rows(len(table), validation, split_seed, labels)
+        val_table, val_y = table.rows(held), column[held]
+        val_weights = None if weights is None else weights[held]
+    standardise = loss not in UNSTANDARDISED
+    target = TargetEncoding.fit(column[train], target_name, task, standardise=standardise)
+    inputs = TableEncoding.fit(
+        table.rows(train), categories=categories, missing=missing, keep_constant=keep_constant
+    )
+    part = _part(inputs, target, table.rows(train), column[train])
+    given = None if weights is None else weights[train]
+    part = replace(part, weights=_weighted(target, part.labels, given, class_weight))
+    val = replace(_part(inputs, target, val_table, val_y), weights=val_weights)
+    tested = None if test is None else _part(inputs, target, as_table(test[0], "test"), test[1])
+    outputs = len(target.classes) or 1
+    splits = DataSplits(part, val, tested, outputs, name, table.source, class_names=target.classes)
+    return OwnData(splits, Encoding(inputs, target))
+
+
+def split_rows(
+    count: int, share: float, seed: int, labels: NDArray[Any] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows to train on and those held out, a ``share``, each in ascending order; with
+    ``labels`` (n,) about this share of each class, but never all of it.
+
+    Raises UserError for a share that is not between 0 and 1 and for too few rows.
+    """
+    if not isinstance(share, float) or not 0 < share < 1:
+        raise UserError(
+            f"validation must be a share between 0 and 1, or rows and targets, got {share!r}.",
+            options=("validation",),
+        )
+    random = np.random.default_rng(seed)
+    order = random.permutation(count)
+    places = np.arange(count)
+    if labels is not None:  # places that spread each class evenly over the whole
+        order = order[np.argsort(labels[order], kind="stable")]
+        _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+        within = places - np.repeat(starts, sizes)
+        shares = (within + random.random(len(sizes)).repeat(sizes)) / np.repeat(sizes, sizes)
+        shares[starts] = 2.0  # a row of each class stays in training
+        order = order[np.argsort(shares, kind="stable")]
+    held = min(round(count * share), count - (1 if labels is None else len(starts)))
+    if held < 1 or count - held < 2:
+        raise UserError(
+            f"X has {count} rows, too few to hold a share of {share:g} out for validation; pass "
+            "more rows, another share, or validation rows and targets.",
+            options=("validation",),
+        )
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _part(inputs: TableEncoding, target: TargetEncoding, table: Table, y: object) -> Subset:
+    rows = torch.from_numpy(inputs.apply(table))
+    return Subset(rows, target_tensor(target, y, len(rows)))
+
+
+def _weighted(
+    target: TargetEncoding,
+    labels: Tensor,
+    weights: Tensor | None,
+    class_weight: str | Mapping[object, float] | None,
+) -> Tensor | None:
+    """Return the weights of the training rows, those of their classes included."""
+    if class_weight is None:
+        return weights
+    if target.task != "classification":
+        raise UserError("class_weight is for classes, and this is a regression; leave it out.")
+    if class_weight == "balanced":
+        counts = torch.bincount(labels, minlength=len(target.classes))
+        of_class = len(labels) / (len(counts) * counts)
+    elif isinstance(class_weight, Mapping):
+        by_name = {str(key): value for key, value in class_weight.items()}
+        unknown = set(by_name) - set(target.classes)
+        if unknown:
+            raise UserError(
+                f"class_weight names the class {min(unknown)!r}, which no training row has."
+            )
+        of_class = torch.tensor([float(by_name.get(name, 1.0)) for name in target.classes])
+    else:
+        raise UserError(
+            f"class_weight must be balanced or a weight for each class, got {class_weight!r}."
+        )
+    factors = of_class.float()[labels]
+    return factors if weights is None else factors * weights
+
+
+def _config(given: Mapping[str, Any], own: OwnData) -> TrainConfig:
+    """Return the configuration of a run: ``given`` before the defaults for a user's own data."""
+    classification = own.encoding.target.task == "classification"
+    values = {**DEFAULTS, "loss": "cross_entropy" if classification else "squared_error", **given}
+    if values["optimizer"] == "sgd" and "lr" not in given:
+        values["lr"] = OPTIONS["lr"].default
+    if values["optimizer"] != "sgd":
+        values = {"momentum": 0.0, "nesterov": False, **values}
+    return config_from_dict({**values, "dataset": own.splits.name}, "fit")
+
+
+def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of :func:`prepare`; raise UserError for another one."""
+    known = [n for n in prepare.__annotations__ if n not in ("x", "y", "loss", "return")]
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"fit has no option {name!r}; beside the fields of TrainConfig it has "
+                f"{', '.join((*known, *CALL_OPTIONS))}.",
+                EXIT_USAGE,
+            )
+    return dict(options)

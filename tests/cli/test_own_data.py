@@ -1,0 +1,106 @@
+"""``train --data FILE --target COLUMN`` and ``predict``: from a file to predictions in a file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny import assert_same_run
+
+from fastmlp.cli.predict import main as predict
+from fastmlp.cli.train import main as train
+from fastmlp.training.checkpoint import RunDirectory
+from fastmlp.utils.errors import UserError
+
+pd = pytest.importorskip("pandas")
+
+QUICK = ["--epochs=12", "--hidden=16", "--batch-size=16", "--lr=0.02", "--threads=1"]
+QUICK += ["--device=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def people(monkeypatch, tmp_path):
+    """A folder with people.csv and its rows."""
+    monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(random.normal(size=(200, 3)), columns=["a", "b", "c"])
+    frame["town"] = np.where(random.random(200) > 0.5, "Ulm", "Bonn")
+    frame["income"] = 50 + 9 * frame["a"] + 6 * (frame["town"] == "Ulm")
+    frame["rich"] = np.where(frame["income"] > 53, "yes", "no")
+    frame.to_csv("people.csv", index=False)
+    return frame
+
+
+def test_a_classification_from_a_file_to_a_file(people, capsys):
+    people.drop(columns="income").to_csv("train.csv", index=False)
+    flags = ["--data=train.csv", "--target=rich", "--categories=town", "--out=run"]
+    assert train([*flags, *QUICK]) == 0
+    assert "\nValidation accuracy " in capsys.readouterr().out
+    assert predict(["run", "--data", "people.csv", "--out", "out.csv"]) == 0
+    out = pd.read_csv("out.csv")
+    assert list(out.columns) == ["prediction", "p(no)", "p(yes)"]
+    assert (out["prediction"] == people["rich"]).mean() > 0.9
+    assert ((out["p(yes)"] > 0.5) == (out["prediction"] == "yes")).all()
+    np.testing.assert_allclose(out["p(no)"] + out["p(yes)"], 1, atol=1e-5)
+    assert predict(["run", "--data=people.csv", "--out=out.npy"]) == 0
+    assert np.load("out.npy").tolist() == out["prediction"].tolist()
+
+
+def test_a_regression_of_an_npy_pair(people):
+    np.save("x.npy", people[["a", "b"]].to_numpy())
+    np.save("y.npy", people["income"].to_numpy())
+    assert train(["--data=x.npy", "--target=y.npy", "--out=run", *QUICK]) == 0
+    assert predict(["run", "--data=x.npy", "--out=out.npy"]) == 0
+    assert np.corrcoef(np.load("out.npy"), people["income"])[0, 1] > 0.9
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert (summary["config"]["loss"], summary["best"]["val_acc"]) == ("squared_error", None)
+
+
+def test_a_run_that_was_stopped_reads_its_file_again(people, monkeypatch):
+    flags = ["--data=people.csv", "--target=rich", "--categories=town", *QUICK, "--dropout=0.2"]
+    assert train([*flags, "--out=whole"]) == 0
+    with monkeypatch.context() as context:
+        calls = iter(range(5))
+        stop = lambda self: next(calls, None) is None  # noqa: E731
+        context.setattr("fastmlp.training.callbacks.StopOnSignals.should_stop", stop)
+        assert train([*flags, "--out=stopped"]) == 130
+    assert not RunDirectory("stopped").finished
+    assert train(["--resume=stopped"]) == 0
+    assert_same_run(Path("whole"), Path("stopped"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target=rich"], "--data is missing"),
+        (["--data=people.csv"], "--target is missing"),
+        (["--data=people.csv", "--target=poor"], "people.csv has no column 'poor'"),
+        (["--data=people.csv", "--target=rich"], "'town' .* text 'Bonn|Ulm' in row 1;"),
+        (["--data=none.csv", "--target=rich"], "none.csv does not exist"),
+        (["--data=people.csv", "--target=rich", "--split=60/20/20"], "--split is for the known"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train([*flags, "--out=run"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_says_what_it_needs(people, tmp_path):
+    with pytest.raises(UserError, match="none does not exist"):
+        predict(["none", "--data=people.csv", "--out=out.csv"])
+    with pytest.raises(UserError, match=r"--out must end in .csv or .npy"):
+        predict(["none", "--data=people.csv", "--out=out.txt"])
+    flags = ["--data=people.csv", "--target=rich", "--categories=town", "--out=run"]
+    train([*flags, *QUICK, "--epochs=1"])
+    people.drop(columns="b").to_csv("cut.csv", index=False)
+    with pytest.raises(UserError, match=r"cut.csv lacks the column 'b'"):
+        predict(["run", "--data=cut.csv", "--out=out.csv"])
+    (tmp_path / "run" / "encoding.json").write_text("{}")
+    with pytest.raises(UserError, match=r"encoding.json is damaged"):
+        predict(["run", "--data=people.csv", "--out=out.csv"])
+    (tmp_path / "run" / "encoding.json").unlink()
+    with pytest.raises(UserError, match=r"has no encoding.json"):
+        predict(["run", "--data=people.csv", "--out=out.csv"])
+    assert not (tmp_path / "out.csv").exists()

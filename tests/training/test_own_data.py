@@ -1,0 +1,166 @@
+"""``fastmlp.fit(X, y)``: what it learns, predicts and keeps, and each mistake in one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import fastmlp
+from fastmlp.training.checkpoint import RunDirectory
+from fastmlp.training.own_data import prepare, split_rows
+from fastmlp.training.predictor import Encoding, Predictor
+from fastmlp.utils.errors import UserError
+
+pd = pytest.importorskip("pandas")
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(5, 3, (300, 4))
+KIND = np.where(X[:, 0] + X[:, 1] > 10, "big", "small")
+NUMBER = 100 + 20 * (X[:, 0] - X[:, 2])
+QUICK = {"epochs": 25, "hidden": (16,), "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
+
+
+def test_a_classification_is_learned():
+    run = fastmlp.fit(X[:200], KIND[:200], **QUICK)
+    assert run.config.engine == "native"
+    assert (run.predict(X[200:]) == KIND[200:]).mean() > 0.9
+    found = run.evaluate(X[200:], KIND[200:])
+    assert found.accuracy == (run.predict(X[200:]) == KIND[200:]).mean()
+    probabilities = run.predict_proba(X[200:])
+    rows = torch.from_numpy(run.predictor.encoding.inputs.apply(fastmlp_table(X[200:])))
+    expected = run.model(rows).softmax(1).detach().numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert run.finished
+    assert run.test is None
+
+
+def fastmlp_table(x):
+    from fastmlp.data.tables import as_table
+
+    return as_table(x)
+
+
+def test_a_regression_is_learned_in_its_own_units():
+    run = fastmlp.fit(X[:200], NUMBER[:200], **QUICK, test=(X[200:], NUMBER[200:]))
+    errors = run.predict(X[200:]) - NUMBER[200:]
+    assert np.square(errors).mean() < 0.05 * NUMBER.var()
+    losses = [record.val_loss for record in run.history]
+    assert run.summary["best"]["val_loss"] == min(losses)
+    assert run.summary["best"]["val_acc"] is None
+    scaled = errors / run.predictor.encoding.target.deviation
+    assert run.test.loss == pytest.approx(np.square(scaled).mean(), rel=1e-4)
+
+
+def test_whole_numbers_are_classes_and_come_back():
+    digits = (X[:, 0] > 5).astype(np.int32) + 7
+    predicted = fastmlp.fit(torch.tensor(X), digits, **QUICK).predict(X)
+    assert predicted.dtype == np.int64
+    assert set(predicted) == {7, 8}
+    assert (predicted == digits).mean() > 0.9
+
+
+def test_a_run_folder_predicts_raw_rows(tmp_path):
+    frame = pd.DataFrame(X, columns=["a", "b", "c", "d"]).assign(town=np.where(KIND == "big", 1, 2))
+    run = fastmlp.fit(frame, KIND, **QUICK, categories=["town"], out=tmp_path / "run")
+    folder = RunDirectory(tmp_path / "run")
+    encoding = Encoding.from_dict(folder.read_encoding())
+    read = Predictor(folder.read_config(), encoding, folder.read_best())
+    shuffled = frame[["town", "d", "c", "b", "a"]]
+    np.testing.assert_array_equal(read.predict_proba(shuffled), run.predict_proba(frame))
+    assert encoding.inputs.input_names == ("a", "b", "c", "d", "town=1", "town=2")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"] is None
+
+
+def test_the_encoding_is_fitted_on_the_training_part():
+    own = prepare(X, KIND)
+    assert len(own.splits.train.images) == 240
+    mean = own.splits.train.images.mean(0)
+    torch.testing.assert_close(mean, torch.zeros(4), atol=1e-5, rtol=0)
+    assert own.splits.val.images.mean(0).abs().max() > 1e-3
+
+
+def test_a_given_validation_part_is_taken_whole():
+    own = prepare(X[:200], NUMBER[:200], validation=(X[200:], NUMBER[200:]))
+    assert (len(own.splits.train.labels), len(own.splits.val.labels)) == (200, 100)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_a_stratified_split_keeps_the_shares_of_the_classes(share):
+    labels = np.repeat([0, 1, 2], [100, 40, 4])
+    RANDOM.shuffle(labels)
+    train, held = split_rows(144, share, 0, labels)
+    assert sorted([*train, *held]) == list(range(144))
+    assert len(held) == round(144 * share)
+    for label, count in ((0, 100), (1, 40), (2, 4)):
+        assert abs((labels[held] == label).sum() - count * share) <= 1
+        assert (labels[train] == label).any()
+
+
+def test_a_split_is_a_function_of_its_seed():
+    first, again, other = (split_rows(50, 0.2, seed)[1].tolist() for seed in (3, 3, 4))
+    assert first == again != other
+    assert len(first) == 10
+
+
+def test_weights_of_samples_and_classes():
+    rare = np.where(np.arange(300) % 10 == 0, "rare", "common")
+    weights = np.arange(300.0)
+    own = prepare(X, rare, sample_weight=weights, class_weight="balanced", split_seed=1)
+    labels = own.splits.train.labels
+    train, held = split_rows(300, 0.2, 1, (rare == "rare").astype(int))
+    counts = torch.bincount(labels)
+    expected = len(labels) / (2 * counts[labels]) * torch.from_numpy(weights[train])
+    torch.testing.assert_close(own.splits.train.weights, expected.float())
+    assert own.splits.val.weights.tolist() == weights[held].tolist()
+    own = prepare(X, rare, class_weight={"rare": 4})
+    assert set(own.splits.train.weights[own.splits.train.labels == 1].tolist()) == {4.0}
+
+
+def test_rows_without_weight_do_not_count():
+    wrong = np.where(KIND == "big", "small", "big")
+    both_x, both_y = np.concatenate([X, X]), np.concatenate([KIND, wrong])
+    weight = np.repeat([1.0, 0.0], 300)
+    run = fastmlp.fit(both_x, both_y, sample_weight=weight, **QUICK)
+    assert (run.predict(X) == KIND).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "message"),
+    [
+        (X, None, {}, "y is missing"),
+        (X, KIND[:9], {}, "y has 9 targets and X has 300 rows"),
+        (X, X, {}, r"y must be one target for each row"),
+        (X[:2], KIND[:2], {"task": "regression"}, "'y' has the text"),
+        (X[:3], [1, 2, 3], {}, "X has 3 rows, too few"),
+        (X, np.ones(300), {}, "'y' has the single class '1'"),
+        (X, KIND, {"validation": 1.5}, "validation must be a share between 0 and 1"),
+        (X, KIND, {"hiden": 3}, "fit has no option 'hiden'"),
+        (X, KIND, {"loss": "huber"}, "loss huber cannot be used for targets that are labels"),
+        (X, KIND, {"class_weight": {"tiny": 2}}, "class_weight names the class 'tiny'"),
+        (X, NUMBER, {"class_weight": "balanced"}, "class_weight is for classes"),
+        (X, KIND, {"sample_weight": [1, 2]}, "sample_weight must be 300 numbers"),
+        (X, KIND, {"sample_weight": -np.ones(300)}, "sample_weight is -1 in row 1"),
+        (X, KIND, {"engine": "blocked"}, "blocked cannot run here"),
+        (np.where(np.arange(300) == 222, np.nan, 5)[:, None] + X, KIND, {}, "no value in row 223 "),
+        (np.ones((300, 2)), KIND, {}, "Column '0' of X is 1 in every training row"),
+    ],
+)
+def test_a_mistake_is_one_sentence(x, y, options, message):
+    with pytest.raises(UserError, match=message):
+        fastmlp.fit(x, y, **options)
+
+
+def test_a_known_data_set_is_trained_on_as_before():
+    from support.tiny import tiny_data
+
+    config = fastmlp.TrainConfig(hidden=(4,), epochs=1, device="cpu", threads=1)
+    for run in (fastmlp.fit(config, tiny_data()), fastmlp.fit(config=config, data=tiny_data())):
+        assert run.test.count == 50
+        with pytest.raises(UserError, match=r"was not trained on rows given to fastmlp.fit"):
+            run.predict(X)
