@@ -160,7 +160,10 @@ def _take_step(
         dropout_factors(
             (len(x), len(bias)),
             config.dropout,
-            **{"seed": config.seed, "epoch": epoch, "step": number, "layer": layer},
+            seed=config.seed,
+            epoch=epoch,
+            step=number,
+            layer=layer,
             dtype=dtype,
         ).to(x.device)
         for layer, bias in enumerate(tensors[1:-2:2])

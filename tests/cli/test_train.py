@@ -377,7 +377,8 @@ def test_the_console_script(
         __main__.main(["trian"])
     assert info.value.code == 2
     assert capsys.readouterr().err == (
-        "fastmlp: error: 'trian' is not a command; try train, predict, sweep, reproduce, data, info\n"
+        "fastmlp: error: 'trian' is not a command; try train, predict, sweep, "
+        "reproduce, data, info\n"
     )
     monkeypatch.setattr(sys, "argv", ["fastmlp", "--help"])
     with pytest.raises(SystemExit) as info:

@@ -132,7 +132,8 @@ MISTAKES: list[Any] = [
         {"epochs": [1, 2]},
         "one",
         "epochs cannot be varied, only hidden, init, normalize, augment, batch_size, beta1, beta2, "
-        "label_smoothing, dropout, clip_norm, lr, lr_decay, lr_schedule, momentum, weight_decay can; give it one value",
+        "label_smoothing, dropout, clip_norm, lr, lr_decay, lr_schedule, momentum, "
+        "weight_decay can; give it one value",
     ),
     ({"learning_rate": [1]}, "one", "learning_rate cannot be varied, only hidden,"),
     ({"lr": []}, "grid", "lr has no values to try; give at least one"),
