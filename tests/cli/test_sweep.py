@@ -357,7 +357,8 @@ import fastmlp
 loaded = [name for name in ("matplotlib", "rich", "fastmlp.training.api") if name in sys.modules]
 assert not loaded, loaded
 assert fastmlp.sweep.__module__ == "fastmlp.sweeps.sweep", fastmlp.sweep
-assert fastmlp.fit.__module__ == fastmlp.fit_many.__module__ == "fastmlp.training.api"
+assert fastmlp.fit.__module__ == "fastmlp.training.own_data"
+assert fastmlp.fit_many.__module__ == "fastmlp.training.api"
 assert fastmlp.TrainConfig().hidden == (256,)
 assert "matplotlib" not in sys.modules and "rich" not in sys.modules
 assert set(fastmlp.__all__) <= set(dir(fastmlp)), set(fastmlp.__all__) - set(dir(fastmlp))
