@@ -18,13 +18,14 @@ from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import shuffle
-from sklearn.utils.validation import validate_data
-from torch import Tensor
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
 
 from fastmlp.ops.losses import loss_row
 from fastmlp.ops.predict_rows import predict_rows
 from fastmlp.ops.train_steps import StepConfig
 from fastmlp.sklearn.solver import EpochSolver, tensor_of
+from fastmlp.training.predictor import as_module
 
 CHUNK_BYTES = 64 << 20
 """About how much memory the rows of a sparse matrix take at a time as a dense one."""
@@ -205,6 +206,14 @@ class _Trained:
             outputs = predict_rows(parameters, inputs, activation=ACTIVATIONS[self.activation])
             parts.append(link(outputs).numpy())
         return np.concatenate(parts)
+
+    def to_torch(self) -> nn.Sequential:
+        """Return the fitted network as a module of ``torch.nn``, with copies of its parameters:
+        from rows (n, features) to what the last layer's activation gets, (n, outputs)."""
+        check_is_fitted(self)
+        parameters = _tensors(self.coefs_, self.intercepts_)
+        names = [f"{i - i % 2}.{'bias' if i % 2 else 'weight'}" for i in range(len(parameters))]
+        return as_module(dict(zip(names, parameters, strict=True)), ACTIVATIONS[self.activation])
 
 
 class MLPClassifier(_Trained, theirs.MLPClassifier):  # type: ignore[misc]

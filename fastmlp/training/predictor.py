@@ -102,7 +102,7 @@ def as_module(parameters: Mapping[str, Tensor], activation: str) -> nn.Sequentia
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), row_of(activation).module()]
-    model = nn.Sequential(*layers[:-1])
+    model = nn.Sequential(*layers[:-1]).to(biases[0].dtype)
     model.load_state_dict(dict(parameters))
     return model
 

@@ -154,6 +154,20 @@ def test_a_pickle_holds_no_training_rows():
     assert len(pickle.dumps(our)) < x.nbytes / 4
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_module_of_torch_gives_the_same(activation):
+    x, y = digits()
+    our = fit_both("MLPClassifier", x, y, activation=activation, max_iter=3)[1]
+    module = our.to_torch()
+    with torch.no_grad():
+        probabilities = module(torch.from_numpy(x)).softmax(1).numpy()
+    np.testing.assert_allclose(probabilities, our.predict_proba(x), rtol=1e-10)
+    module[0].weight.data.zero_()  # a copy
+    np.testing.assert_array_less(0, np.abs(our.coefs_[0]).max())
+    with pytest.raises(ValueError, match="is not fitted yet"):
+        ours.MLPRegressor().to_torch()
+
+
 def test_warm_start_goes_on_where_it_stopped():
     x, y = digits()
     their, our = both("MLPClassifier", warm_start=True, max_iter=5)
