@@ -288,8 +288,8 @@ class StepRun {
     if (!decayed_.empty()) {
       const int64_t width = layer.width(item.panel);
       const int64_t end = option(kDecayBiases) ? item.end : std::min(item.end, layer.inputs);
-      decayed_[i] = FASTMLP_BEST_ISA(panel_squares<T>)(
-          layer.at(item.panel).w + item.begin * width, (end - item.begin) * width);
+      decayed_[i] = FASTMLP_BEST_ISA(panel_squares<T>)(layer.at(item.panel).w + item.begin * width,
+                                                       (end - item.begin) * width);
     }
     squares_[i] = FASTMLP_BEST_ISA(panel_gradient<T>)(
         kind_, update_, item.panel.vectors, x, stride, dz_[item.layer].get() + item.panel.first,
