@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 build() {
-  "${CXX:-g++}" -std=c++17 "$@" -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized \
+  "${CXX:-g++}" -std=c++20 "$@" -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized \
     -Icsrc tests/native/blocked_threads.cpp -o "$work/blocked_threads" -pthread
 }
 build -O1 -g -fsanitize=thread

@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "cpu/engine/networks.h"
-#include "cpu/threads/torch_threads.h"
+#include "cpu/threads/thread_pool.h"
 
 namespace fastmlp {
 namespace {
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labe
                     losses.data() + at, hits.data() + at);
       }
     };
-    with_torch_threads([&](const Parallel& team) { team.run(chunks, run_chunk); });
+    ThreadPool::run([&](const Parallel& team) { team.run(chunks, run_chunk); });
     const int64_t* times = counts ? data<int64_t>(*counts) : nullptr;
     for (int64_t n = 0; n < networks; ++n) {
       data<double>(loss)[n] = sum_of(losses.data() + n * count, times, count);

@@ -258,11 +258,38 @@ std::vector<std::vector<int>> shared_work(int64_t threads, const std::vector<int
   return counts;
 }
 
+// Of two stages of two items, how many of the second's the leader does after the other thread kept
+// it waiting for so many milliseconds in the first; and of a stage once it shares again.
+std::pair<int, int> items_of_leader_after(int64_t milliseconds) {
+  const WorkSharing crew(2);
+  std::thread other([&] { crew.serve(); });
+  const std::thread::id leader = std::this_thread::get_id();
+  const auto stage = [&](int64_t wait) {
+    std::atomic<int> by_leader{0}, begun{0};
+    crew.run(2, [&](int64_t) {
+      // none is done before both are begun, where two threads share them
+      ++begun;
+      while (wait > 0 && begun < 2) std::this_thread::yield();
+      if (std::this_thread::get_id() == leader) return void(++by_leader);
+      std::this_thread::sleep_for(std::chrono::milliseconds(wait));
+    });
+    return by_leader.load();
+  };
+  stage(milliseconds);
+  const int after = stage(0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(8 * milliseconds + 100));
+  const int later = stage(1);
+  crew.dismiss();
+  other.join();
+  return {after, later};
+}
+
 void bind_schedule(py::module_& m) {
   m.attr("PANEL_ROWS") = kPanelRows;
   m.attr("PANEL_UNIT") = kPanelUnit;
   m.def("panel_width", panel_width);
   m.def("shared_work", shared_work, py::call_guard<py::gil_scoped_release>());
+  m.def("items_of_leader_after", items_of_leader_after, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -24,3 +24,10 @@ def test_shared_work_does_every_item_of_every_stage_once(threads):
     counts = internals().shared_work(threads, stages)
     assert [len(stage) for stage in counts] == stages
     assert all(count == 1 for stage in counts for count in stage)
+
+
+def test_leader_works_alone_for_a_while_after_a_wait_that_no_item_explains():
+    """A thread that lost its processor amid an item costs a time slice: not at every stage."""
+    after, later = internals().items_of_leader_after(5)
+    assert after == 2
+    assert later == 1

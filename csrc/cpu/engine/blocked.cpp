@@ -7,7 +7,7 @@
 //
 #include "cpu/engine/blocked_run.h"
 #include "cpu/engine/networks.h"
-#include "cpu/threads/torch_threads.h"
+#include "cpu/threads/thread_pool.h"
 
 namespace fastmlp {
 namespace {
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor> blocked_train_cpu(
       work = std::max(work, work_of(each) / blocks);
     }
     if (groups.size() > 1 || plan_threads_cpu(work)) {
-      with_torch_threads([&](const Parallel& team) { run_groups(inputs, groups, team); });
+      ThreadPool::run([&](const Parallel& team) { run_groups(inputs, groups, team); });
     } else {
       run_groups(inputs, groups, Serial());
     }

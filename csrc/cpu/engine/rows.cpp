@@ -6,7 +6,7 @@
 //
 #include "cpu/engine/panels.h"
 #include "cpu/engine/row_data.h"
-#include "cpu/threads/torch_threads.h"
+#include "cpu/threads/thread_pool.h"
 #include "plan.h"
 
 namespace fastmlp {
@@ -69,7 +69,7 @@ void each_chunk(int64_t count, int64_t work, const F& body) {
   const int64_t chunks = (count + kChunk - 1) / kChunk;
   const auto run = [&](int64_t i) { body(i * kChunk, std::min(kChunk, count - i * kChunk), i); };
   if (chunks > 1 && plan_threads_cpu(work * count)) {
-    with_torch_threads([&](const Parallel& team) { team.run(chunks, run); });
+    ThreadPool::run([&](const Parallel& team) { team.run(chunks, run); });
   } else {
     Serial().run(chunks, run);
   }

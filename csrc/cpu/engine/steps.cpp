@@ -7,7 +7,7 @@
 //
 #include "cpu/engine/row_data.h"
 #include "cpu/engine/steps_run.h"
-#include "cpu/threads/torch_threads.h"
+#include "cpu/threads/thread_pool.h"
 
 namespace fastmlp {
 namespace {
@@ -95,7 +95,7 @@ void run_networks(const RowData& rows, const std::vector<StepNetwork<T>>& networ
   if (networks.size() == 1 && !plan_step_threads_cpu(most)) {
     return StepRun<T>(rows, networks[0], alone).run();
   }
-  with_torch_threads([&](const Parallel& team) {
+  ThreadPool::run([&](const Parallel& team) {
     const int64_t count = networks.size(), beside = count / team.threads() * team.threads();
     team.run(beside, [&](int64_t i) { StepRun<T>(rows, networks[i], alone).run(); });
     for (int64_t i = beside; i < count; ++i) {
