@@ -8,6 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; threads of several that wait for each other take many times as long.
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A GPU is not for several processes at once, and a single file is not worth a second one."""
+    files = [argument for argument in config.args if Path(argument.split("::")[0]).is_file()]
+    return 0 if torch.cuda.is_available() or 0 < len(files) <= 2 else None
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``cuda`` are skipped where there is no GPU."""

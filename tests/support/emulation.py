@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
 
@@ -56,15 +57,8 @@ def _compile(source: Path, target: Path) -> None:
         raise RuntimeError(run.stderr[-4000:])
 
 
-def build() -> Path:
-    """Compiles the library unless one of the same sources is there; returns its path."""
-    digest = hashlib.sha256(f"{FLAGS}{torch.__version__}{sysconfig.get_platform()}".encode())
-    for path in sorted([*(ROOT / "csrc").rglob("*.*"), *NATIVE.glob("*")]):
-        digest.update(path.read_bytes())
-    library = ROOT / "build" / f"cuda_on_host-{digest.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(exist_ok=True)
+def _link(library: Path) -> None:
+    """Compile and link all sources."""
     with tempfile.TemporaryDirectory() as folder:
         objects = [Path(folder) / f"{path.name}.o" for path in sources()]
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
@@ -85,6 +79,20 @@ def build() -> Path:
         partial = library.with_suffix(f".{os.getpid()}.tmp")
         partial.write_bytes(made.read_bytes())
         partial.replace(library)
+
+
+def build() -> Path:
+    """Compiles the library unless one of the same sources is there; returns its path."""
+    digest = hashlib.sha256(f"{FLAGS}{torch.__version__}{sysconfig.get_platform()}".encode())
+    for path in sorted([*(ROOT / "csrc").rglob("*.*"), *NATIVE.glob("*")]):
+        digest.update(path.read_bytes())
+    library = ROOT / "build" / f"cuda_on_host-{digest.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(exist_ok=True)
+    with FileLock(library.with_suffix(".lock")):  # test processes wait for the first
+        if not library.exists():
+            _link(library)
     return library
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "fastmlp_internals"
@@ -39,6 +40,23 @@ def missing() -> str | None:
     return None
 
 
+def _compile(library: Path) -> None:
+    """Compile the module."""
+    import pybind11
+
+    folders = (CUDA_ON_HOST, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include"))
+    includes = [f"-I{folder}" for folder in folders]
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / library.name
+        command = ["g++", *FLAGS, *includes, str(SOURCE), "-o", str(made)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            raise RuntimeError(run.stderr[-4000:])
+        partial = library.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_bytes(made.read_bytes())
+        partial.replace(library)
+
+
 def build() -> Path:
     """Compile the module unless one of the same sources exists, and return its path."""
     import pybind11
@@ -52,17 +70,9 @@ def build() -> Path:
     if library.exists():
         return library
     library.parent.mkdir(exist_ok=True)
-    folders = (CUDA_ON_HOST, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include"))
-    includes = [f"-I{folder}" for folder in folders]
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / library.name
-        command = ["g++", *FLAGS, *includes, str(SOURCE), "-o", str(made)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode != 0:
-            raise RuntimeError(run.stderr[-4000:])
-        partial = library.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_bytes(made.read_bytes())
-        partial.replace(library)
+    with FileLock(library.with_suffix(".lock")):  # test processes wait for the first
+        if not library.exists():
+            _compile(library)
     return library
 
 
