@@ -1,240 +1,179 @@
-"""``MLPClassifier`` and ``MLPRegressor``: scikit-learn's own, trained by fastmlp's kernels.
-
-They derive from scikit-learn's estimators and replace two of their methods: how epochs of the
-solvers sgd and adam are run, and how a network predicts. All the rest is scikit-learn's own:
-parameters and their checks, attributes, stopping rules, ``partial_fit``, the solver lbfgs.
-"""
+"""``MLPClassifier`` and ``MLPRegressor``: scikit-learn's own, trained by fastmlp's kernels."""
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any, ClassVar
 
-import numpy as np
 import sklearn.neural_network as theirs
-import torch
-from numpy.typing import NDArray
-from scipy import sparse
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
-from sklearn.utils import shuffle
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor, nn
+from sklearn.utils._param_validation import Interval, StrOptions
 
-from fastmlp.ops.losses import loss_row
-from fastmlp.ops.predict_rows import predict_rows
-from fastmlp.ops.train_steps import StepConfig
-from fastmlp.sklearn.solver import EpochSolver, tensor_of
-from fastmlp.training.predictor import as_module
+from fastmlp.sklearn.trained import ACTIVATIONS, Trained
 
-CHUNK_BYTES = 64 << 20
-"""About how much memory the rows of a sparse matrix take at a time as a dense one."""
-ACTIVATIONS = {"identity": "none", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
-"""fastmlp's names of scikit-learn's activations."""
-LOSSES = {
-    "softmax": "cross_entropy",
-    "logistic": "binary_cross_entropy",
-    "identity": "squared_error",
-    "exp": "poisson",
+COMMON: dict[str, list[Any]] = {
+    "activation": [StrOptions(set(ACTIVATIONS))],
+    "dropout": [Interval(Real, 0, 1, closed="left")],
+    "weight_decay": [None, Interval(Real, 0, None, closed="left")],
+    "callbacks": [None, "array-like"],
 }
-"""The loss that belongs to the activation of the last layer."""
+"""What values the parameters may have that scikit-learn's estimators lack, or have otherwise."""
 
 
-class _Trained:
-    """What both estimators replace of scikit-learn's: mixed in before theirs."""
-
-    if TYPE_CHECKING:  # the attributes are scikit-learn's
-        t_: int
-
-        def __getattr__(self, name: str) -> Any: ...
-
-    def _fit_stochastic(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        sample_weight: NDArray[Any] | None,
-        *rest: Any,
-    ) -> None:
-        """Run epochs of sgd or adam until one of scikit-learn's rules ends it."""
-        incremental = bool(rest[-1])
-        if self.early_stopping and incremental:
-            raise ValueError("partial_fit does not support early_stopping=True")
-        train, held = (X, y, sample_weight), None
-        if self.early_stopping:
-            train, held = self._split(X, y, sample_weight)
-        solver = self._solver_for(train, incremental)
-        order = np.arange(len(train[1]))
-        self.n_iter_ = 0
-        try:
-            while self.n_iter_ < self.max_iter:
-                if self.shuffle:
-                    order = shuffle(order, random_state=self._random_state)
-                self.loss_ = solver.epoch(order)
-                if not np.isfinite(self.loss_):
-                    raise ValueError(
-                        "Solver produced non-finite parameter weights. The input data may contain "
-                        "large values and need to be preprocessed."
-                    )
-                self.n_iter_ += 1
-                self.t_ += len(order)
-                self.loss_curve_.append(self.loss_)
-                if self.verbose:
-                    print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-                self._update_no_improvement_count(self.early_stopping, *(held or (None,) * 3))
-                solver.schedule.iteration_ends(self.t_)
-                if self._no_improvement_count > self.n_iter_no_change and self._settles(solver):
-                    break
-                if incremental:
-                    break
-                if self.n_iter_ == self.max_iter:
-                    warnings.warn(
-                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
-                        "the optimization hasn't converged yet.",
-                        ConvergenceWarning,
-                        stacklevel=4,
-                    )
-        except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=4)
-        if self.early_stopping:
-            self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
-
-    def _split(
-        self, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Return the rows to train on, and those that tell when to stop: X, targets, weights."""
-        classes = isinstance(self, theirs.MLPClassifier)
-        arrays = [X, y] if sample_weight is None else [X, y, sample_weight]
-        parts = train_test_split(
-            *arrays,
-            random_state=self._random_state,
-            test_size=self.validation_fraction,
-            stratify=y if classes and self.n_outputs_ == 1 else None,
-        )
-        train, held = [*parts[::2], None][:3], [*parts[1::2], None][:3]
-        if held[0].shape[0] < 2:
-            raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size of "
-                "your dataset."
-            )
-        if classes:
-            held[1] = self._label_binarizer.inverse_transform(held[1])
-        return tuple(train), tuple(held)
-
-    def _solver_for(self, train: tuple[Any, ...], incremental: bool) -> EpochSolver:
-        """Return what runs the epochs: of an earlier ``partial_fit`` its state goes on."""
-        X, y, weights = train
-        earlier = getattr(self, "_optimizer", None) if incremental else None
-        parameters = _tensors(self.coefs_, self.intercepts_)
-        # The arrays show the very numbers that the kernels change.
-        self.coefs_ = [weight.numpy().T for weight in parameters[::2]]
-        self.intercepts_ = [bias.numpy() for bias in parameters[1::2]]
-        config = self._step_config(len(y))
-        self._optimizer = EpochSolver(
-            self, parameters, config, state=None if earlier is None else earlier.state
-        )
-        if earlier is not None:
-            self._optimizer.schedule = earlier.schedule
-        self._optimizer.take_rows(X, self._targets(y), weights)
-        return self._optimizer
-
-    def _step_config(self, rows: int) -> StepConfig:
-        """Return what a step computes, in scikit-learn's form of each optimizer."""
-        loss = LOSSES[self.out_activation_]
-        batch = min(200, rows)
-        if self.batch_size != "auto":
-            if self.batch_size > rows:
-                warnings.warn(
-                    "Got `batch_size` less than 1 or larger than sample size. It is going to be "
-                    "clipped",
-                    stacklevel=5,
-                )
-            batch = int(np.clip(self.batch_size, 1, rows))
-        options: dict[str, Any] = {
-            "batch_size": batch,
-            "activation": ACTIVATIONS[self.activation],
-            "loss": loss,
-            "loss_scale": 0.5 if loss == "squared_error" else 1.0,
-            "optimizer": self.solver,
-            "weight_decay": self.alpha,
-            "decay_biases": False,
-            "decay_per_row": True,
-            # Where scikit-learn's loss is a mean over outputs, epoch divides by them.
-            "decay_in_loss": float(self.n_outputs_) if loss == "squared_error" else 1.0,
-        }
-        if self.solver == "sgd":
-            options |= {"momentum": self.momentum, "lr_in_momentum": self.momentum > 0}
-            options["nesterov"] = self.nesterovs_momentum and self.momentum > 0
-        else:
-            options |= {"betas": (self.beta_1, self.beta_2), "eps": self.epsilon}
-            options["epsilon_hat"] = True
-        return StepConfig(**options)
-
-    def _targets(self, y: NDArray[Any]) -> Tensor:
-        """Return labels (n,) for softmax, else numbers (n, outputs)."""
-        if self.out_activation_ == "softmax":
-            return torch.from_numpy(y.argmax(1).astype(np.int64))
-        return tensor_of(y.astype(self.coefs_[0].dtype, copy=False))
-
-    def _settles(self, solver: EpochSolver) -> bool:
-        """Return whether to stop, where there was no improvement for long enough; the learning rate
-        "adaptive" is lowered first."""
-        what = "Validation score" if self.early_stopping else "Training loss"
-        message = (
-            f"{what} did not improve more than tol={self.tol:f} for {self.n_iter_no_change} "
-            "consecutive epochs."
-        )
-        if solver.schedule.trigger_stopping(message, self.verbose):
-            return True
-        self._no_improvement_count = 0
-        return False
-
-    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> NDArray[Any]:
-        """Return what the last layer's activation gives, (n, outputs)."""
-        if check_input:
-            X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
-        parameters = _tensors(self.coefs_, self.intercepts_)
-        link = loss_row(LOSSES[self.out_activation_]).link
-        dtype = self.coefs_[0].dtype
-        X = X.tocsr() if sparse.issparse(X) else X
-        rows = X.shape[0]
-        step = max(1, CHUNK_BYTES // (8 * max(X.shape[1], 1))) if sparse.issparse(X) else rows
-        parts = []
-        for first in range(0, rows, max(step, 1)):
-            part = X[first : first + step]
-            dense = part.toarray() if sparse.issparse(part) else np.asarray(part)
-            inputs = tensor_of(dense.astype(dtype, copy=False))
-            outputs = predict_rows(parameters, inputs, activation=ACTIVATIONS[self.activation])
-            parts.append(link(outputs).numpy())
-        return np.concatenate(parts)
-
-    def to_torch(self) -> nn.Sequential:
-        """Return the fitted network as a module of ``torch.nn``, with copies of its parameters:
-        from rows (n, features) to what the last layer's activation gets, (n, outputs)."""
-        check_is_fitted(self)
-        parameters = _tensors(self.coefs_, self.intercepts_)
-        names = [f"{i - i % 2}.{'bias' if i % 2 else 'weight'}" for i in range(len(parameters))]
-        return as_module(dict(zip(names, parameters, strict=True)), ACTIVATIONS[self.activation])
-
-
-class MLPClassifier(_Trained, theirs.MLPClassifier):  # type: ignore[misc]
+class MLPClassifier(Trained, theirs.MLPClassifier):  # type: ignore[misc]
     """``sklearn.neural_network.MLPClassifier``, trained by fastmlp's kernels.
 
     Parameters, attributes and results are scikit-learn's: with the same ``random_state`` it draws
-    the same weights and orders, and its losses differ by rounding alone.
+    the same weights and orders, and its losses differ by rounding alone. Beyond those:
+
+    ``activation``: also ``"gelu"``, ``"silu"`` and ``"leaky_relu"``.
+    ``dropout``: share of hidden units that are left out of a training step, at least 0, below 1.
+    ``weight_decay``: AdamW's decoupled decay (Loshchilov and Hutter, 2019), in place of ``alpha``'s
+    penalty; for the solver adam.
+    ``class_weight``: a dict from class to weight, or ``"balanced"``, which stands for
+    ``n_samples / (n_classes * count)``; with several labels a list of dicts.
+    ``callbacks``: functions that get the estimator after each epoch of sgd or adam; where one
+    returns True, training stops.
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **theirs.MLPClassifier._parameter_constraints,  # noqa: SLF001
+        **COMMON,
+        "class_weight": [None, StrOptions({"balanced"}), dict, list],
+    }
 
-class MLPRegressor(_Trained, theirs.MLPRegressor):  # type: ignore[misc]
+    def __init__(
+        self,
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        weight_decay: float | None = None,
+        class_weight: Mapping[Any, float] | Sequence[Mapping[Any, float]] | str | None = None,
+        callbacks: Sequence[Callable[[Any], Any]] | None = None,
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            solver=solver,
+            alpha=alpha,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            learning_rate_init=learning_rate_init,
+            power_t=power_t,
+            max_iter=max_iter,
+            shuffle=shuffle,
+            random_state=random_state,
+            tol=tol,
+            verbose=verbose,
+            warm_start=warm_start,
+            momentum=momentum,
+            nesterovs_momentum=nesterovs_momentum,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            n_iter_no_change=n_iter_no_change,
+            max_fun=max_fun,
+        )
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.class_weight = class_weight
+        self.callbacks = callbacks
+
+
+class MLPRegressor(Trained, theirs.MLPRegressor):  # type: ignore[misc]
     """``sklearn.neural_network.MLPRegressor``, trained by fastmlp's kernels.
 
     Parameters, attributes and results are scikit-learn's: with the same ``random_state`` it draws
-    the same weights and orders, and its losses differ by rounding alone.
+    the same weights and orders, and its losses differ by rounding alone. Beyond those it has what
+    :class:`MLPClassifier` has, but for ``class_weight``.
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **theirs.MLPRegressor._parameter_constraints,  # noqa: SLF001
+        **COMMON,
+    }
 
-def _tensors(coefs: list[NDArray[Any]], intercepts: list[NDArray[Any]]) -> list[Tensor]:
-    """Return weights (outputs, inputs) and biases as fastmlp has them."""
-    tensors: list[Tensor] = []
-    for coef, intercept in zip(coefs, intercepts, strict=True):
-        tensors += [tensor_of(coef.T), tensor_of(intercept)]
-    return tensors
+    def __init__(
+        self,
+        loss: str = "squared_error",
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        weight_decay: float | None = None,
+        callbacks: Sequence[Callable[[Any], Any]] | None = None,
+    ) -> None:
+        super().__init__(
+            loss=loss,
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            solver=solver,
+            alpha=alpha,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            learning_rate_init=learning_rate_init,
+            power_t=power_t,
+            max_iter=max_iter,
+            shuffle=shuffle,
+            random_state=random_state,
+            tol=tol,
+            verbose=verbose,
+            warm_start=warm_start,
+            momentum=momentum,
+            nesterovs_momentum=nesterovs_momentum,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            n_iter_no_change=n_iter_no_change,
+            max_fun=max_fun,
+        )
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.callbacks = callbacks

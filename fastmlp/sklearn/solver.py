@@ -1,8 +1,10 @@
-"""Epochs of scikit-learn's solvers sgd and adam, each in one call of the kernels."""
+"""What scikit-learn's solvers ask of the kernels: epochs of sgd and adam, each in one call, and the
+loss and gradient of all rows for lbfgs."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,19 +31,70 @@ def tensor_of(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
 
 
-class EpochSolver:
-    """Trains ``parameters`` in place; ``state`` is the optimizer's, ``schedule`` says the learning
-    rate and when to stop: scikit-learn's own object, which keeps no other state here."""
+class _TrainingRows:
+    """Rows to train on: an array or a sparse matrix (n, inputs), targets, weights (n,) or None."""
 
     def __init__(
-        self,
-        estimator: Any,
-        parameters: list[Tensor],
-        config: StepConfig,
-        state: dict[str, list[Tensor]] | None = None,
+        self, x: Any, targets: Tensor, weights: NDArray[Any] | None, config: StepConfig
+    ) -> None:
+        self.x: Any = x.tocsr() if sparse.issparse(x) else tensor_of(x)
+        self.targets = targets
+        self.weights = None if weights is None else tensor_of(np.asarray(weights, dtype=np.float64))
+        squared = config.loss == "squared_error"
+        self.outputs = targets.shape[1] if squared and targets.dim() == 2 else 1
+        """What scikit-learn divides a row's loss by, but not its gradient."""
+        self.constants = self._constants() if config.loss == "poisson" else None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def chunk(self, batch: int) -> int:
+        """Return how many rows a call takes, whole batches: all of an array."""
+        if not sparse.issparse(self.x):
+            return max(1, len(self))
+        row_bytes = int(self.x.dtype.itemsize * max(self.x.shape[1], 1))
+        return max(1, CHUNK_BYTES // (row_bytes * batch)) * batch
+
+    def steps(self, network: Network) -> NDArray[np.float64]:
+        """Take the network's steps over the rows of its order; return the steps' losses."""
+        x, targets, weights = self.x, self.targets, self.weights
+        if sparse.issparse(x):
+            order = network.order
+            x, targets = tensor_of(x[order.numpy()].toarray()), targets[order]
+            weights = None if weights is None else weights[order]
+            network.order = torch.arange(len(order))
+        (found,) = train_steps_([network], x, targets, row_weights=weights)
+        losses: NDArray[np.float64] = found.losses.numpy()
+        return losses
+
+    def constant(self, order: NDArray[np.int64], batch: int) -> float:
+        """Return the part of the epoch's loss that depends on targets alone, which scikit-learn
+        counts in the Poisson loss and fastmlp does not."""
+        if self.constants is None:
+            return 0.0
+        factors = np.ones(len(order)) if self.weights is None else self.weights.numpy()[order]
+        starts = np.arange(0, len(order), batch)
+        sums = np.add.reduceat(factors * self.constants[order], starts)
+        counts = np.diff([*starts, len(order)])
+        return float((sums / np.add.reduceat(factors, starts)) @ counts / len(order))
+
+    def _constants(self) -> NDArray[np.float64]:
+        y = self.targets.numpy().astype(np.float64)
+        constants: NDArray[np.float64] = (xlogy(y, y) - y).sum(1)
+        return constants
+
+
+class EpochSolver:
+    """Trains ``parameters`` in place; ``state`` is the optimizer's, ``schedule`` says the learning
+    rate and when to stop: scikit-learn's own object, which keeps no other state here. ``seed`` is
+    dropout's."""
+
+    def __init__(
+        self, estimator: Any, parameters: list[Tensor], config: StepConfig, seed: int
     ) -> None:
         self._parameters, self._config = parameters, config
-        self.state = zero_state(parameters, config) if state is None else state
+        self._seed, self._epochs = seed, 0
+        self._state = zero_state(parameters, config)
         e = estimator
         if e.solver == "sgd":
             self.schedule: Any = schedules.SGDOptimizer(
@@ -54,7 +107,12 @@ class EpochSolver:
             )
         else:
             self.schedule = schedules.AdamOptimizer([], e.learning_rate_init)
-        self._rows: tuple[Any, Tensor, Tensor | None] | None = None
+        self._rows: _TrainingRows | None = None
+
+    def goes_on_from(self, earlier: EpochSolver) -> None:
+        """Take over the state of one that trained these parameters before."""
+        self.schedule, self._state = earlier.schedule, earlier._state
+        self._seed, self._epochs = earlier._seed, earlier._epochs
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training rows out of pickles and copies."""
@@ -62,72 +120,64 @@ class EpochSolver:
 
     def take_rows(self, x: Any, targets: Tensor, weights: NDArray[Any] | None) -> None:
         """Say what to train on: an array or a sparse matrix (n, inputs), targets, weights (n,)."""
-        x = x.tocsr() if sparse.issparse(x) else tensor_of(x)
-        kept = None if weights is None else tensor_of(np.asarray(weights, dtype=np.float64))
-        self._rows = (x, targets, kept)
-        self._constants = self._constant_losses()
+        self._rows = _TrainingRows(x, targets, weights, self._config)
 
     def epoch(self, order: NDArray[np.int64]) -> float:
         """Take an epoch's steps, the rows in this order; return scikit-learn's loss of it: the mean
         over its rows of their batches' losses, weight decay included, in a squared error also over
         outputs."""
-        batch, losses = self._config.batch_size, []
-        for first in range(0, len(order), self._chunk()):
-            losses.append(self._steps(order[first : first + self._chunk()]))
-        counts = np.full(len(np.concatenate(losses)), batch, dtype=np.float64)
-        counts[-1] = len(order) - batch * (len(counts) - 1)
-        mean = float(np.concatenate(losses) @ counts / len(order))
-        if self._config.loss == "squared_error":
-            mean /= self._config.decay_in_loss
-        return mean + self._constant(order, counts)
-
-    def _steps(self, order: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the losses of the steps over these rows."""
         assert self._rows is not None
-        x, targets, weights = self._rows
-        if sparse.issparse(x):
-            x, chosen = tensor_of(x[order].toarray()), torch.from_numpy(order)
-            targets = targets[chosen]
-            weights = None if weights is None else weights[chosen]
-            order = np.arange(len(order))
-        network = Network(
-            self._parameters,
-            self._config,
-            torch.from_numpy(order),
-            float(self.schedule.learning_rate),
-            self.state,
-        )
-        (found,) = train_steps_([network], x, targets, row_weights=weights)
-        losses: NDArray[np.float64] = found.losses.numpy()
-        return losses
+        batch, chunk = self._config.batch_size, self._rows.chunk(self._config.batch_size)
+        losses = []
+        for first in range(0, len(order), chunk):
+            network = Network(
+                self._parameters,
+                self._config,
+                torch.from_numpy(order[first : first + chunk]),
+                float(self.schedule.learning_rate),
+                self._state,
+                seed=self._seed,
+                epoch=self._epochs,
+            )
+            losses.append(self._rows.steps(network))
+        self._epochs += 1
+        counts = np.diff([*range(0, len(order), batch), len(order)])
+        mean = float(np.concatenate(losses) @ counts / len(order)) / self._rows.outputs
+        return mean + self._rows.constant(order, batch)
 
-    def _chunk(self) -> int:
-        """Return how many rows a call takes: whole batches."""
-        assert self._rows is not None
-        x = self._rows[0]
-        if not sparse.issparse(x):
-            return max(1, len(x))
-        batch = self._config.batch_size
-        batch_bytes = int(x.dtype.itemsize * max(x.shape[1], 1) * batch)
-        return max(1, CHUNK_BYTES // batch_bytes) * batch
 
-    def _constant_losses(self) -> NDArray[np.float64] | None:
-        """Return the part of a row's Poisson loss in scikit-learn that depends on the target alone,
-        which fastmlp's leaves out; None for other losses."""
-        assert self._rows is not None
-        if self._config.loss != "poisson":
-            return None
-        y = self._rows[1].numpy().astype(np.float64)
-        constants: NDArray[np.float64] = (xlogy(y, y) - y).sum(1)
-        return constants
+class FullBatch:
+    """The loss of all rows, and its gradient; ``alpha`` is the penalty's factor."""
 
-    def _constant(self, order: NDArray[np.int64], counts: NDArray[np.float64]) -> float:
-        """Return the mean of that part over the epoch, weighted within each batch."""
-        if self._constants is None:
-            return 0.0
-        assert self._rows is not None
-        weights = self._rows[2]
-        factors = np.ones(len(order)) if weights is None else weights.numpy()[order]
-        starts = np.arange(len(counts)) * self._config.batch_size
-        sums = np.add.reduceat(factors * self._constants[order], starts)
-        return float((sums / np.add.reduceat(factors, starts)) @ counts / len(order))
+    def __init__(
+        self,
+        config: StepConfig,
+        alpha: float,
+        rows: tuple[Any, Tensor, NDArray[Any] | None],
+    ) -> None:
+        # A step's gradient is what an empty momentum becomes; the learning rate 0 moves nothing.
+        self._config = replace(config, momentum=0.5, weight_mean=False)
+        self._alpha = alpha
+        self._rows = _TrainingRows(*rows, config)
+        weights = self._rows.weights
+        self._total = len(self._rows) if weights is None else float(weights.sum())
+
+    def loss_and_gradients(self, parameters: list[Tensor]) -> tuple[float, list[Tensor]]:
+        """Return scikit-learn's loss and its gradient of each parameter."""
+        rows, total = self._rows, self._total
+        loss, gradients = 0.0, [torch.zeros_like(tensor) for tensor in parameters]
+        chunk = rows.chunk(1)
+        for first in range(0, len(rows), chunk):
+            order = torch.arange(first, min(first + chunk, len(rows)))
+            config = replace(self._config, batch_size=len(order))
+            network = Network(parameters, config, order, 0.0)
+            loss += float(rows.steps(network)[0]) * len(order)
+            for gradient, part in zip(gradients, network.state["momentum"], strict=True):
+                gradient.add_(part, alpha=len(order) / total)
+        squares = 0.0
+        for gradient, weight in zip(gradients[::2], parameters[::2], strict=True):
+            gradient.add_(weight, alpha=self._alpha / total)
+            squares += float(weight.double().square().sum())
+        everything = np.arange(len(rows))
+        constant = rows.constant(everything, len(rows))
+        return loss / total / rows.outputs + self._alpha / 2 * squares / total + constant, gradients

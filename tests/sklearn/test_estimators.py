@@ -21,7 +21,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastmlp.sklearn as ours
 from fastmlp.sklearn import solver as solvers
-from fastmlp.sklearn.estimators import ACTIVATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -61,6 +60,7 @@ def problem(kind: str) -> tuple[str, np.ndarray, np.ndarray, dict[str, Any]]:
     return "MLPRegressor", x, np.stack([y, -(y**2)], 1) if kind == "numbers" else y, {}
 
 
+ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
 KINDS = ("classes", "two classes", "labels", "number", "numbers", "counts")
 
 
@@ -134,6 +134,8 @@ def test_sparse_rows_are_gathered_in_parts(form, monkeypatch):
     weights = np.random.default_rng(0).random(len(x))
     their, our = fit_both("MLPClassifier", form(x), y, weights, batch_size=40)
     assert_same(their, our, form(x))
+    their, our = fit_both("MLPClassifier", form(x), y, weights, solver="lbfgs")
+    assert our.loss_ == pytest.approx(their.loss_, rel=1e-9)
 
 
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
@@ -154,10 +156,10 @@ def test_a_pickle_holds_no_training_rows():
     assert len(pickle.dumps(our)) < x.nbytes / 4
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "gelu", "silu"])
 def test_a_module_of_torch_gives_the_same(activation):
     x, y = digits()
-    our = fit_both("MLPClassifier", x, y, activation=activation, max_iter=3)[1]
+    our = ours.MLPClassifier((12,), activation, max_iter=3).fit(x, y)
     module = our.to_torch()
     with torch.no_grad():
         probabilities = module(torch.from_numpy(x)).softmax(1).numpy()
