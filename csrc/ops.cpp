@@ -79,24 +79,27 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "int[] layers, Tensor[] parameters) -> (Tensor, Tensor)");
 
   // ---- any MLP on rows x (n, I), float32, float64 or uint8, with targets (n) labels or (n, O)
-  // ---- numbers; inputs x * scale + shift. The rest is float64: row_weights (n), class_weight (O),
-  // ---- scale and shift (I), options, whose columns cpu/engine/steps.h names.
+  // ---- numbers; inputs x * scale + shift. Sparse rows are numbers x (N), their columns (N) int32
+  // ---- and where each row begins (n + 1) int64. The rest is float64: row_weights (n),
+  // ---- class_weight (O), scale and shift (I), options, whose columns cpu/engine/steps.h names.
 
   // Steps of N networks: orders (m) int64 and options (N, kStepOptions) of each, layers and
   // parameters as above, state: what their optimizers keep of these, one kind after the other.
   // Returns the mean losses and the hits of all steps of the first network, then the second, ...
   m.def(
-      "train_steps_(Tensor x, Tensor targets, Tensor? row_weights, Tensor? class_weight, "
-      "Tensor? scale, Tensor? shift, Tensor[] orders, int[] layers, Tensor(a!)[] parameters, "
+      "train_steps_(Tensor x, Tensor? columns, Tensor? starts, Tensor targets, "
+      "Tensor? row_weights, Tensor? class_weight, Tensor? scale, Tensor? shift, Tensor[] orders, "
+      "int[] layers, Tensor(a!)[] parameters, "
       "Tensor(b!)[] state, Tensor options) -> (Tensor, Tensor)");
   // The outputs (m, O) of one network for the rows (m) int64 of x.
   m.def(
-      "predict_rows(Tensor x, Tensor? scale, Tensor? shift, Tensor rows, Tensor[] parameters, "
-      "int activation) -> Tensor");
+      "predict_rows(Tensor x, Tensor? columns, Tensor? starts, Tensor? scale, Tensor? shift, "
+      "Tensor rows, Tensor[] parameters, int activation) -> Tensor");
   // The sums of losses and of weights, and the hits, of one network with options (kStepOptions).
   m.def(
-      "evaluate_rows(Tensor x, Tensor targets, Tensor? row_weights, Tensor? class_weight, "
-      "Tensor? scale, Tensor? shift, Tensor rows, Tensor[] parameters, Tensor options) -> "
+      "evaluate_rows(Tensor x, Tensor? columns, Tensor? starts, Tensor targets, "
+      "Tensor? row_weights, Tensor? class_weight, Tensor? scale, Tensor? shift, Tensor rows, "
+      "Tensor[] parameters, Tensor options) -> "
       "(float, float, int)");
 }
 

@@ -49,10 +49,10 @@ def predict_rows(
     native = resolve_backend(backend, "cpu") == "native"
     if not native or not has_kernels(parameters, data, activation):
         return predict_rows_ref(parameters, data, rows, activation)
-    features, _, _, _, *affine = data.native()
+    features, columns, starts, _, _, _, *affine = data.native()
     kernel = row_of(activation).kernel
     outputs: Tensor = torch.ops.fastmlp.predict_rows(
-        features, *affine, rows, list(parameters), kernel
+        features, columns, starts, *affine, rows, list(parameters), kernel
     )
     return outputs
 

@@ -44,10 +44,10 @@ class Rows:
 
     ``x`` (n, I) is float32, float64 or uint8; a network's inputs are x * scale + shift, of scalars
     or tensors (I,), computed in the wider of its dtype and x's floating-point one, from uint8 in
-    float32. ``targets`` are
-    what the loss takes (:attr:`Loss.takes_labels`): labels (n,) int64 or uint8, or numbers, float32
-    or float64, (n, O), or (n,) where O = 1. ``row_weights`` (n,) and ``class_weight`` (O,) are
-    float32 or float64.
+    float32. ``x`` may be sparse (``torch.sparse_csr``) float32 or float64, which is never made
+    dense and has neither scale nor shift. ``targets`` are what the loss takes
+    (:attr:`Loss.takes_labels`): labels (n,) int64 or uint8, or numbers, float32 or float64, (n, O),
+    or (n,) where O = 1. ``row_weights`` (n,) and ``class_weight`` (O,) are float32 or float64.
     """
 
     x: Tensor
@@ -57,9 +57,14 @@ class Rows:
     scale: Tensor | float | None = None
     shift: Tensor | float | None = None
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether x is a sparse tensor."""
+        return self.x.layout == torch.sparse_csr
+
     def inputs(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the inputs (m, I) of these rows."""
-        x = self.x[rows]
+        x = dense_rows(self.x, rows) if self.is_sparse else self.x[rows]
         wide = torch.promote_types(x.dtype, dtype) if x.is_floating_point() else torch.float32
         x = x.to(wide)
         x = x if self.scale is None else x * torch.as_tensor(self.scale).to(x.dtype)
@@ -67,8 +72,8 @@ class Rows:
         return x.to(dtype)
 
     def native(self) -> tuple[Tensor | None, ...]:
-        """Return x, targets, row_weights, class_weight, scale and shift as the operators take
-        them."""
+        """Return x, columns, starts, targets, row_weights, class_weight, scale and shift as the
+        operators take them."""
         targets = self.targets
         if targets is not None and targets.is_floating_point() and targets.dim() == 1:
             targets = targets[:, None]
@@ -83,7 +88,11 @@ class Rows:
             for value in (self.row_weights, self.class_weight)
         ]
         targets = targets if targets is None else targets.contiguous()
-        return (self.x.contiguous(), targets, *weights, *affine)
+        rest = (targets, *weights, *affine)
+        if not self.is_sparse:
+            return (self.x.contiguous(), None, None, *rest)
+        columns, starts = self.x.col_indices().int(), self.x.crow_indices().long()
+        return (self.x.values().contiguous(), columns.contiguous(), starts.contiguous(), *rest)
 
     def batch_targets(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Return labels (m,) or numbers (m, O) in this dtype."""
@@ -166,9 +175,25 @@ def _train_native(networks: Sequence[Network], rows: Rows) -> list[StepMetrics]:
     return metrics
 
 
+def dense_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return these rows of a sparse tensor (n, I) as a dense one (m, I)."""
+    starts = x.crow_indices().long()
+    first, counts = starts[rows], starts[rows + 1] - starts[rows]
+    to = torch.arange(len(rows)).repeat_interleave(counts)
+    within = torch.arange(len(to)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    at = first.repeat_interleave(counts) + within
+    dense = torch.zeros(len(rows), x.shape[1], dtype=x.dtype)
+    return dense.index_put_((to, x.col_indices()[at].long()), x.values()[at], accumulate=True)
+
+
 def check_rows(rows: Rows) -> None:
     """Raise TypeError or ValueError unless the tensors of the data fit each other."""
     x, count = rows.x, len(rows.x)
+    if rows.is_sparse:
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"sparse x must be float32 or float64, got {x.dtype}")
+        if rows.scale is not None or rows.shift is not None:
+            raise ValueError("sparse x must have neither scale nor shift")
     if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64, torch.uint8):
         raise TypeError(
             f"x must be (n, I) float32, float64 or uint8, got {tuple(x.shape)} {x.dtype}"

@@ -18,9 +18,6 @@ from torch import Tensor
 from fastmlp.ops.step_config import Network, zero_state
 from fastmlp.ops.train_steps import StepConfig, train_steps_
 
-CHUNK_BYTES = 64 << 20
-"""About how much memory the rows of a sparse matrix take at a time as a dense one."""
-
 
 def tensor_of(array: NDArray[Any]) -> Tensor:
     """Return a tensor on the memory of an array where that is contiguous, also of one that may not
@@ -31,13 +28,24 @@ def tensor_of(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
 
 
+def rows_of(x: Any) -> Tensor:
+    """Return the rows of an array or of a sparse matrix as a tensor on the same memory."""
+    if not sparse.issparse(x):
+        return tensor_of(x)
+    x = x.tocsr()
+    parts = (tensor_of(x.indptr), tensor_of(x.indices), tensor_of(x.data))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(*parts, size=x.shape)
+
+
 class _TrainingRows:
     """Rows to train on: an array or a sparse matrix (n, inputs), targets, weights (n,) or None."""
 
     def __init__(
         self, x: Any, targets: Tensor, weights: NDArray[Any] | None, config: StepConfig
     ) -> None:
-        self.x: Any = x.tocsr() if sparse.issparse(x) else tensor_of(x)
+        self.x = rows_of(x)
         self.targets = targets
         self.weights = None if weights is None else tensor_of(np.asarray(weights, dtype=np.float64))
         squared = config.loss == "squared_error"
@@ -48,22 +56,9 @@ class _TrainingRows:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def chunk(self, batch: int) -> int:
-        """Return how many rows a call takes, whole batches: all of an array."""
-        if not sparse.issparse(self.x):
-            return max(1, len(self))
-        row_bytes = int(self.x.dtype.itemsize * max(self.x.shape[1], 1))
-        return max(1, CHUNK_BYTES // (row_bytes * batch)) * batch
-
     def steps(self, network: Network) -> NDArray[np.float64]:
         """Take the network's steps over the rows of its order; return the steps' losses."""
-        x, targets, weights = self.x, self.targets, self.weights
-        if sparse.issparse(x):
-            order = network.order
-            x, targets = tensor_of(x[order.numpy()].toarray()), targets[order]
-            weights = None if weights is None else weights[order]
-            network.order = torch.arange(len(order))
-        (found,) = train_steps_([network], x, targets, row_weights=weights)
+        (found,) = train_steps_([network], self.x, self.targets, row_weights=self.weights)
         losses: NDArray[np.float64] = found.losses.numpy()
         return losses
 
@@ -127,22 +122,20 @@ class EpochSolver:
         over its rows of their batches' losses, weight decay included, in a squared error also over
         outputs."""
         assert self._rows is not None
-        batch, chunk = self._config.batch_size, self._rows.chunk(self._config.batch_size)
-        losses = []
-        for first in range(0, len(order), chunk):
-            network = Network(
-                self._parameters,
-                self._config,
-                torch.from_numpy(order[first : first + chunk]),
-                float(self.schedule.learning_rate),
-                self._state,
-                seed=self._seed,
-                epoch=self._epochs,
-            )
-            losses.append(self._rows.steps(network))
+        network = Network(
+            self._parameters,
+            self._config,
+            torch.from_numpy(order),
+            float(self.schedule.learning_rate),
+            self._state,
+            seed=self._seed,
+            epoch=self._epochs,
+        )
+        losses = self._rows.steps(network)
         self._epochs += 1
+        batch = self._config.batch_size
         counts = np.diff([*range(0, len(order), batch), len(order)])
-        mean = float(np.concatenate(losses) @ counts / len(order)) / self._rows.outputs
+        mean = float(losses @ counts / len(order)) / self._rows.outputs
         return mean + self._rows.constant(order, batch)
 
 
@@ -155,29 +148,20 @@ class FullBatch:
         alpha: float,
         rows: tuple[Any, Tensor, NDArray[Any] | None],
     ) -> None:
-        # A step's gradient is what an empty momentum becomes; the learning rate 0 moves nothing.
-        self._config = replace(config, momentum=0.5, weight_mean=False)
-        self._alpha = alpha
         self._rows = _TrainingRows(*rows, config)
+        # A step's gradient is what an empty momentum becomes; the learning rate 0 moves nothing.
+        self._config = replace(config, batch_size=len(self._rows), momentum=0.5)
+        self._alpha = alpha
         weights = self._rows.weights
         self._total = len(self._rows) if weights is None else float(weights.sum())
 
     def loss_and_gradients(self, parameters: list[Tensor]) -> tuple[float, list[Tensor]]:
         """Return scikit-learn's loss and its gradient of each parameter."""
-        rows, total = self._rows, self._total
-        loss, gradients = 0.0, [torch.zeros_like(tensor) for tensor in parameters]
-        chunk = rows.chunk(1)
-        for first in range(0, len(rows), chunk):
-            order = torch.arange(first, min(first + chunk, len(rows)))
-            config = replace(self._config, batch_size=len(order))
-            network = Network(parameters, config, order, 0.0)
-            loss += float(rows.steps(network)[0]) * len(order)
-            for gradient, part in zip(gradients, network.state["momentum"], strict=True):
-                gradient.add_(part, alpha=len(order) / total)
-        squares = 0.0
+        order = torch.arange(len(self._rows))
+        network = Network(parameters, self._config, order, 0.0)
+        loss = float(self._rows.steps(network)[0]) / self._rows.outputs
+        gradients, decay = network.state["momentum"], self._alpha / self._total
         for gradient, weight in zip(gradients[::2], parameters[::2], strict=True):
-            gradient.add_(weight, alpha=self._alpha / total)
-            squares += float(weight.double().square().sum())
-        everything = np.arange(len(rows))
-        constant = rows.constant(everything, len(rows))
-        return loss / total / rows.outputs + self._alpha / 2 * squares / total + constant, gradients
+            gradient.add_(weight, alpha=decay)
+            loss += decay / 2 * float(weight.double().square().sum())
+        return loss + self._rows.constant(order.numpy(), len(order)), gradients

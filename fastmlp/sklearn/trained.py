@@ -15,7 +15,6 @@ import numpy as np
 import sklearn.neural_network as theirs
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import shuffle
@@ -26,11 +25,9 @@ from torch import Tensor, nn
 from fastmlp.ops.losses import loss_row
 from fastmlp.ops.predict_rows import predict_rows
 from fastmlp.ops.train_steps import StepConfig
-from fastmlp.sklearn.solver import EpochSolver, FullBatch, tensor_of
+from fastmlp.sklearn.solver import EpochSolver, FullBatch, rows_of, tensor_of
 from fastmlp.training.predictor import as_module
 
-CHUNK_BYTES = 64 << 20
-"""About how much memory the rows of a sparse matrix take at a time as a dense one."""
 ACTIVATIONS = {
     **{"identity": "none", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"},
     **{name: name for name in ("gelu", "silu", "leaky_relu")},
@@ -252,17 +249,10 @@ class Trained:
         parameters = _tensors(self.coefs_, self.intercepts_)
         link = loss_row(LOSSES[self.out_activation_]).link
         dtype = self.coefs_[0].dtype
-        X = X.tocsr() if sparse.issparse(X) else X
-        rows = X.shape[0]
-        step = max(1, CHUNK_BYTES // (8 * max(X.shape[1], 1))) if sparse.issparse(X) else rows
-        parts = []
-        for first in range(0, rows, max(step, 1)):
-            part = X[first : first + step]
-            dense = part.toarray() if sparse.issparse(part) else np.asarray(part)
-            inputs = tensor_of(dense.astype(dtype, copy=False))
-            outputs = predict_rows(parameters, inputs, activation=ACTIVATIONS[self.activation])
-            parts.append(link(outputs).numpy())
-        return np.concatenate(parts)
+        X = X.astype(dtype, copy=False)
+        outputs = predict_rows(parameters, rows_of(X), activation=ACTIVATIONS[self.activation])
+        probabilities: NDArray[Any] = link(outputs).numpy()
+        return probabilities
 
     def to_torch(self) -> nn.Sequential:
         """Return the fitted network as a module of ``torch.nn``, with copies of its parameters:

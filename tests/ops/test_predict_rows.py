@@ -89,3 +89,22 @@ def test_rows_that_x_lacks_are_refused(backend):
         predict_rows(
             make_parameters((7, 3)), torch.zeros(5, 7), rows=torch.tensor([5]), backend=backend
         )
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("sizes", [(40, 3), (40, 30, 3)], ids=str)
+def test_sparse_rows(sizes, backend):
+    parameters = make_parameters(sizes)
+    x = torch.randn(250, 40)
+    x[torch.rand(250, 40) < 0.9] = 0
+    rows = torch.randint(0, 250, (120,))
+    sparse = x.to_sparse_csr()
+    got = predict_rows(parameters, sparse, rows=rows, backend=backend)
+    want = forward(parameters, x[rows])
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    config = config_of(activation="relu")
+    targets = make_targets("cross_entropy", 250, 3)
+    found = evaluate_rows(parameters, sparse, targets, config, rows=rows, backend=backend)
+    losses = F.cross_entropy(want, targets[rows], reduction="sum")
+    assert found.loss == pytest.approx(float(losses), rel=1e-12)
+    assert found.correct == int((want.argmax(1) == targets[rows]).sum())

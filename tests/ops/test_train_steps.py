@@ -12,6 +12,7 @@ from support.steps import (
     clone,
     config_of,
     make_network,
+    make_targets,
     numbers_of,
     problem,
     train_by_torch,
@@ -214,3 +215,54 @@ def test_what_does_not_fit_is_refused(change, error, words, backend):
 def test_options_out_of_range_are_refused(options, words, backend):
     with pytest.raises(ValueError, match=words):
         StepConfig(**{"batch_size": 4, **options})
+
+
+def sparse_problem(config, rows=53, inputs=40):
+    """Rows of which some are empty, some columns too, and the same as a dense tensor."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(rows, inputs, generator=generator).double()
+    x[torch.rand(rows, inputs, generator=generator) < 0.8] = 0
+    x[::9] = 0
+    x[:, 3:7] = 0
+    return x.to_sparse_csr(), x, make_targets(config.loss, rows, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("sizes", [(40, 3), (40, 30, 3), (40, 17, 9, 3)], ids=str)
+def test_sparse_rows_are_what_they_are_as_dense_ones(options, sizes, backend):
+    config = config_of(batch_size=16, **options)
+    sparse, dense, targets = sparse_problem(config)
+    for dtype in (torch.float64, torch.float32):
+        network = make_network(sizes, config, 53)
+        other = clone(network)
+        got = train_steps_([network], sparse.to(dtype), targets, backend=backend)[0]
+        want = train_steps_([other], dense.to(dtype), targets, backend="reference")[0]
+        torch.testing.assert_close(got.losses, want.losses, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(numbers_of(network), numbers_of(other), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_sparse_rows_on_any_number_of_threads(threads, backend):
+    config = config_of(batch_size=40, optimizer="adam")
+    x, _, targets = sparse_problem(config, rows=90, inputs=300)
+    found = []
+    for count in (1, 2):
+        threads(count)
+        network = make_network((300, 60, 3), config, 90)
+        train_steps_([network], x, targets, backend=backend)
+        found.append(numbers_of(network))
+    assert torch.equal(*found)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_what_does_not_fit_of_sparse_rows_is_refused(backend):
+    config = config_of()
+    x, _, targets = sparse_problem(config)
+    network = make_network((40, 3), config, 53)
+    for data, options, error, words in (
+        (x, {"scale": 2.0}, ValueError, "sparse x must have neither scale nor shift"),
+        (x.to(torch.float16), {}, TypeError, "sparse x must be float32 or float64"),
+    ):
+        with pytest.raises(error, match=words):
+            train_steps_([network], data, targets, backend=backend, **options)

@@ -221,9 +221,9 @@ def test_metadata_is_routed():
     weights = np.random.default_rng(0).random(len(x))
     with sklearn.config_context(enable_metadata_routing=True):
         network = ours.MLPClassifier((5,), max_iter=3, random_state=0)
-        network.set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
+        network.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
         scaler = StandardScaler().set_fit_request(sample_weight=False)
-        search = ours.GridSearchCV(make_pipeline(scaler, network), {}, cv=2)
+        search = ours.GridSearchCV(make_pipeline(scaler, network), {}, cv=2, error_score="raise")
         search.fit(x, y, sample_weight=weights)
     scaled = StandardScaler().fit_transform(x)
     want = ours.MLPClassifier((5,), max_iter=3, random_state=0).fit(scaled, y, weights)

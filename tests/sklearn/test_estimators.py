@@ -128,8 +128,7 @@ def test_deep_networks_in_float32():
 
 
 @pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_array])
-def test_sparse_rows_are_gathered_in_parts(form, monkeypatch):
-    monkeypatch.setattr(solvers, "CHUNK_BYTES", 3 * 64 * 8 * 40)  # three batches of 40
+def test_sparse_rows(form):
     x, y = digits()
     weights = np.random.default_rng(0).random(len(x))
     their, our = fit_both("MLPClassifier", form(x), y, weights, batch_size=40)

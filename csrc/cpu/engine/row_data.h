@@ -11,7 +11,8 @@ namespace fastmlp {
 // The tensors behind a RowData, which may be null.
 struct RowTensors {
   const Tensor& x;
-  const std::optional<Tensor>&targets, &row_weights, &class_weight, &scale, &shift;
+  const std::optional<Tensor>&columns, &starts, &targets, &row_weights, &class_weight, &scale,
+      &shift;
 };
 
 inline const double* doubles_of(const char* name, const std::optional<Tensor>& tensor,
@@ -22,10 +23,36 @@ inline const double* doubles_of(const char* name, const std::optional<Tensor>& t
   return data<double>(*tensor);
 }
 
-// `outputs` of the networks, which must agree where targets are numbers.
-inline RowData row_data_of(const RowTensors& in, int64_t outputs) {
-  check_dim("x", in.x, 2);
+// Checks and adds the places of sparse rows' numbers, of rows that have so many features.
+inline void add_places(const RowTensors& in, int64_t features, RowData& rows) {
+  FASTMLP_CHECK(in.columns && in.starts, "sparse rows must have columns and starts");
+  FASTMLP_CHECK(!in.scale && !in.shift, "sparse rows must have no scale and no shift");
+  FASTMLP_CHECK(rows.x_type != Number::kByte, "sparse x must be float32 or float64");
+  check_plain("columns", *in.columns, 1, ScalarType::Int);
+  check_plain("starts", *in.starts, 1, ScalarType::Long);
+  const int64_t count = in.x.size(0);
+  check_size("columns", *in.columns, 0, count);
+  FASTMLP_CHECK(in.starts->size(0) > 0, "starts must have one number more than there are rows");
+  rows.columns = data<int32_t>(*in.columns);
+  rows.starts = data<int64_t>(*in.starts);
+  rows.rows = in.starts->size(0) - 1;
+  rows.features = features;
+  FASTMLP_CHECK(rows.starts[0] == 0 && rows.starts[rows.rows] == count,
+                "starts must go from 0 to the number of columns");
+  for (int64_t r = 0; r < rows.rows; ++r) {
+    FASTMLP_CHECK(rows.starts[r] <= rows.starts[r + 1], "starts must not decrease");
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    FASTMLP_CHECK(rows.columns[i] >= 0 && rows.columns[i] < features, "columns must be of inputs");
+  }
+}
+
+// For networks of these parameters, of whose outputs targets that are numbers must have as many.
+inline RowData row_data_of(const RowTensors& in, const std::vector<Tensor>& parameters) {
+  const bool sparse = in.columns || in.starts;
+  check_dim("x", in.x, sparse ? 1 : 2);
   FASTMLP_CHECK(in.x.is_contiguous(), "x must be contiguous");
+  const int64_t outputs = parameters.back().size(0);
   RowData rows{};
   const ScalarType type = in.x.scalar_type();
   FASTMLP_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Byte,
@@ -34,8 +61,13 @@ inline RowData row_data_of(const RowTensors& in, int64_t outputs) {
   rows.x_type = type == ScalarType::Byte     ? Number::kByte
                 : type == ScalarType::Double ? Number::kDouble
                                              : Number::kFloat;
-  rows.rows = in.x.size(0);
-  rows.features = in.x.size(1);
+  if (sparse) {
+    check_dim("a weight", parameters.front(), 2);
+    add_places(in, parameters.front().size(1), rows);
+  } else {
+    rows.rows = in.x.size(0);
+    rows.features = in.x.size(1);
+  }
   rows.row_weights = doubles_of("row_weights", in.row_weights, rows.rows);
   rows.class_weight = doubles_of("class_weight", in.class_weight, outputs);
   rows.scale = doubles_of("scale", in.scale, rows.features);

@@ -14,6 +14,9 @@ enum class Number : int64_t { kFloat, kDouble, kByte };
 struct RowData {
   const void* x;
   Number x_type;
+  // Where x is sparse: the numbers of row r are those from starts[r] on, in these columns.
+  const int32_t* columns;
+  const int64_t* starts;
   int64_t rows, features;
   const int64_t* labels;
   const uint8_t* byte_labels;
@@ -25,6 +28,7 @@ struct RowData {
   const double* shift;
 
   int64_t x_bytes() const { return x_type == Number::kByte ? 1 : x_type == Number::kFloat ? 4 : 8; }
+  bool sparse() const { return starts; }
   int64_t label(int64_t row) const { return labels ? labels[row] : byte_labels[row]; }
 };
 

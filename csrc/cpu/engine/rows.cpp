@@ -6,6 +6,7 @@
 //
 #include "cpu/engine/panels.h"
 #include "cpu/engine/row_data.h"
+#include "cpu/engine/sparse_batch.h"
 #include "cpu/threads/thread_pool.h"
 #include "plan.h"
 
@@ -18,11 +19,13 @@ template <typename T>
 class RowsForward {
  public:
   RowsForward(const RowData& data, const std::vector<Tensor>& parameters, Activation activation)
-      : activation_(activation), reader_(data) {
+      : data_(data), activation_(activation), reader_(data) {
     const ScalarType type = parameters[0].scalar_type();
     sizes_ = sizes_of_network(parameters, 0, parameters.size() / 2, data.features, type);
     widest_ = 0;
-    for (int64_t size : sizes_) widest_ = std::max(widest_, row_stride<T>(size));
+    for (size_t l = data.sparse(); l < sizes_.size(); ++l) {
+      widest_ = std::max(widest_, row_stride<T>(sizes_[l]));
+    }
     for (size_t l = 0; l + 1 < sizes_.size(); ++l) {
       layers_.emplace_back(sizes_[l], sizes_[l + 1], 0, false);
       layers_[l].pack(fastmlp::data<T>(parameters[2 * l]), fastmlp::data<T>(parameters[2 * l + 1]),
@@ -38,15 +41,22 @@ class RowsForward {
     const Buffer<T> h(kChunk * widest_), z(kChunk * widest_);
     std::fill_n(z.get(), kChunk * widest_, T(0));
     int64_t stride = row_stride<T>(sizes_[0]);
-    for (int64_t m = 0; m < count; ++m) {
+    SparseBatch<T> batch(data_);
+    if (data_.sparse()) batch.open(rows, count);
+    for (int64_t m = 0; m < count && !data_.sparse(); ++m) {
       reader_.read(rows[m], h.get() + m * stride);
       h.get()[m * stride + sizes_[0]] = 1;
     }
     for (size_t l = 0; l < layers_.size(); ++l) {
       const PanelLayer<T>& layer = layers_[l];
       const int64_t to = row_stride<T>(layer.outputs);
-      FASTMLP_BEST_ISA(panel_forward<T>)(h.get(), stride, count, layer.all().w, layer.inputs + 1,
-                                         layer.outputs, z.get(), to);
+      if (l == 0 && data_.sparse()) {
+        FASTMLP_BEST_ISA(sparse_forward<T>)(batch.rows(), 0, count, layer.all().w, layer.inputs,
+                                            layer.outputs, z.get(), to);
+      } else {
+        FASTMLP_BEST_ISA(panel_forward<T>)(h.get(), stride, count, layer.all().w, layer.inputs + 1,
+                                           layer.outputs, z.get(), to);
+      }
       stride = to;
       if (l + 1 == layers_.size()) break;
       FASTMLP_BEST_ISA(activate_rows<0, T>)(activation_, z.get(), nullptr, count, layer.outputs, to,
@@ -56,6 +66,7 @@ class RowsForward {
   }
 
  private:
+  const RowData& data_;
   Activation activation_;
   RowReader<T> reader_;
   std::vector<int64_t> sizes_;
@@ -89,14 +100,16 @@ void check_numbers(const Tensor& rows, const RowData& data) {
   }
 }
 
-Tensor predict_rows_cpu(const Tensor& x, const std::optional<Tensor>& scale,
+Tensor predict_rows_cpu(const Tensor& x, const std::optional<Tensor>& columns,
+                        const std::optional<Tensor>& starts, const std::optional<Tensor>& scale,
                         const std::optional<Tensor>& shift, const Tensor& rows,
                         const std::vector<Tensor>& parameters, int64_t activation) {
   check_activation(activation);
   const ScalarType type = type_of(parameters);
   const int64_t outputs = parameters.back().size(0), count = rows.size(0);
   const std::optional<Tensor> none;
-  const RowData data = row_data_of({x, none, none, none, scale, shift}, outputs);
+  const RowData data =
+      row_data_of({x, columns, starts, none, none, none, scale, shift}, parameters);
   check_numbers(rows, data);
   Tensor y = empty_cpu({count, outputs}, type);
   dispatch_network(type, [&](auto* tag) {
@@ -153,7 +166,8 @@ struct ChunkTargets {
 };
 
 std::tuple<double, double, int64_t> evaluate_rows_cpu(
-    const Tensor& x, const Tensor& targets, const std::optional<Tensor>& row_weights,
+    const Tensor& x, const std::optional<Tensor>& columns, const std::optional<Tensor>& starts,
+    const Tensor& targets, const std::optional<Tensor>& row_weights,
     const std::optional<Tensor>& class_weight, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, const Tensor& rows, const std::vector<Tensor>& parameters,
     const Tensor& options) {
@@ -166,7 +180,8 @@ std::tuple<double, double, int64_t> evaluate_rows_cpu(
   const ScalarType type = type_of(parameters);
   const int64_t outputs = parameters.back().size(0), count = rows.size(0);
   const std::optional<Tensor> given(targets);
-  const RowData data = row_data_of({x, given, row_weights, class_weight, scale, shift}, outputs);
+  const RowData data =
+      row_data_of({x, columns, starts, given, row_weights, class_weight, scale, shift}, parameters);
   check_numbers(rows, data);
   const auto* numbers_of_rows = fastmlp::data<int64_t>(rows);
   check_rows(data, static_cast<Loss>(numbers[kLoss]) == Loss::kCrossEntropy, numbers_of_rows, count,

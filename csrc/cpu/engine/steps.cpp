@@ -106,7 +106,8 @@ void run_networks(const RowData& rows, const std::vector<StepNetwork<T>>& networ
 }
 
 std::tuple<Tensor, Tensor> train_steps_cpu(
-    const Tensor& x, const Tensor& targets, const std::optional<Tensor>& row_weights,
+    const Tensor& x, const std::optional<Tensor>& columns, const std::optional<Tensor>& starts,
+    const Tensor& targets, const std::optional<Tensor>& row_weights,
     const std::optional<Tensor>& class_weight, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& shift, const std::vector<Tensor>& orders,
     const std::vector<int64_t>& layers, const std::vector<Tensor>& parameters,
@@ -119,7 +120,8 @@ std::tuple<Tensor, Tensor> train_steps_cpu(
   const ScalarType type = type_of(parameters);
   const int64_t outputs = parameters.back().size(0);
   const std::optional<Tensor> given(targets);
-  const RowData rows = row_data_of({x, given, row_weights, class_weight, scale, shift}, outputs);
+  const RowData rows =
+      row_data_of({x, columns, starts, given, row_weights, class_weight, scale, shift}, parameters);
   Tensor losses, correct;
   dispatch_network(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;

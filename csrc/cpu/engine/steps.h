@@ -76,6 +76,15 @@ struct PanelWeights {
   T* second;  // Adam's mean of squares
 };
 
+// A sparse matrix: its i-th row, or column, has the numbers values[starts[i]] to values[starts[i +
+// 1]] at these places.
+template <typename T>
+struct SparseMatrix {
+  const int64_t* starts;
+  const int32_t* places;
+  const T* values;
+};
+
 // Vectors in the next panel where `left` vectors of columns are left: two panels of two rather than
 // one of three and one of one.
 inline int64_t panel_vectors(int64_t left) { return left == 4 ? 2 : left < 3 ? left : 3; }

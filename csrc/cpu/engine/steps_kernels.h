@@ -239,6 +239,8 @@ double panel_gradient(UpdateKind kind, const UpdateNumbers<T>& numbers, int64_t 
   return static_cast<double>(reduce_add<T>(squares));
 }
 
+#include "cpu/engine/sparse_kernels.h"
+
 // The sum of the squares of some rows of a panel, `count` numbers: whole vectors, those past the
 // last output being zeros.
 template <typename T>

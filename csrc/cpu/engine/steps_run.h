@@ -7,6 +7,7 @@
 
 #include "cpu/engine/panels.h"
 #include "cpu/engine/row_source.h"
+#include "cpu/engine/sparse_batch.h"
 #include "plan.h"
 
 namespace fastmlp {
@@ -33,10 +34,11 @@ class StepRun {
         options_(network.options),
         data_(data),
         reader_(data),
+        sparse_(data),
         team_(team),
         activation_(static_cast<Activation>(option(kActivation))),
         batch_(std::min<int64_t>(option(kBatchSize), network.rows)),
-        x_(batch_ * row_stride<T>(network.sizes[0])),
+        x_(data.sparse() ? 0 : batch_ * row_stride<T>(network.sizes[0])),
         row_losses_(batch_),
         row_hits_(batch_),
         row_weights_(batch_),
@@ -71,7 +73,9 @@ class StepRun {
     squares_.resize(items_.size());
     decayed_.resize(number(kDecayInLoss) != 0 ? items_.size() : 0);
     const int64_t stride = row_stride<T>(network.sizes[0]);
-    for (int64_t m = 0; m < batch_; ++m) x_.get()[m * stride + network.sizes[0]] = 1;
+    for (int64_t m = 0; m < batch_ && !data.sparse(); ++m) {
+      x_.get()[m * stride + network.sizes[0]] = 1;
+    }
     prepare_loss();
   }
 
@@ -172,6 +176,10 @@ class StepRun {
     ahead_ = std::min(batch_, network_.rows - first - count_);
     step_ = number_of_step;
     const double divisor = open_batch(rows_, count_);
+    if (data_.sparse()) {
+      sparse_.open(rows_, count_);
+      sparse_.sort();
+    }
     const double scale = number(kLossScale) / divisor;
     loss_.scale = option(kStepGradAverage) ? scale / count_ : scale;
     const int64_t threads = team_.threads();
@@ -197,18 +205,23 @@ class StepRun {
   void rows_forward_backward(int64_t begin, int64_t end) {
     const int64_t count = end - begin, features = network_.sizes[0];
     const int64_t x_stride = row_stride<T>(features);
-    for (int64_t m = begin; m < end; ++m) {
+    for (int64_t m = begin; m < end && !data_.sparse(); ++m) {
       if (m < ahead_) reader_.prefetch(rows_[count_ + m]);
       reader_.read(rows_[m], x_.get() + m * x_stride);
     }
-    const T* x = x_.get() + begin * x_stride;
+    const T* x = data_.sparse() ? nullptr : x_.get() + begin * x_stride;
     int64_t stride = x_stride;
     const int64_t last = layers_.size() - 1;
     for (int64_t l = 0; l <= last; ++l) {
       const PanelLayer<T>& layer = layers_[l];
       const int64_t y_stride = row_stride<T>(layer.outputs), at = begin * y_stride;
-      FASTMLP_BEST_ISA(panel_forward<T>)(x, stride, count, layer.all().w, layer.inputs + 1,
-                                         layer.outputs, saved_[l].get() + at, y_stride);
+      if (!x) {
+        FASTMLP_BEST_ISA(sparse_forward<T>)(sparse_.rows(), begin, end, layer.all().w, layer.inputs,
+                                            layer.outputs, saved_[l].get(), y_stride);
+      } else {
+        FASTMLP_BEST_ISA(panel_forward<T>)(x, stride, count, layer.all().w, layer.inputs + 1,
+                                           layer.outputs, saved_[l].get() + at, y_stride);
+      }
       if (l == last) break;
       if (dropout_) draw_dropout(l, begin, end);
       FASTMLP_BEST_ISA(activate_rows<0, T>)(activation_, saved_[l].get() + at,
@@ -291,6 +304,13 @@ class StepRun {
       decayed_[i] = FASTMLP_BEST_ISA(panel_squares<T>)(layer.at(item.panel).w + item.begin * width,
                                                        (end - item.begin) * width);
     }
+    if (item.layer == 0 && data_.sparse()) {
+      squares_[i] = FASTMLP_BEST_ISA(sparse_gradient<T>)(
+          kind_, update_, item.panel.vectors, sparse_.columns(), dz_[0].get() + item.panel.first,
+          dz_stride, count_, item.begin, item.end, layer.inputs, layer.at(item.panel),
+          clips ? gradients : nullptr);
+      return;  // no layer before it reads its weights transposed
+    }
     squares_[i] = FASTMLP_BEST_ISA(panel_gradient<T>)(
         kind_, update_, item.panel.vectors, x, stride, dz_[item.layer].get() + item.panel.first,
         dz_stride, count_, item.begin, item.end, layer.inputs, layer.at(item.panel),
@@ -318,6 +338,7 @@ class StepRun {
   const double* options_;
   const RowData& data_;
   RowReader<T> reader_;
+  SparseBatch<T> sparse_;
   const Parallel& team_;
   Activation activation_;
   UpdateKind kind_;
