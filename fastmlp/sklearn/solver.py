@@ -36,7 +36,7 @@ def rows_of(x: Any) -> Tensor:
     parts = (tensor_of(x.indptr), tensor_of(x.indices), tensor_of(x.data))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(*parts, size=x.shape)
+        return torch.sparse_csr_tensor(*parts, size=x.shape, check_invariants=False)
 
 
 class _TrainingRows:
@@ -133,9 +133,10 @@ class EpochSolver:
         )
         losses = self._rows.steps(network)
         self._epochs += 1
-        batch = self._config.batch_size
-        counts = np.diff([*range(0, len(order), batch), len(order)])
-        mean = float(losses @ counts / len(order)) / self._rows.outputs
+        batch, rows = self._config.batch_size, len(order)
+        last = (len(losses) - 1) * batch
+        total = batch * float(losses[:-1].sum()) + (rows - last) * float(losses[-1])
+        mean = total / rows / self._rows.outputs
         return mean + self._rows.constant(order, batch)
 
 

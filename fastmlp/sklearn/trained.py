@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils import shuffle
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ class Trained:
         try:
             while self.n_iter_ < self.max_iter:
                 if self.shuffle:
-                    order = shuffle(order, random_state=self._random_state)
+                    order = order[self._permutation(len(order))]
                 self.loss_ = solver.epoch(order)
                 if not np.isfinite(self.loss_):
                     raise ValueError(
@@ -102,6 +101,12 @@ class Trained:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+
+    def _permutation(self, rows: int) -> NDArray[np.int64]:
+        """Return the one that ``sklearn.utils.shuffle`` draws, without its checks."""
+        permutation = np.arange(rows)
+        self._random_state.shuffle(permutation)
+        return permutation
 
     def _fit_lbfgs(
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None, *rest: Any
