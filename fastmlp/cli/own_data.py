@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ def origin_of(flags: dict[str, Any]) -> dict[str, Any] | None:
     if "categories" in found:
         found["categories"] = [name.strip() for name in found["categories"].split(",")]
     return found
+
+
+def as_flags(origin: dict[str, Any] | None) -> str:
+    """Return the flags, with a blank before each, that :func:`origin_of` took ``origin`` from."""
+    text = ""
+    for name, value in (origin or {}).items():
+        flag = as_flag(name)
+        if value is True:
+            text += f" {flag}"
+        else:
+            value = ",".join(value) if name == "categories" else str(value)
+            text += f" {flag} {shlex.quote(value)}"
+    return text
 
 
 def read(origin: dict[str, Any]) -> tuple[Table, Column, dict[str, Any]]:

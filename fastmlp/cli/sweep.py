@@ -1,12 +1,14 @@
 """The command ``sweep``: trains many configurations side by side and compares them.
 
 python -m fastmlp.sweep --lr 1e-2,1e-3,1e-4 --hidden 32,64,256     one at a time, from the base
+python -m fastmlp.sweep --data people.csv --target income --lr 1e-2,1e-3
 python -m fastmlp.sweep --lr 1e-3,1e-1 --vary random:50 --seeds 3    50 draws in between
 torchrun --nproc-per-node=8 -m fastmlp.sweep ...                   shared by eight processes
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -17,14 +19,17 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from fastmlp.cli import own_data
 from fastmlp.cli.options import NO_DEFAULT, add_options, given_flags
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.cli.progress import Lines, make_bar
+from fastmlp.data.splits import DataSplits
 from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult, Trial
 from fastmlp.sweeps.search_space import VARY, plan, shown
 from fastmlp.sweeps.sweep import sweep
 from fastmlp.training.config import OPTIONS, TrainConfig, load_config_file
+from fastmlp.training.own_data import configured
 from fastmlp.training.presets import PRESETS, resolve_config
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
@@ -48,7 +53,8 @@ def main(argv: list[str]) -> int:
     options = {name: flags.pop(name) for name in ("vary", "seeds", "halve") if name in flags}
     quiet = flags.pop("quiet", False)
     out = Path(flags.pop("out", RUNS / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"))
-    base, values = _base_and_values(flags)
+    own = own_data.origin_of(flags)
+    base, values, data = _base_and_values(flags, own)
     plan(base, values, options.get("vary", "one"))  # refused before anything is loaded
     view = _View(quiet, base.epochs)
     with view:
@@ -58,26 +64,35 @@ def main(argv: list[str]) -> int:
             vary=options.get("vary", "one"),
             seeds=options.get("seeds", 1),
             successive_halving=options.get("halve", False),
+            data=data,
             out=out,
             on_epoch=view.update,
             on_progress=view.move,
         )
-    return _tell(result, out, view)
+    return _tell(result, out, view, own)
 
 
-def _base_and_values(flags: dict[str, Any]) -> tuple[TrainConfig, dict[str, list[Any]]]:
-    """Return the configuration to start from, and the lists of more than one value."""
+def _base_and_values(
+    flags: dict[str, Any], own: dict[str, Any] | None
+) -> tuple[TrainConfig, dict[str, list[Any]], DataSplits | None]:
+    """Return the configuration to start from, the lists of more than one value and the data of
+    one's own, if ``own`` names some."""
     file = load_config_file(flags.pop("config")) if "config" in flags else {}
     file_preset = file.pop("preset", "sweep")
-    preset = flags.pop("preset", file_preset)
+    if own is None:
+        preset = flags.pop("preset", file_preset)
     values = {name: flags.pop(name) for name in LISTED if len(flags.get(name, ())) > 1}
     single = {name: value[0] if name in LISTED else value for name, value in flags.items()}
     if single.get("nesterov") and "momentum" in values:  # which needs one above 0 in the base
         single["momentum"] = max(values["momentum"])
-    return resolve_config(single, file, preset), values
+    if own is None:
+        return resolve_config(single, file, preset), values, None
+    table, target, options = own_data.read(own)
+    base, data = configured(table, target, {**file, **single, **options})
+    return base, values, data.splits
 
 
-def _tell(result: SweepResult, out: Path, view: _View) -> int:
+def _tell(result: SweepResult, out: Path, view: _View, own: dict[str, Any] | None) -> int:
     """Write the last lines and return the exit code."""
     if not ProcessGroup.from_environment().is_first:
         return EXIT_INTERRUPTED if result.interrupted else 0
@@ -87,15 +102,15 @@ def _tell(result: SweepResult, out: Path, view: _View) -> int:
         view.final(f"Stopped, and everything is saved. {same}")
         return EXIT_INTERRUPTED
     best = result.best_trial
-    if not best.score:
+    if best.score == -math.inf:
         raise UserError("All runs diverged; try smaller values of --lr")
     settings = ", ".join(f"{name} {shown(getattr(best.config, name))}" for name in result.values)
-    mean, sd = best.best_val
-    file = shlex.quote(str(out / "best.toml"))
+    file = shlex.quote(str(out / "best.toml")) + own_data.as_flags(own)
     if best.config.data_dir is not None:  # which belongs to the machine, so the file lacks it
         file += f" --data-dir {shlex.quote(best.config.data_dir)}"
     view.final(
-        f"Best in validation: {mean:.2%}{_plus_minus(sd, best)}{' with ' if settings else ''}"
+        f"Best in validation: {_mean_and_sd(best.best_val, best, result.regression)}"
+        f"{' with ' if settings else ''}"
         f"{settings}. Train it with: python -m fastmlp.train --config {file}"
     )
     view.say(f"Everything is in {out}: results.csv, epochs.csv, best.toml, pictures, ...")
@@ -135,7 +150,8 @@ class _View(Lines):
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + REPORT_SECONDS
             best = max(result.trials, key=lambda trial: trial.score)
-            self.say(f"epoch {epoch}/{self._epochs}  best validation so far {best.score:.2%}")
+            found = _mean_and_sd(best.best_val, best, result.regression)
+            self.say(f"epoch {epoch}/{self._epochs}  best in validation so far {found}")
 
     def move(self, epochs: float) -> None:
         """Move the bar to a number of epochs, the last one perhaps under way."""
@@ -150,7 +166,8 @@ class _View(Lines):
 
 def _table(result: SweepResult) -> Table:
     ranked = sorted(result.trials, key=lambda trial: trial.score, reverse=True)
-    table = Table(title="Validation accuracy, best first", title_justify="left")
+    what = "loss" if result.regression else "accuracy"
+    table = Table(title=f"Validation {what}, best first", title_justify="left")
     for name in result.values:
         table.add_column(name.replace("_", " "), justify="right")
     for name in ("best", "last", "training", "state"):
@@ -158,8 +175,8 @@ def _table(result: SweepResult) -> Table:
     for trial in ranked[:ROWS]:
         settings = [str(shown(getattr(trial.config, name))) for name in result.values]
         numbers = [
-            f"{mean:.2%}{_plus_minus(sd, trial)}" if mean == mean else "-"
-            for mean, sd in (trial.best_val, trial.final_val, trial.final_train)
+            _mean_and_sd(pair, trial, result.regression)
+            for pair in (trial.best_val, trial.final_val, trial.final_train)
         ]
         table.add_row(*settings, *numbers, trial.status)
     if len(ranked) > ROWS:
@@ -167,8 +184,15 @@ def _table(result: SweepResult) -> Table:
     return table
 
 
-def _plus_minus(sd: float, trial: Trial) -> str:
-    return f" +- {100 * sd:.2f}" if len(trial.runs) > 1 else ""
+def _mean_and_sd(pair: tuple[float, float], trial: Trial, regression: bool) -> str:
+    """Return an accuracy in per cent, or a loss, and its deviation where there are several runs."""
+    mean, sd = pair
+    if mean != mean:
+        return "-"
+    several = len(trial.runs) > 1
+    if regression:
+        return f"{mean:.4g}{f' +- {sd:.2g}' if several else ''}"
+    return f"{mean:.2%}{f' +- {100 * sd:.2f}' if several else ''}"
 
 
 def _build_parser() -> ArgumentParser:
@@ -181,6 +205,7 @@ def _build_parser() -> ArgumentParser:
     )
     base = resolve_config({}, preset="sweep")
     add_options(parser.add_argument_group("data"), "data")
+    own_data.add_arguments(parser.add_argument_group("data of your own"))
     add = parser.add_argument_group("sweep").add_argument
     add(
         "--vary",

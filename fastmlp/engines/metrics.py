@@ -165,4 +165,16 @@ class EpochRecord:
     def score(self) -> float:
         """What the best epoch has most of: validation accuracy or, in a regression, minus the
         validation loss."""
-        return -self.val_loss if math.isnan(self.val_acc) else self.val_acc
+        return -self.val_loss if self.regression else self.val_acc
+
+    @property
+    def regression(self) -> bool:
+        """Whether it has losses and no accuracies."""
+        return math.isnan(self.val_acc)
+
+    @property
+    def shown(self) -> tuple[float, float]:
+        """What training and validation are shown by: accuracies or, in a regression, losses."""
+        if self.regression:
+            return self.train_loss, self.val_loss
+        return self.train_acc, self.val_acc

@@ -19,7 +19,7 @@ from fastmlp.plotting.curves import TRAIN, VALIDATION
 from fastmlp.plotting.style import LEGEND, LINES, new_figure, save_figure, set_title
 
 NAMED = 3
-"""The number of lines that are named, the highest, if there are more lines than colours."""
+"""The number of lines that are named, the best, if there are more lines than colours."""
 LOG_FROM = 6
 """The smallest ratio of the largest to the smallest value of a logarithmic axis."""
 
@@ -39,7 +39,7 @@ class SweepPoint:
 def sweep_picture(
     name: str, points: Sequence[SweepPoint], target: str | Path, title: str = ""
 ) -> None:
-    """Draw the final accuracies by value of the hyper-parameter ``name`` into a PNG file.
+    """Draw the final accuracies or losses by value of the hyper-parameter ``name`` into a PNG file.
 
     They are means with standard deviations over seeds; below them are the means after each epoch.
     Runs that diverged count in neither and are marked with a cross. Raises ValueError without
@@ -58,18 +58,25 @@ def sweep_picture(
         final.set_xticks(places, ticks)
         final.xaxis.set_minor_locator(NullLocator())
     final.set_xlabel(name, fontsize=12)
-    final.set_ylabel("accuracy after the last epoch", fontsize=12)
+    shown = "loss" if _regression(points) else "accuracy"
+    final.set_ylabel(f"{shown} after the last epoch", fontsize=12)
     _draw_by_epoch(curves, name, points, _whole(name, points))
     if title:
         set_title(figure, title)
     for axes in (final, curves):
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=int(high - low < 0.06)))
+        if shown == "accuracy":
+            percent = PercentFormatter(xmax=1, decimals=int(high - low < 0.06))
+            axes.yaxis.set_major_formatter(percent)
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, target)
+
+
+def _regression(points: Sequence[SweepPoint]) -> bool:
+    return any(history[0].regression for p in points for history in p.histories if history)
 
 
 def _whole(name: str, points: Sequence[SweepPoint]) -> list[list[list[EpochRecord]]]:
@@ -109,17 +116,17 @@ def _draw_final(
         (
             "validation",
             {"color": VALIDATION, "marker": "o", "capsize": 5},
-            lambda record: record.val_acc,
+            lambda record: record.shown[1],
         ),
         (
             "training",
             {"color": TRAIN, "marker": "s", "capsize": 9, "linestyle": "--", "mfc": "none"},
-            lambda record: record.train_acc,
+            lambda record: record.shown[0],
         ),
     ]
     order = sorted((i for i in range(len(places)) if whole[i]), key=lambda i: places[i])
-    for label, style, accuracy in parts:
-        finals = [[accuracy(history[-1]) for history in whole[i]] for i in order]
+    for label, style, shown in parts:
+        finals = [[shown(history[-1]) for history in whole[i]] for i in order]
         axes.errorbar(
             [places[i] for i in order],
             [mean(values) for values in finals],
@@ -148,7 +155,7 @@ def _draw_final(
     axes.set_title(f"after the last epoch{spread}", fontsize=11)
     if order:
         axes.legend(**LEGEND, fontsize=11)
-    else:
+    elif not _regression(points):
         axes.set_ylim(0, 1)
     axes.margins(x=0.08, y=0.12)
 
@@ -167,19 +174,20 @@ def _draw_by_epoch(
         for history in point.histories:
             if history and history not in runs:
                 epochs = [record.epoch for record in history]
-                values = [record.val_acc for record in history]
+                values = [record.shown[1] for record in history]
                 axes.plot(epochs, values, color=colour, linewidth=1)
                 axes.plot(epochs[-1], values[-1], "x", color=colour, markersize=9)
         if runs:
             epochs = [record.epoch for record in runs[0]]
             rows = list(zip(*runs, strict=True))
             marker = "." if len(epochs) <= 25 else ""
-            train = [mean(record.train_acc for record in row) for row in rows]
-            values = [mean(record.val_acc for record in row) for row in rows]
+            train = [mean(record.shown[0] for record in row) for row in rows]
+            values = [mean(record.shown[1] for record in row) for row in rows]
             axes.plot(epochs, train, color=colour, linestyle="--", marker=marker, linewidth=1.2)
             axes.plot(epochs, values, color=colour, marker=marker, linewidth=1.8)
             ends.append((values[-1], _places([point.value])[1][0], colour))  # type: ignore[index]
-    _name_lines(axes, last, ends if few else sorted(ends)[-NAMED:])
+    best = sorted(ends, reverse=not _regression(points))[:NAMED]
+    _name_lines(axes, last, ends if few else best)
     styles: Any = (("-", "validation"), ("--", "training"))
     axes.legend(
         handles=[Line2D([], [], color="0.3", linestyle=line, label=text) for line, text in styles],
@@ -188,7 +196,7 @@ def _draw_by_epoch(
     )
     axes.set_title(f"after each epoch, mean over the runs, by {name}", fontsize=11)
     axes.set_xlabel("epoch", fontsize=12)
-    axes.set_ylabel("accuracy", fontsize=12)
+    axes.set_ylabel("loss" if _regression(points) else "accuracy", fontsize=12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

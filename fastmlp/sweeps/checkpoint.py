@@ -17,6 +17,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -133,7 +134,7 @@ class SweepDirectory:
         try:
             result.to_csv(self.path / "results.csv")
             write_text(self.path / "epochs.csv", _epochs_csv(result))
-            if any(trial.score for trial in result.trials):
+            if any(trial.score > -math.inf for trial in result.trials):
                 write_text(self.path / "best.toml", as_toml(result.best))
             result.plot(self.path)
         except OSError as error:

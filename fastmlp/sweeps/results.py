@@ -18,14 +18,15 @@ from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import write_text
 
 if TYPE_CHECKING:
+    from fastmlp.engines.metrics import EpochRecord
     from fastmlp.plotting.sweeps import SweepPoint
     from fastmlp.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A configuration and its runs with different seeds; accuracies are shares, 0 to 1, nan where
-    no run has got so far."""
+    """A configuration and its runs with different seeds. It is shown by accuracies, shares, 0 to 1,
+    or in a regression by losses; nan where no run has got so far."""
 
     config: TrainConfig
     runs: list[RunResult]
@@ -40,29 +41,32 @@ class Trial:
 
     @property
     def best_val(self) -> tuple[float, float]:
-        """Mean and standard deviation over the seeds of the best validation accuracy."""
-        return mean_sd(
-            [max((r.val_acc for r in run.history), default=math.nan) for run in self.runs]
-        )
+        """Mean and standard deviation over the seeds of the best epoch in validation."""
+        return mean_sd([best_epoch(run).shown[1] if run.history else math.nan for run in self.runs])
 
     @property
     def final_val(self) -> tuple[float, float]:
-        """Mean and standard deviation over the seeds of the last validation accuracy."""
-        return mean_sd([run.history[-1].val_acc if run.history else math.nan for run in self.runs])
+        """Mean and standard deviation over the seeds of the last epoch in validation."""
+        return mean_sd([run.history[-1].shown[1] if run.history else math.nan for run in self.runs])
 
     @property
     def final_train(self) -> tuple[float, float]:
-        """Mean and standard deviation over the seeds of the last training accuracy."""
-        return mean_sd(
-            [run.history[-1].train_acc if run.history else math.nan for run in self.runs]
-        )
+        """Mean and standard deviation over the seeds of the last epoch in training."""
+        return mean_sd([run.history[-1].shown[0] if run.history else math.nan for run in self.runs])
 
     @property
     def score(self) -> float:
-        """The mean best validation accuracy, by which trials are compared; 0 for a diverged one and
-        where a run has not got so far."""
-        done = self.status != "diverged" and all(run.history for run in self.runs)
-        return self.best_val[0] if done else 0.0
+        """The mean of the runs' best :attr:`~fastmlp.engines.metrics.EpochRecord.score`, by which
+        trials are compared; minus infinity for a diverged one and where a run has not got so far.
+        """
+        if self.status == "diverged" or not all(run.history for run in self.runs):
+            return -math.inf
+        return statistics.fmean(best_epoch(run).score for run in self.runs)
+
+
+def best_epoch(run: RunResult) -> EpochRecord:
+    """Return the record of a run's best epoch."""
+    return max(run.history, key=lambda record: record.score)
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -91,6 +95,11 @@ class SweepResult:
         return [run for trial in self.trials for run in trial.runs]
 
     @property
+    def regression(self) -> bool:
+        """Whether it is shown by losses and not by accuracies."""
+        return any(record.regression for run in self.runs for record in run.history[:1])
+
+    @property
     def best_trial(self) -> Trial:
         """The trial with the best score, of equals one that has come furthest."""
         return max(self.trials, key=lambda t: (t.score, min(len(r.history) for r in t.runs)))
@@ -99,9 +108,14 @@ class SweepResult:
     def best(self) -> TrainConfig:
         """The configuration with the best score. Raises :class:`UserError` where all diverged."""
         best = self.best_trial
-        if not best.score:
+        if best.score == -math.inf:
             raise UserError("No run of the sweep has finished an epoch; try smaller values of lr")
         return best.config
+
+    @property
+    def best_values(self) -> dict[str, Any]:
+        """The best configuration's values of what was varied."""
+        return {name: getattr(self.best, name) for name in self.values}
 
     def points(self, name: str) -> list[SweepPoint]:
         """Return the trials that differ from the base in ``name`` only, by its value; for values
@@ -129,14 +143,14 @@ class SweepResult:
 
     def to_csv(self, path: str | Path) -> None:
         """Write a row for each run to a file: the values that were varied, the seed, how it ended,
-        its accuracies (shares, 0 to 1) and seconds of training."""
+        its losses and accuracies (shares, 0 to 1, nan in a regression) and seconds of training."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*self.values, "seed", "status", "epochs", *RESULT_COLUMNS])
         for run in self.runs:
             settings = [shown(getattr(run.config, name)) for name in self.values]
             last = run.history[-1] if run.history else None
-            best = max(run.history, key=lambda r: r.val_acc, default=None)
+            best = best_epoch(run) if run.history else None
             results = (
                 [last.train_loss, last.train_acc, last.val_loss, last.val_acc, best.epoch]
                 if last and best

@@ -17,19 +17,20 @@ from fastmlp.sweeps.search_space import check_count, plan
 from fastmlp.training.callbacks import Callback, StopWhen
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
+from fastmlp.training.own_data import configured
 from fastmlp.training.trainer import Trainer, thread_count
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 from fastmlp.utils.signals import stop_on_signals
 
 
 def sweep(
-    base: TrainConfig,
+    base: TrainConfig | Mapping[str, Any],
     values: Mapping[str, Sequence[Any]],
     *,
     vary: str = "one",
     seeds: int = 1,
     successive_halving: bool = False,
-    data: DataSplits | None = None,
+    data: DataSplits | tuple[object, object] | None = None,
     out: str | Path | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_epoch: Callable[[SweepResult, int], None] | None = None,
@@ -39,7 +40,9 @@ def sweep(
     each with ``seeds`` seeds from the base's on, all side by side, and compare them on the
     validation part.
 
-    Each run comes to what ``fit`` makes of it. One that diverges is marked so. With
+    ``data`` may be rows and targets of one's own, (X, y); ``base`` then holds the options that
+    ``fit(X, y, ...)`` takes, such as ``{"epochs": 50}``, and a regression is compared by its
+    validation loss. Each run comes to what ``fit`` makes of it; one that diverges is marked. With
     ``successive_halving`` the half of the configurations with the lower scores is dropped after an
     eighth, a quarter and a half of the epochs. ``out`` is a folder for the results, new, empty or
     that of the same sweep, which then resumes where it was stopped. Under ``torchrun`` every
@@ -50,6 +53,13 @@ def sweep(
     """
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, got {seeds}", EXIT_USAGE)
+    if isinstance(data, tuple):
+        if not isinstance(base, Mapping):
+            raise UserError("base must be a dict of the options of fit(X, y, ...) with data=(X, y)")
+        base, own = configured(*data, base)
+        data = own.splits
+    elif not isinstance(base, TrainConfig):
+        raise UserError("base must be a TrainConfig, or data=(X, y) must be given")
     base, configs = plan(base, values, vary)
     check_count(len(configs), seeds)
     lists = {

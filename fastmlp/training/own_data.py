@@ -70,12 +70,22 @@ def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
         raise UserError("y is missing; call fit(X, y), or fit(config) for a known data set.")
     origin = options.pop("origin", None)
     call = {name: options.pop(name) for name in CALL_OPTIONS if name in options}
-    given = {name: options.pop(name) for name in tuple(options) if name in OPTIONS}
-    own = prepare(x, y, loss=given.get("loss"), **_known(options))
+    config, own = configured(x, y, options)
     encoding = {**own.encoding.to_dict(), "origin": origin}
-    result = api.fit(_config(given, own), own.splits, encoding=encoding, **call)
+    result = api.fit(config, own.splits, encoding=encoding, **call)
     predictor = Predictor(result.config, own.encoding, result.best_parameters)
     return replace(result, predictor=predictor)
+
+
+def configured(x: object, y: object, options: Mapping[str, Any]) -> tuple[TrainConfig, OwnData]:
+    """Return the configuration of a run on these rows and targets, and its data.
+
+    ``options`` are fields of :class:`TrainConfig` and arguments of :func:`prepare`.
+    """
+    given = {name: value for name, value in options.items() if name in OPTIONS}
+    rest = {name: value for name, value in options.items() if name not in OPTIONS}
+    own = prepare(x, y, loss=given.get("loss"), **_known(rest))
+    return _config(given, own), own
 
 
 def prepare(

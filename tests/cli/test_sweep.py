@@ -104,7 +104,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(
     assert "\x1b" not in out
     told = [line for line in out.splitlines() if line.startswith("epoch ")]
     assert [line[:9] for line in told] == ["epoch 1/2", "epoch 2/2"]
-    assert re.fullmatch(r"epoch 2/2  best validation so far \d+\.\d\d%", told[1])
+    assert re.fullmatch(r"epoch 2/2  best in validation so far \d+\.\d\d%", told[1])
     assert re.search(r"Best in validation: \d+\.\d\d%\. Train it with", out)
 
 

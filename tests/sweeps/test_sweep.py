@@ -83,9 +83,9 @@ def test_a_trial_is_its_runs() -> None:
 def test_a_trial_that_has_not_finished() -> None:
     assert trial([0.2, 0.5], [0.3, 0.2, 0.1]).status == "2 epochs"
     lost = trial([0.2, 0.5], [0.3], diverged=True)
-    assert (lost.status, lost.score) == ("diverged", 0.0)
+    assert (lost.status, lost.score) == ("diverged", -math.inf)
     for halfway in (trial([0.5], []), trial([], [0.5]), trial([], [])):
-        assert (halfway.status, halfway.score) == ("0 epochs", 0.0)
+        assert (halfway.status, halfway.score) == ("0 epochs", -math.inf)
         assert math.isnan(halfway.best_val[0])
 
 
