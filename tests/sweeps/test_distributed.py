@@ -144,7 +144,7 @@ def test_all_get_the_whole_result_and_the_first_alone_speaks(shared: tuple[Path,
     assert [line.split(",")[0] for line in results[0]] == ["14 runs", "14 runs"]
     assert (folder / "drawn-by-0").exists()
     assert not (folder / "drawn-by-1").exists()
-    assert out.count("epoch 1/2  best validation so far") == 1
+    assert out.count("epoch 1/2  best in validation so far") == 1
     assert out.count("Best in validation: ") == 1
     assert out.count("Validation accuracy, best first") == 1
     assert out.count("Everything is in ") == 1
