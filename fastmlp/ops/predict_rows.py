@@ -11,8 +11,9 @@ from torch import Tensor
 from fastmlp.ops._load import resolve_backend
 from fastmlp.ops.activations import row_of
 from fastmlp.ops.losses import LossOptions, loss_row, row_weights_of
+from fastmlp.ops.rows import Rows, check_rows, check_targets
 from fastmlp.ops.step_config import StepConfig, check_parameters, options_of
-from fastmlp.ops.train_steps import Rows, check_rows, check_targets, forward_ref, has_kernels
+from fastmlp.ops.train_steps import forward_ref, has_kernels
 
 CHUNK = 4096
 """Rows that the reference computes at once."""

@@ -15,8 +15,9 @@ from scipy.special import xlogy
 from sklearn.neural_network import _stochastic_optimizers as schedules
 from torch import Tensor
 
+from fastmlp.ops.rows import Rows
 from fastmlp.ops.step_config import Network, zero_state
-from fastmlp.ops.train_steps import StepConfig, train_steps_
+from fastmlp.ops.train_steps import RepeatedSteps, StepConfig
 
 
 def tensor_of(array: NDArray[Any]) -> Tensor:
@@ -56,11 +57,9 @@ class _TrainingRows:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def steps(self, network: Network) -> NDArray[np.float64]:
-        """Take the network's steps over the rows of its order; return the steps' losses."""
-        (found,) = train_steps_([network], self.x, self.targets, row_weights=self.weights)
-        losses: NDArray[np.float64] = found.losses.numpy()
-        return losses
+    def steps_of(self, network: Network) -> RepeatedSteps:
+        """Return what trains the network on them."""
+        return RepeatedSteps(network, Rows(self.x, self.targets, self.weights))
 
     def constant(self, order: NDArray[np.int64], batch: int) -> float:
         """Return the part of the epoch's loss that depends on targets alone, which scikit-learn
@@ -103,6 +102,7 @@ class EpochSolver:
         else:
             self.schedule = schedules.AdamOptimizer([], e.learning_rate_init)
         self._rows: _TrainingRows | None = None
+        self._steps: RepeatedSteps | None = None
 
     def goes_on_from(self, earlier: EpochSolver) -> None:
         """Take over the state of one that trained these parameters before."""
@@ -111,27 +111,25 @@ class EpochSolver:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training rows out of pickles and copies."""
-        return {**self.__dict__, "_rows": None}
+        return {**self.__dict__, "_rows": None, "_steps": None}
 
     def take_rows(self, x: Any, targets: Tensor, weights: NDArray[Any] | None) -> None:
         """Say what to train on: an array or a sparse matrix (n, inputs), targets, weights (n,)."""
         self._rows = _TrainingRows(x, targets, weights, self._config)
+        order = torch.arange(len(targets))
+        network = Network(self._parameters, self._config, order, 0.0, self._state, seed=self._seed)
+        self._steps = self._rows.steps_of(network)
 
     def epoch(self, order: NDArray[np.int64]) -> float:
         """Take an epoch's steps, the rows in this order; return scikit-learn's loss of it: the mean
         over its rows of their batches' losses, weight decay included, in a squared error also over
         outputs."""
         assert self._rows is not None
-        network = Network(
-            self._parameters,
-            self._config,
-            torch.from_numpy(order),
-            float(self.schedule.learning_rate),
-            self._state,
-            seed=self._seed,
-            epoch=self._epochs,
-        )
-        losses = self._rows.steps(network)
+        assert self._steps is not None
+        network = self._steps.network
+        network.order, network.epoch = torch.from_numpy(order), self._epochs
+        network.lr = float(self.schedule.learning_rate)
+        losses = self._steps.take().losses.numpy()
         self._epochs += 1
         batch, rows = self._config.batch_size, len(order)
         last = (len(losses) - 1) * batch
@@ -160,7 +158,7 @@ class FullBatch:
         """Return scikit-learn's loss and its gradient of each parameter."""
         order = torch.arange(len(self._rows))
         network = Network(parameters, self._config, order, 0.0)
-        loss = float(self._rows.steps(network)[0]) / self._rows.outputs
+        loss = float(self._rows.steps_of(network).take().losses[0]) / self._rows.outputs
         gradients, decay = network.state["momentum"], self._alpha / self._total
         for gradient, weight in zip(gradients[::2], parameters[::2], strict=True):
             gradient.add_(weight, alpha=decay)
