@@ -157,14 +157,12 @@ class Classifier:
                 valid_score = validate() if validate is not None else None
                 _log(logs, score, valid_score)
                 loss = (valid_score or score).loss
-                saved = math.isfinite(loss) and (valid is None or loss < best_loss)
-                if saved:
+                if saved := math.isfinite(loss) and (valid is None or loss < best_loss):
                     best_loss, best = loss, {n: t.clone() for n, t in self.params.items()}
                     if path is not None:
                         self.save_model(path)
                 if verbose and (epoch + 1) % verbose == 0:
-                    for line in _report(epoch + 1, score, valid_score, saved and path is not None):
-                        bar.write(line)
+                    bar.write(_report(epoch + 1, score, valid_score, saved and path is not None))
                 if not (math.isfinite(score.loss) and math.isfinite(loss)):
                     _warn(epoch + 1, learning_rate, best is not None)
                     break
@@ -264,12 +262,12 @@ def _log(logs: TrainingLogs, score: Score, valid: Score | None) -> None:
         logs.valid_acc.append(valid.accuracy)
 
 
-def _report(epoch: int, score: Score, valid: Score | None, saved: bool) -> list[str]:
+def _report(epoch: int, score: Score, valid: Score | None, saved: bool) -> str:
     """Return the lines that are printed after an epoch, counted from 1."""
     lines = [f"Epoch {epoch}:", f"Training accuracy: {score.accuracy:.2f}%, loss: {score.loss:.4f}"]
     if valid is not None:
         lines.append(f"Validation accuracy: {valid.accuracy:.2f}%, loss: {valid.loss:.4f}")
-    return [*lines[:-1], lines[-1] + " [MODEL SAVED]" * saved]
+    return "\n".join(lines) + " [MODEL SAVED]" * saved
 
 
 def _warn(epoch: int, learning_rate: float, kept: bool) -> None:

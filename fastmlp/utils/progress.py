@@ -7,15 +7,10 @@ import warnings
 from types import TracebackType
 from typing import Any
 
+from fastmlp.utils.environment import in_notebook
+
 DELAY = 1.0
 """Seconds after which a bar appears: what is done sooner needs none."""
-
-
-def in_notebook() -> bool:
-    """Return whether this process is the kernel of a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and "IPKernelApp" in shell.config
 
 
 class ProgressBar:
