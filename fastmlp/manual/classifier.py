@@ -5,209 +5,276 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy, class_indices
+from fastmlp.manual.epochs import (
+    EngineEpochs,
+    Score,
+    Stopped,
+    Watch,
+    engine_reason,
+    run_batches,
+    unchanged,
+)
+from fastmlp.manual.files import NAMES, read_weights
+from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy, checked_device
+from fastmlp.manual.loader import as_loader
 from fastmlp.nn.init import init_parameters
 from fastmlp.nn.modules import MLP
 from fastmlp.utils.files import atomic_path
-
-Batches: TypeAlias = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-"""Two tensors (images, labels), or batches (x, y) in a list, a DataLoader or anything else that can
-be iterated once per epoch."""
+from fastmlp.utils.progress import ProgressBar
+from fastmlp.utils.signals import stop_on_signals
 
 
-class Score(NamedTuple):
-    """Share of right answers (0 to 1) and mean cross entropy."""
+class TrainingLogs(NamedTuple):
+    """A number for each epoch: losses as :class:`Score` has them, accuracies in per cent."""
 
-    accuracy: float
-    loss: float
-
-
-def print_epoch(record: dict[str, Any]) -> None:
-    """Print a record of :meth:`Classifier.training` on one line."""
-    text = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "saved")
-    print(text + ("  [MODEL SAVED]" if record["saved"] else ""))
+    train_loss: list[float]
+    train_acc: list[float]
+    valid_loss: list[float]
+    valid_acc: list[float]
 
 
 class Classifier:
     """A network of D inputs, H hidden units with ReLU and C classes, trained by plain SGD.
 
-    ``params`` holds w1 (D, H), b1 (H,), w2 (H, C), b2 (C,). ``init`` is a name of
-    :func:`fastmlp.nn.init.init_parameters`, drawn with ``seed``. ``grad_average`` is that of
-    :class:`FullyConnectedLayer`: if True, ``lr`` has to be about N times that of SGD. Raises
-    ValueError for D, H or C < 1 or an unknown ``init``.
+    ``params`` holds w1 (D, H), b1 (H,), w2 (H, C), b2 (C,); ``net`` the three layers and
+    ``loss_func`` the loss, which may be replaced by others with the same methods. ``init`` is a
+    name of :func:`fastmlp.nn.init.init_parameters`, drawn with ``seed``. ``grad_average`` is that
+    of :class:`FullyConnectedLayer`: if True, the learning rate has to be about N times that of SGD.
+    Raises ValueError for D, H or C < 1, an unknown ``init`` or a device that is missing.
     """
 
     def __init__(
         self,
-        D: int,
-        H: int,
-        C: int,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        device: torch.device | str | None = None,
         *,
         init: str = "kaiming",
         seed: int = 0,
         grad_average: bool = True,
         backend: str | None = None,
-        device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        model = MLP([D, H, C], init="torch", backend=backend, device=device, dtype=dtype)
+        device = checked_device(device)
+        sizes = [in_dim, hidden_dim, out_dim]
+        model = MLP(sizes, init="torch", backend=backend, device=device, dtype=dtype)
         init_parameters(model, init, torch.Generator().manual_seed(seed))
         w1, b1, w2, b2 = (parameter.detach() for parameter in model.parameters())
         # contiguous as (D, F): what a student slices, views and saves
-        self.params = {"w1": w1.t().contiguous(), "b1": b1, "w2": w2.t().contiguous(), "b2": b2}
-        self.fc1 = FullyConnectedLayer(backend, grad_average)
-        self.relu = ReLU(backend)
-        self.fc2 = FullyConnectedLayer(backend, grad_average)
-        self.loss = SoftmaxCrossEntropy(backend)
+        self.params: dict[str, Tensor] = {
+            "w1": w1.t().contiguous(),
+            "b1": b1,
+            "w2": w2.t().contiguous(),
+            "b2": b2,
+        }
+        self.net: list[Any] = [
+            FullyConnectedLayer(device, backend=backend, grad_average=grad_average),
+            ReLU(device, backend=backend),
+            FullyConnectedLayer(device, backend=backend, grad_average=grad_average),
+        ]
+        self.loss_func: Any = SoftmaxCrossEntropy(device, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output before softmax (N, C) for x (N, D)."""
-        p = self.params
-        hidden = self.relu.forward(self.fc1.forward(x, p["w1"], p["b1"]))
-        return self.fc2.forward(hidden, p["w2"], p["b2"])
+        p, (first, relu, second) = self.params, self.net
+        hidden = relu.forward(first.forward(x, p["w1"], p["b1"]))
+        return second.forward(hidden, p["w2"], p["b2"])  # type: ignore[no-any-return]
 
     def backward(self) -> dict[str, Tensor]:
-        """Return the gradient of each of ``params``, after ``forward`` and ``loss.forward``."""
-        dw2, db2 = self.fc2.backward(self.loss.backward())
-        dw1, db1 = self.fc1.backward(self.relu.backward(self.fc2.dx))
-        return {"w1": dw1, "b1": db1, "w2": dw2, "b2": db2}
+        """Return the gradient of each of ``params``, after ``forward`` and ``loss_func.forward``.
+
+        Raises ValueError for a gradient of another shape than its parameter."""
+        first, relu, second = self.net
+        backprop = self.loss_func.backward()
+        dw2, db2 = second.backward(backprop)
+        # a layer of another make has forward and backward, and no more
+        own = unchanged(second, FullyConnectedLayer)
+        hidden = second.dx if own else backprop @ self.params["w2"].t()
+        dw1, db1 = first.backward(relu.backward(hidden))
+        grads = dict(zip(NAMES, (dw1, db1, dw2, db2), strict=True))
+        return {name: _fitting(name, grad, self.params[name]) for name, grad in grads.items()}
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether no subclass or instance has another ``forward`` or ``backward``."""
+        kind, mine = type(self), vars(self)
+        same = kind.forward is Classifier.forward and kind.backward is Classifier.backward
+        return same and "forward" not in mine and "backward" not in mine
 
     def training(
         self,
-        train: Batches,
-        val: Batches | None = None,
+        train_dl: Any,
+        valid_dl: Any = None,
+        epochs: int = 200,
+        learning_rate: float = 1e-3,
+        learning_rate_decay: float = 0.95,
+        verbose: int = 1,
         *,
-        epochs: int = 10,
-        batch_size: int = 128,
-        lr: float,
-        lr_decay: float = 1.0,
-        seed: int = 0,
-        save_path: str | os.PathLike[str] | None = None,
-        on_epoch: Callable[[dict[str, Any]], None] | None = print_epoch,
-    ) -> list[dict[str, Any]]:
-        """Train by SGD at the rate ``lr * lr_decay ** e`` in epoch e = 0, 1, ...
+        model_path: str | os.PathLike[str] | None = "model.pt",
+    ) -> TrainingLogs:
+        """Train by SGD at the rate ``learning_rate * learning_rate_decay ** e`` in epoch e = 0, 1,
+        ..., and return train_loss_log, train_acc_log, valid_loss_log and valid_acc_log.
 
-        Tensors (images, labels) are cut into batches of ``batch_size``, in an order drawn from
-        ``seed`` anew for every epoch; other data has its own batches and order. Images are
-        flattened. Returns a record for each epoch, which is also passed to ``on_epoch`` as soon as
-        the epoch ends: epoch (from 1), lr, train_loss and train_accuracy (while training), saved
-        and, with ``val``, val_loss and val_accuracy.
+        Data is a :class:`~fastmlp.manual.loader.Dataloader`, any other loader of batches
+        (images, labels), or what :func:`~fastmlp.manual.loader.as_loader` takes. ``train_dl`` is
+        shuffled before every epoch if it can be. Every ``verbose`` epochs their results are
+        printed; 0 prints nothing.
 
-        With ``val`` the weights of the best validation accuracy (the first of equals) are kept, and
-        written to ``save_path`` when found; without it, those of every epoch. Raises ValueError for
-        options out of range or data without batches, TypeError for integer images.
+        The weights of the lowest validation loss are kept, and written to ``model_path`` when found
+        (None: not at all); without ``valid_dl``, those of every epoch. Where layers, classifier and
+        loader are ours, an engine runs whole epochs; otherwise the layers are called batch by
+        batch, with the same results up to rounding. Ctrl-C ends it after the last whole epoch. A
+        loss that is not finite ends it with a warning. Raises ValueError or TypeError for options
+        out of range and data without batches, OSError where ``model_path`` cannot be written.
         """
-        for name, count in {"epochs": epochs, "batch_size": batch_size}.items():
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
-        for name, rate in {"lr": lr, "lr_decay": lr_decay}.items():
-            if not 0 < rate < math.inf:
-                raise ValueError(f"{name} must be a finite number > 0, got {rate!r}")
-        generator = torch.Generator().manual_seed(seed)
-        records: list[dict[str, Any]] = []
-        best_accuracy, best = -1.0, self.params
-        for epoch in range(epochs):
-            rate = lr * lr_decay**epoch
-            score = self._run(train, batch_size, generator, rate)
-            record = {"epoch": epoch + 1, "lr": rate, "saved": False}
-            record |= {"train_loss": score.loss, "train_accuracy": score.accuracy}
-            if val is not None:
-                score = self.test(val, batch_size)
-                record |= {"val_loss": score.loss, "val_accuracy": score.accuracy}
-            if val is None or score.accuracy > best_accuracy:
-                best_accuracy = score.accuracy
-                best = {name: tensor.clone() for name, tensor in self.params.items()}
-                if save_path is not None:
-                    self.save_model(save_path)
-                    record["saved"] = True
-            records.append(record)
-            if on_epoch is not None:
-                on_epoch(record)
-        self.params = best
-        return records
+        _check_options(epochs, verbose, learning_rate, learning_rate_decay)
+        path = None if model_path is None else _file_path(model_path)
+        train, valid = as_loader(train_dl), None if valid_dl is None else as_loader(valid_dl)
+        logs, best_loss = TrainingLogs([], [], [], []), math.inf
+        best: dict[str, Tensor] | None = None
+        run_epoch, validate = self._ways(train, valid)
+        with stop_on_signals() as stopped, ProgressBar(epochs, "training") as bar:
+            for epoch in range(epochs):
+                bar.move(epoch, f"epoch {epoch + 1}/{epochs}")
+                watch = Watch(stopped, lambda share, epoch=epoch: bar.move(epoch + share))  # type: ignore[misc]
+                try:
+                    if stopped():
+                        raise Stopped
+                    _shuffle(train)
+                    score = run_epoch(learning_rate * learning_rate_decay**epoch, watch)
+                except Stopped:
+                    bar.write(f"Stopped in epoch {epoch + 1}.")
+                    break
+                valid_score = validate() if validate is not None else None
+                _log(logs, score, valid_score)
+                loss = (valid_score or score).loss
+                if saved := math.isfinite(loss) and (valid is None or loss < best_loss):
+                    best_loss, best = loss, {n: t.clone() for n, t in self.params.items()}
+                    if path is not None:
+                        self.save_model(path)
+                if verbose and (epoch + 1) % verbose == 0:
+                    bar.write(_report(epoch + 1, score, valid_score, saved and path is not None))
+                if not (math.isfinite(score.loss) and math.isfinite(loss)):
+                    _warn(epoch + 1, learning_rate, best is not None)
+                    break
+        for name, tensor in (best or {}).items():
+            self.params[name].copy_(tensor)
+        return logs
 
-    def test(self, data: Batches, batch_size: int = 1024) -> Score:
-        """Return accuracy and loss over ``data``."""
-        return self._run(data, batch_size)
+    def _ways(
+        self, train: Any, valid: Any
+    ) -> tuple[Callable[[float, Watch], Score], Callable[[], Score] | None]:
+        """Return how to train for an epoch and how to validate after it, if at all."""
+        by_layers = None if valid is None else lambda: run_batches(self, valid)
+        if engine_reason(self, train) is not None:
+            return lambda lr, watch: run_batches(self, train, lr, watch), by_layers
+        engine = EngineEpochs(self, train)
+        if valid is not None and engine.can_evaluate(valid):
+            return engine.train, engine.evaluator(valid)
+        return engine.train, by_layers
 
-    def _run(
-        self,
-        data: Batches,
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        lr: float | None = None,
-    ) -> Score:
-        """Pass over ``data`` once, with an SGD step for each batch if ``lr`` is given."""
-        like = self.params["w1"]
-        rows, sums = 0, torch.zeros(2, dtype=torch.float64, device=like.device)
-        for images, labels in _batches(data, batch_size, generator):
-            if not images.is_floating_point():
-                raise TypeError(f"images must be floating point, scaled, got {images.dtype}")
-            x = images.flatten(1).to(like.device, like.dtype)
-            y = class_indices(labels.to(like.device), (len(x), len(self.params["b2"])))
-            pred_y, loss = self.loss.forward(y, self.forward(x))
-            if lr is not None:
-                for name, grad in self.backward().items():
-                    self.params[name].sub_(grad, alpha=lr)
-            # summed on the device: reading a number at every step would stall a GPU
-            sums += torch.stack([(pred_y.argmax(1) == y).sum(), loss * len(x)])
-            rows += len(x)
-        if rows == 0:
-            raise ValueError(
-                "data must give batches in every epoch (a generator does once), got none"
-            )
-        return Score(*(sums / rows).tolist())
+    def score(self, data: Any) -> Score:
+        """Return hits and loss over ``data``, which is what :meth:`training` takes."""
+        return run_batches(self, as_loader(data))
 
-    def save_model(self, path: str | os.PathLike[str]) -> None:
+    def test(self, dl: Any) -> float:
+        """Print and return the accuracy, in per cent, over the batches of ``dl``."""
+        score = self.score(dl)
+        print(
+            f"Got {score.correct} correct prediction in {score.images} test data, "
+            f"accuracy: {score.accuracy:.2f}%"
+        )
+        return score.accuracy
+
+    def save_model(self, path: str | os.PathLike[str] = "model.pt") -> None:
         """Write ``params`` to ``path`` atomically, by ``torch.save`` of a plain dict.
 
-        Raises OSError if the file is not writable.
+        A ``~`` is the home folder. Raises OSError if the file is not writable.
         """
         # through memory, so that a full disk is an OSError and not torch.save's RuntimeError
         buffer = io.BytesIO()
         torch.save({name: tensor.cpu() for name, tensor in self.params.items()}, buffer)
-        with atomic_path(path) as temporary:
+        with atomic_path(_file_path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
-    def load_model(self, path: str | os.PathLike[str]) -> None:
-        """Read a file of :meth:`save_model` into ``params``, keeping their device and dtype.
+    def load_model(self, path: str | os.PathLike[str] = "model.pt") -> None:
+        """Read a file that :func:`~fastmlp.manual.files.read_weights` knows into ``params``,
+        keeping their device and dtype.
 
         Raises OSError for a missing file, and ValueError for one that is damaged or of a model of
         another shape; ``params`` then stay unchanged.
         """
-        buffer = io.BytesIO(Path(path).read_bytes())
-        try:
-            loaded = torch.load(buffer, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged bytes make unpickling raise anything
-            raise ValueError(f"{path} is damaged or no file of Classifier.save_model") from error
-        wanted = {name: tuple(tensor.shape) for name, tensor in self.params.items()}
-        found = loaded if isinstance(loaded, dict) else {}
-        got = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in found.items()}
-        if got != wanted:
-            raise ValueError(f"{path} does not fit: expected {wanted}, got {got}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.params.items()}
+        found = read_weights(path, shapes)
         for name, tensor in self.params.items():
-            tensor.copy_(loaded[name])
+            tensor.copy_(found[name])
 
 
-def _batches(
-    data: Any, batch_size: int, generator: torch.Generator | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches (x, y); a pair of tensors is cut up, in random order with a generator."""
-    if not (isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor)):
-        yield from data
-        return
-    images, labels = data
-    if len(images) != len(labels):
-        raise ValueError(f"images and labels must be as many, got {len(images)} and {len(labels)}")
-    order = None if generator is None else torch.randperm(len(images), generator=generator)
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
-        chosen = rows if order is None else order[rows].to(images.device)
-        yield images[chosen], labels[chosen]
+def _fitting(name: str, grad: Any, parameter: Tensor) -> Tensor:
+    """Return a gradient in the shape of its parameter; (1, F) is taken for (F,)."""
+    found: Tensor = torch.as_tensor(grad, device=parameter.device, dtype=parameter.dtype)
+    if tuple(found.shape) == (1, *parameter.shape):
+        found = found[0]
+    if found.shape != parameter.shape:
+        raise ValueError(
+            f"d{name}: expected shape {tuple(parameter.shape)}, that of {name}, got "
+            f"{tuple(found.shape)} from backward of a FullyConnectedLayer"
+        )
+    return found
+
+
+def _check_options(epochs: Any, verbose: Any, lr: Any, decay: Any) -> None:
+    for name, value, least in (("epochs", epochs, 1), ("verbose", verbose, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    for name, rate in {"learning_rate": lr, "learning_rate_decay": decay}.items():
+        if not 0 < rate < math.inf:
+            raise ValueError(f"{name} must be a finite number > 0, got {rate!r}")
+
+
+def _file_path(path: str | os.PathLike[str]) -> Path:
+    found = Path(path).expanduser()
+    if found.is_dir():
+        raise IsADirectoryError(f"{found} is a folder; pass a file in it, such as model.pt")
+    return found
+
+
+def _shuffle(loader: Any) -> None:
+    shuffle = getattr(loader, "shuffle", None)
+    if callable(shuffle):
+        shuffle()
+
+
+def _log(logs: TrainingLogs, score: Score, valid: Score | None) -> None:
+    logs.train_loss.append(score.loss)
+    logs.train_acc.append(score.accuracy)
+    if valid is not None:
+        logs.valid_loss.append(valid.loss)
+        logs.valid_acc.append(valid.accuracy)
+
+
+def _report(epoch: int, score: Score, valid: Score | None, saved: bool) -> str:
+    """Return the lines that are printed after an epoch, counted from 1."""
+    lines = [f"Epoch {epoch}:", f"Training accuracy: {score.accuracy:.2f}%, loss: {score.loss:.4f}"]
+    if valid is not None:
+        lines.append(f"Validation accuracy: {valid.accuracy:.2f}%, loss: {valid.loss:.4f}")
+    return "\n".join(lines) + " [MODEL SAVED]" * saved
+
+
+def _warn(epoch: int, learning_rate: float, kept: bool) -> None:
+    left = "the best parameters so far are kept" if kept else "the parameters are of no use"
+    warnings.warn(
+        f"the loss became infinite or nan in epoch {epoch}, so training ended, and {left}; try a "
+        f"learning_rate below {learning_rate:g}",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -15,8 +15,9 @@ passed; a backward without its forward raises RuntimeError.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,38 @@ from fastmlp.ops.linear import linear_backward, linear_backward_ref
 
 IGNORE_NOTHING = torch.iinfo(torch.int64).min
 """An ``ignore_index`` that no label has, so that -100 is an error like any other invalid label."""
+
+
+Array: TypeAlias = Any
+"""A tensor or a NumPy array."""
+
+
+def checked_device(device: torch.device | str | None) -> torch.device | None:
+    """Return the device; raises ValueError, with what to do, for one that is no device or that
+    PyTorch does not see."""
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f'device must be a device such as "cpu" or "cuda", got {device!r}; a backend is passed '
+            "by its name, as backend="
+        ) from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {found} is missing: PyTorch sees {torch.cuda.device_count()} GPUs here; pass "
+            'device="cpu", or in Colab choose a GPU under Runtime, Change runtime type'
+        )
+    return found
+
+
+def as_tensor(value: Any, device: torch.device | None = None) -> Any:
+    """Return a NumPy array as a tensor, and tensors on ``device``, if one is given; anything else
+    as it is."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
 def _expect(name: str, tensor: Tensor, *shape: int | str) -> None:
@@ -78,16 +111,27 @@ class FullyConnectedLayer:
 
     ``grad_average=True``, the course's convention, divides dw and db (never dx) by N once more, in
     addition to the loss's own division by N.
+
+    Inputs are moved to ``device``; without one they stay where they are. Raises ValueError for
+    what is no device here.
     """
 
-    def __init__(self, backend: str | None = None, grad_average: bool = True) -> None:
+    def __init__(
+        self,
+        device: torch.device | str | None = None,
+        *,
+        backend: str | None = None,
+        grad_average: bool = True,
+    ) -> None:
+        self.device = checked_device(device)
         self.backend = backend
         self.grad_average = grad_average
         self._saved = _Saved(self)
 
     @torch.no_grad()
-    def forward(self, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def forward(self, x: Array, w: Array, b: Array) -> Tensor:
         """Return the output (N, F) for x (N, D), w (D, F), b (F,) of one floating-point dtype."""
+        x, w, b = (as_tensor(value, self.device) for value in (x, w, b))
         _expect("w", w, "D", "F")
         _expect("x", x, "N", w.shape[0])
         _expect("b", b, w.shape[1])
@@ -95,8 +139,9 @@ class FullyConnectedLayer:
         return functional.linear(x, w.t(), b, backend=self.backend)
 
     @torch.no_grad()
-    def backward(self, backprop: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, backprop: Array) -> tuple[Tensor, Tensor]:
         """Return (dw (D, F), db (F,)) for ``backprop`` (N, F), the gradient of the output."""
+        backprop = as_tensor(backprop, self.device)
         x, w = self._saved.get("x"), self._saved.get("w")
         _expect("backprop", backprop, len(x), w.shape[1])
         self._saved.put(backprop=backprop)
@@ -128,20 +173,25 @@ class FullyConnectedLayer:
 class ReLU:
     """Compute ``max(x, 0)`` of any shape. Counterpart: ``F.relu``."""
 
-    def __init__(self, backend: str | None = None) -> None:
+    def __init__(
+        self, device: torch.device | str | None = None, *, backend: str | None = None
+    ) -> None:
+        self.device = checked_device(device)
         self.backend = backend
         self._saved = _Saved(self)
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Array) -> Tensor:
         """Return the output in the shape of x, of any floating-point dtype."""
+        x = as_tensor(x, self.device)
         y = functional.relu(x, backend=self.backend)
         self._saved = _Saved(self, output=y)
         return y
 
     @torch.no_grad()
-    def backward(self, backprop: Tensor) -> Tensor:
+    def backward(self, backprop: Array) -> Tensor:
         """Return the gradient of x for that of the output: 0 where the output is 0."""
+        backprop = as_tensor(backprop, self.device)
         y = self._saved.get("output")
         _expect("backprop", backprop, *y.shape)
         if resolve_backend(self.backend, y.device.type) == "reference":
@@ -152,30 +202,42 @@ class ReLU:
 class SoftmaxCrossEntropy:
     """Compute the mean of -log softmax at the label. Counterpart: ``F.cross_entropy``."""
 
-    def __init__(self, backend: str | None = None) -> None:
+    def __init__(
+        self, device: torch.device | str | None = None, *, backend: str | None = None
+    ) -> None:
+        self.device = checked_device(device)
         self.backend = backend
         self._saved = _Saved(self)
 
     @torch.no_grad()
-    def forward(self, y: Tensor, net_out: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (pred_y, loss): softmax(net_out) (N, C) and the scalar loss for labels y.
+    def forward(self, y: Array, net_out: Array) -> tuple[Tensor, Tensor]:
+        """Return (pred_y, loss): the predicted class (N,) int64 of each row of net_out (N, C), and
+        the scalar loss for labels y.
 
-        y is (N,), int64 or uint8 in [0, C), or one-hot (N, C) of any dtype. Raises AssertionError
-        for wrong shapes and rows that are not one-hot, IndexError (CPU) for a label out of range.
+        y is (N,), of integers in [0, C), or one-hot (N, C) of any dtype. Raises AssertionError for
+        wrong shapes and rows that are not one-hot, TypeError for labels that are no integers,
+        IndexError (CPU) for a label out of range.
         """
+        net_out = as_tensor(net_out, self.device)
         _expect("net_out", net_out, "N", "C")
-        labels = class_indices(y, net_out.shape)
+        labels = class_indices(as_tensor(y, net_out.device), net_out.shape)
         loss = functional.cross_entropy(
             net_out, labels, ignore_index=IGNORE_NOTHING, backend=self.backend
         )
-        pred_y = torch.softmax(net_out, 1)
-        self._saved = _Saved(self, pred_y=pred_y, y=labels)
-        return pred_y, loss
+        self._saved = _Saved(self, probabilities=torch.softmax(net_out, 1), y=labels)
+        return net_out.argmax(1), loss
 
+    @property
+    def probabilities(self) -> Tensor:
+        """softmax(net_out) (N, C) of the last forward; raises RuntimeError before the first."""
+        return self._saved.get("probabilities")
+
+    @torch.no_grad()
     def backward(self) -> Tensor:
-        """Return the gradient of net_out (N, C): ``(pred_y - onehot(y)) / N``."""
-        pred_y, labels = self._saved.get("pred_y"), self._saved.get("y")
-        return (pred_y - _onehot(labels, pred_y.shape[1], pred_y.dtype)) / len(pred_y)
+        """Return the gradient of net_out (N, C): ``(probabilities - onehot(y)) / N``."""
+        probabilities, labels = self.probabilities, self._saved.get("y")
+        hot = _onehot(labels, probabilities.shape[1], probabilities.dtype)
+        return (probabilities - hot) / len(probabilities)
 
 
 def _onehot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -184,10 +246,13 @@ def _onehot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 
 
 def class_indices(y: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return class indices (N,) from y, indices or one-hot, for an output of ``shape``."""
+    """Return class indices (N,), int64 or uint8, from y, integers or one-hot, for an output of
+    ``shape``."""
     if not isinstance(y, Tensor) or y.dim() != 2:
         _expect("y", y, shape[0])
-        return y
+        if y.is_floating_point() or y.is_complex():
+            raise TypeError(f"y: expected integers, the classes, got {y.dtype}; try y.long()")
+        return y if y.dtype == torch.uint8 else y.long()
     _expect("y", y, *shape)
     y = y.to(torch.uint8) if y.dtype == torch.bool else y
     labels = y.argmax(1)

@@ -1,4 +1,5 @@
-"""Draw samples, confusion matrix, weights and mistakes, each into an image file.
+"""Draw samples, confusion matrix, weights and mistakes, each into an image file or, without
+one, into a notebook.
 
 Raises OSError if the file is not writable.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fastmlp.data.dataset import Dataset
 from fastmlp.plotting.curves import TRAIN
-from fastmlp.plotting.style import new_figure, save_figure, set_title
+from fastmlp.plotting.style import finish, new_figure, set_title
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import atomic_path
 
@@ -54,7 +55,9 @@ def draw_samples(dataset: Dataset, out: Path) -> None:
         figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight")
 
 
-def confusion_picture(counts: Tensor, names: Sequence[str], title: str, target: str | Path) -> None:
+def confusion_picture(
+    counts: Tensor, names: Sequence[str], title: str, target: str | Path | None = None
+) -> Figure:
     """Draw the predictions for each class in per cent of its images, and the share recognised.
 
     ``counts`` (classes, classes): images of the row's class that were taken for the column's.
@@ -91,10 +94,12 @@ def confusion_picture(counts: Tensor, names: Sequence[str], title: str, target: 
         axes.tick_params(length=0, labelsize=11)
     bars.tick_params(labelleft=False)
     set_title(figure, f"{title}\nper cent of the images of each true class")
-    save_figure(figure, target)
+    return finish(figure, target)
 
 
-def weights_picture(weight: Tensor, shape: Shape, target: str | Path, count: int = 48) -> None:
+def weights_picture(
+    weight: Tensor, shape: Shape, target: str | Path | None = None, count: int = 48
+) -> Figure:
     """Draw the weights of the ``count`` hidden units of the largest norm as small images.
 
     ``weight`` (units, features) is the first layer's. Each image is scaled by its own largest
@@ -116,7 +121,7 @@ def weights_picture(weight: Tensor, shape: Shape, target: str | Path, count: int
         f"first-layer weights of {len(chosen)} of {len(weight)} hidden units, those with the "
         "largest norm",
     )
-    save_figure(figure, target)
+    return finish(figure, target)
 
 
 def mistakes_picture(
@@ -125,9 +130,9 @@ def mistakes_picture(
     probabilities: Tensor,
     shape: Shape,
     names: Sequence[str],
-    target: str | Path,
+    target: str | Path | None = None,
     count: int = 15,
-) -> None:
+) -> Figure:
     """Draw the images that were misclassified with the highest probability.
 
     ``images`` (N, features) uint8, ``labels`` (N,), ``probabilities`` (N, classes).
@@ -153,7 +158,7 @@ def mistakes_picture(
     set_title(
         figure, "the most confident mistakes: what was guessed, how surely, and the true class"
     )
-    save_figure(figure, target)
+    return finish(figure, target)
 
 
 def _show(axes: Axes, image: Tensor) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.plotting.curves import TRAIN, VALIDATION
-from fastmlp.plotting.style import LEGEND, LINES, new_figure, save_figure, set_title
+from fastmlp.plotting.style import LEGEND, LINES, finish, new_figure, set_title
 
 NAMED = 3
 """The number of lines that are named, the best, if there are more lines than colours."""
@@ -37,9 +38,10 @@ class SweepPoint:
 
 
 def sweep_picture(
-    name: str, points: Sequence[SweepPoint], target: str | Path, title: str = ""
-) -> None:
-    """Draw the final accuracies or losses by value of the hyper-parameter ``name`` into a PNG file.
+    name: str, points: Sequence[SweepPoint], target: str | Path | None = None, title: str = ""
+) -> Figure:
+    """Draw the final accuracies or losses by value of the hyper-parameter ``name`` into a PNG file;
+    without one, show them if this is a notebook.
 
     They are means with standard deviations over seeds; below them are the means after each epoch.
     Runs that diverged count in neither and are marked with a cross. Raises ValueError without
@@ -49,7 +51,7 @@ def sweep_picture(
         raise ValueError("points must hold at least one value, got none")
     figure = new_figure(7.5, 8.6)
     final, curves = figure.subplots(2, 1, height_ratios=(1, 1.15))
-    places, ticks, scale = _places([point.value for point in points])
+    places, ticks, scale = axis_places([point.value for point in points])
     _draw_final(final, places, points, _whole(name, points))
     if scale is not None:
         final.set_xscale(scale)
@@ -72,7 +74,7 @@ def sweep_picture(
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, target)
+    return finish(figure, target)
 
 
 def _regression(points: Sequence[SweepPoint]) -> bool:
@@ -92,7 +94,7 @@ def _whole(name: str, points: Sequence[SweepPoint]) -> list[list[list[EpochRecor
     ]
 
 
-def _places(
+def axis_places(
     values: Sequence[float | int | str],
 ) -> tuple[list[float], list[str] | None, str | None]:
     """Return the places of the values, their ticks (None: matplotlib's) and the axis' scale."""
@@ -167,7 +169,7 @@ def _draw_by_epoch(
     ends: list[tuple[float, str, str]] = []
     last = max((len(history) for point in points for history in point.histories), default=0)
     few = len(points) <= len(LINES)
-    many, places = colormaps["cividis"], _places([point.value for point in points])[0]
+    many, places = colormaps["cividis"], axis_places([point.value for point in points])[0]
     ranks = [sorted(places).index(place) for place in places]
     for index, (point, runs) in enumerate(zip(points, whole, strict=True)):
         colour = LINES[index] if few else to_hex(many(0.85 * ranks[index] / (len(points) - 1)))
@@ -185,7 +187,7 @@ def _draw_by_epoch(
             values = [mean(record.shown[1] for record in row) for row in rows]
             axes.plot(epochs, train, color=colour, linestyle="--", marker=marker, linewidth=1.2)
             axes.plot(epochs, values, color=colour, marker=marker, linewidth=1.8)
-            ends.append((values[-1], _places([point.value])[1][0], colour))  # type: ignore[index]
+            ends.append((values[-1], axis_places([point.value])[1][0], colour))  # type: ignore[index]
     best = sorted(ends, reverse=not _regression(points))[:NAMED]
     _name_lines(axes, last, ends if few else best)
     styles: Any = (("-", "validation"), ("--", "training"))

@@ -21,7 +21,7 @@ from fastmlp.plotting.sweeps import SweepPoint, sweep_picture
 from fastmlp.report.experiments import BEST, NAMES, RECIPES, SWEEPS, Outcome, sweep_label
 from fastmlp.report.results import Material
 
-Drawings = dict[str, Callable[[Path], None]]
+Drawings = dict[str, Callable[[Path], object]]
 
 
 def drawings(
@@ -47,7 +47,7 @@ def drawings(
     return found
 
 
-def _sweep(material: Material, preset: str, recipe: str, name: str) -> Callable[[Path], None]:
+def _sweep(material: Material, preset: str, recipe: str, name: str) -> Callable[[Path], object]:
     outcomes = material.outcomes[f"sweep-{preset}"]
     points = [
         SweepPoint(value, [outcome.history for outcome in outcomes[sweep_label(name, value)]])
@@ -56,7 +56,7 @@ def _sweep(material: Material, preset: str, recipe: str, name: str) -> Callable[
     return lambda path: sweep_picture(NAMES[name], points, path, recipe)
 
 
-def _curves(outcome: Outcome, title: str) -> Callable[[Path], None]:
+def _curves(outcome: Outcome, title: str) -> Callable[[Path], object]:
     return lambda path: learning_curves(outcome.history, outcome.best.epoch, title, path)
 
 

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from fastmlp.data.splits import DataSplits
-from fastmlp.training.callbacks import Callback, DrawCurves, SaveRun, StopOnSignals, StopWhen
+from fastmlp.training.callbacks import (
+    Callback,
+    DrawCurves,
+    SaveRun,
+    ShowBar,
+    StopOnSignals,
+    StopWhen,
+)
 from fastmlp.training.checkpoint import Checkpoint, RunDirectory
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
@@ -38,8 +45,8 @@ def fit(
     ``out`` is a folder for the run's files (:mod:`fastmlp.training.checkpoint`), new or empty;
     without one nothing is written. ``encoding``, how raw rows became the data, is kept there as
     ``encoding.json``. Where ``should_stop`` is not given, Ctrl-C and SIGTERM let the
-    present step finish and end the run. Raises :class:`UserError` for what the user can mend and
-    :class:`DivergedError`.
+    present step finish and end the run. A notebook shows a bar. Raises :class:`UserError` for what
+    the user can mend and :class:`DivergedError`.
     """
     with RunDirectory.new(out) if out is not None else contextlib.nullcontext() as folder:
         if data is None:
@@ -70,7 +77,7 @@ def fit_many(
     data = data or load_splits(configs[0])
     threads = configs[0].threads or torch.get_num_threads()
     configs = [replace(config, threads=threads) for config in configs]
-    callbacks = [*callbacks, stopping(should_stop)]
+    callbacks = [*callbacks, ShowBar(), stopping(should_stop)]
     if on_epoch is not None:
         callbacks.append(_CountEpochs(on_epoch, max(config.epochs for config in configs)))
     with thread_count(threads):
@@ -144,7 +151,9 @@ def _train_one(
     if config.data_dir is not None:  # means the same when resumed from another folder
         config = replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
     with thread_count(config.threads):
-        trainer = Trainer([config], data, [checkpoint], [*callbacks, stopping(should_stop)])
+        trainer = Trainer(
+            [config], data, [checkpoint], [*callbacks, ShowBar(), stopping(should_stop)]
+        )
         trainer.fit(test=True)
     (run,) = trainer.runs
     if run.error is not None:

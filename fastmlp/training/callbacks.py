@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastmlp.training.checkpoint import RunDirectory
+from fastmlp.utils.environment import in_notebook
+from fastmlp.utils.progress import ProgressBar
 from fastmlp.utils.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -70,6 +72,35 @@ class StopOnSignals(Callback):
 
     def close(self) -> None:
         self._stack.close()
+
+
+class ShowBar(Callback):
+    """Shows a bar with the time left, in epochs of the longest run, in a notebook."""
+
+    def __init__(self) -> None:
+        self._bar: ProgressBar | None = None
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        if in_notebook():
+            epochs = max(run.config.epochs for run in trainer.runs)
+            self._bar = ProgressBar(epochs, self._text(trainer), terminal=False)
+            self.on_progress(trainer)
+
+    def on_progress(self, trainer: Trainer) -> None:
+        if self._bar is not None:
+            self._bar.move(trainer.epochs_done, self._text(trainer))
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self.on_progress(trainer)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    @staticmethod
+    def _text(trainer: Trainer) -> str:
+        count = len(trainer.active)
+        return "training" if count <= 1 else f"training {count} networks"
 
 
 class SaveRun(Callback):

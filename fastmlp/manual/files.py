@@ -1,0 +1,91 @@
+"""Read the weights of a two-layer network from files of several makes."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NAMES = ("w1", "b1", "w2", "b2")
+
+# What an array pickles as; NumPy keeps the functions in private modules, and hands them out.
+_ARRAY_PARTS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8")),
+    *(
+        (np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct")
+        for core in ("core", "_core")
+    ),
+    (lambda text, _: text.encode("latin1"), "_codecs.encode"),  # bytes, to protocol 2
+]
+
+
+def read_weights(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """Return w1 (D, H), b1 (H,), w2 (H, C) and b2 (C,) from a file, as tensors on the CPU.
+
+    It holds them under these names or with a capital letter, perhaps inside ``{"params": ...}``, as
+    tensors or NumPy arrays (also an .npz file), biases also (1, H); or it is the state dict of an
+    ``nn.Sequential`` or an MLP of that shape, whose weights are transposed. ``shapes`` are what is
+    wanted. Code in a file is never run. Raises OSError for a missing file and ValueError for
+    another content.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; pass the file of a model, such as model.pt")
+    buffer = io.BytesIO(path.read_bytes())
+    try:
+        loaded = _unpacked(buffer)
+    except Exception as error:  # damaged bytes make unpickling raise anything
+        raise ValueError(f"{path} is damaged or no file of weights") from error
+    found = _by_name(loaded)
+    got = {name: tuple(np.shape(value)) for name, value in found.items()}
+    if got != dict(shapes):
+        raise ValueError(f"{path} does not fit: expected {dict(shapes)}, got {got}")
+    return found
+
+
+def _unpacked(buffer: io.BytesIO) -> Any:
+    """Return the arrays of an .npz file, or what ``torch.save`` wrote."""
+    if zipfile.is_zipfile(buffer):
+        with zipfile.ZipFile(buffer) as archive:
+            arrays = archive.namelist() and all(n.endswith(".npy") for n in archive.namelist())
+        buffer.seek(0)
+        if arrays:
+            return dict(np.load(buffer, allow_pickle=False))
+    buffer.seek(0)
+    with torch.serialization.safe_globals(_ARRAY_PARTS):
+        return torch.load(buffer, map_location="cpu", weights_only=True)
+
+
+def _by_name(loaded: Any) -> dict[str, Any]:
+    """Return the weights by our names; what they are not, as it is."""
+    while isinstance(loaded, Mapping) and isinstance(loaded.get("params"), Mapping):
+        loaded = loaded["params"]
+    if not isinstance(loaded, Mapping):
+        return {}
+    values = {str(name): _tensor(value) for name, value in loaded.items()}
+    endings = [name.rpartition(".")[2] for name in values]
+    if endings == ["weight", "bias", "weight", "bias"]:
+        tensors = values.values()
+        turned = (t.t() if isinstance(t, Tensor) and t.dim() == 2 else t for t in tensors)
+        return dict(zip(NAMES, turned, strict=True))
+    lower = {name.lower(): value for name, value in values.items()}
+    if set(lower) != set(NAMES) or len(values) != len(NAMES):
+        return values
+    for name in ("b1", "b2"):
+        if isinstance(lower[name], Tensor) and lower[name].dim() == 2 and len(lower[name]) == 1:
+            lower[name] = lower[name][0]
+    return {name: lower[name] for name in NAMES}
+
+
+def _tensor(value: Any) -> Any:
+    is_number = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return torch.from_numpy(value) if is_number else value

@@ -1,0 +1,111 @@
+"""The files of weights that load: ours, a student's, those of torch."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastmlp.manual import Classifier
+from fastmlp.nn.modules import MLP
+
+
+def weights() -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(5)
+    shapes = {"w1": (5, 4), "b1": (4,), "w2": (4, 3), "b2": (3,)}
+    return {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+
+
+def upper(values: dict) -> dict:
+    return {name.upper(): value for name, value in values.items()}
+
+
+def with_rows(values: dict) -> dict:
+    return {n: v[None] if n.lower().startswith("b") else v for n, v in values.items()}
+
+
+def arrays(values: dict) -> dict:
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def module(kind: type) -> dict:
+    model = kind([5, 4, 3]) if kind is MLP else kind(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    w = weights()
+    for layer, k in ((model[0], "1"), (model[2], "2")):
+        layer.weight.data, layer.bias.data = w[f"w{k}"].t(), w[f"b{k}"]
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        weights(),
+        upper(weights()),
+        {"params": weights()},
+        with_rows(weights()),
+        {"params": upper(with_rows(weights()))},
+        arrays(weights()),
+        {"params": upper(with_rows(arrays(weights())))},
+        {n: v.astype(np.float64) for n, v in arrays(weights()).items()},
+        module(nn.Sequential),
+        module(MLP),
+    ],
+    ids=[
+        *("ours", "capitals", "params", "rows", "params capitals rows", "arrays", "all at once"),
+        *("float64 arrays", "Sequential", "MLP"),
+    ],
+)
+def test_a_file_loads(content, tmp_path):
+    path, model = tmp_path / "model.pt", Classifier(5, 4, 3)
+    torch.save(content, path)
+    model.load_model(path)
+    assert all(torch.equal(model.params[n], tensor) for n, tensor in weights().items())
+
+
+def test_an_npz_file_loads(tmp_path):
+    path, model = tmp_path / "model.npz", Classifier(5, 4, 3)
+    np.savez(path, **upper(arrays(weights())))
+    model.load_model(path)
+    assert all(torch.equal(model.params[n], tensor) for n, tensor in weights().items())
+
+
+def test_a_damaged_or_foreign_file_is_told_and_changes_nothing(tmp_path):
+    path, model = tmp_path / "model.pt", Classifier(5, 4, 3, backend="reference")
+    before = {name: tensor.clone() for name, tensor in model.params.items()}
+    model.save_model(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"not a model", whole[: len(whole) // 2], b"\x80\x02]q\x00."):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.pt (is damaged|does not fit)"):
+            model.load_model(path)
+    for foreign in ([1, 2], {"w1": 3}, {"params": 3}, MLP([5, 4, 4, 3]).state_dict()):
+        torch.save(foreign, path)
+        with pytest.raises(ValueError, match=r"model\.pt does not fit: expected \{'w1': \(5, 4\)"):
+            model.load_model(path)
+    Classifier(5, 4, 2).save_model(path)
+    with pytest.raises(ValueError, match=r"'w2': \(4, 3\).* got .*'w2': \(4, 2\)"):
+        model.load_model(path)
+    with pytest.raises(FileNotFoundError):
+        model.load_model(tmp_path / "missing.pt")
+    with pytest.raises(ValueError, match="is a folder; pass the file of a model"):
+        model.load_model(tmp_path)
+    assert all(torch.equal(model.params[name], before[name]) for name in before)
+
+
+class _Runs:
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('ran')",)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({**weights(), "b2": _Runs()}, path)
+    with pytest.raises(ValueError, match="is damaged or no file of weights"):
+        Classifier(5, 4, 3).load_model(path)
+    np.savez(tmp_path / "m.npz", w1=np.array([_Runs()], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="is damaged or no file of weights"):
+        Classifier(5, 4, 3).load_model(tmp_path / "m.npz")
+    assert b"exec" in pickle.dumps(_Runs())
