@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """The dtypes that have kernels."""
 
