@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastmlp import manual
 from fastmlp.nn import functional
 from fastmlp.nn.modules import MLP, CrossEntropyLoss, Linear, LinearReLU, ReLU
+from fastmlp.nn.replace import replace, restore
 from fastmlp.ops._load import native_available, set_backend
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ __all__ = [
     "functional",
     "manual",
     "native_available",
+    "replace",
+    "restore",
     "set_backend",
     "sweep",
 ]

@@ -2,17 +2,27 @@
 
 ``backend="native"`` runs the compiled operators of :mod:`fastmlp.ops`, ``backend="reference"``
 their references in the same files. ``None`` takes the default: native, or, where there are no
-compiled kernels for the tensor's device, the reference, after one warning that says why.
+compiled kernels for the tensor's device, the reference, after one warning that says why. What is
+recorded by ``torch.export``, ``torch.jit.trace`` or an exporter to ONNX is the reference, which
+runs without fastmlp. Tensor-like arguments (``__torch_function__``) are treated as by
+``torch.nn.functional``.
 """
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import _reduction
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function_unary,
+    has_torch_function_variadic,
+)
 
 from fastmlp.ops import activations
 from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
-from fastmlp.ops._load import resolve_backend
+from fastmlp.ops._load import is_exporting, runs_reference
 from fastmlp.ops.checks import check_floating
 
 
@@ -31,8 +41,13 @@ def linear(
     and the function of that name. Raises ValueError on shapes that do not fit and on another name,
     TypeError on dtypes that are not floating point or that differ.
     """
+    if has_torch_function_variadic(x, weight, bias):
+        args = (x, weight, bias)
+        return handle_torch_function(linear, args, *args, activation, backend=backend)
+    if is_exporting():
+        return linear_ops.linear_ref(x, weight, bias, activation)
     linear_ops.check_linear(x, weight, bias, activation)
-    if resolve_backend(backend, x.device.type) == "reference":
+    if runs_reference(backend, x):
         return linear_ops.linear_ref(x, weight, bias, activation)
     return linear_ops.linear(x, weight, bias, activation)
 
@@ -54,16 +69,30 @@ def activation(x: Tensor, name: str, *, backend: str | None = None) -> Tensor:
     Counterpart of the function of that name in ``torch.nn.functional``. Raises ValueError for
     another name, TypeError on a dtype that is not floating point.
     """
+    if has_torch_function_unary(x):
+        return handle_torch_function(activation, (x,), x, name, backend=backend)
+    if is_exporting():
+        return activations.activation_ref(x, name)
     activations.check_activation(x, name)
-    if resolve_backend(backend, x.device.type) == "reference":
+    if runs_reference(backend, x):
         return activations.activation_ref(x, name)
     return activations.activation(x, name)
 
 
-def relu(x: Tensor, *, backend: str | None = None) -> Tensor:
-    """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``."""
+def relu(x: Tensor, inplace: bool = False, *, backend: str | None = None) -> Tensor:
+    """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``.
+
+    ``inplace`` writes the result into ``x`` and returns it, by ``torch.relu_`` on either backend.
+    """
+    if has_torch_function_unary(x):
+        return handle_torch_function(relu, (x,), x, inplace, backend=backend)
+    if inplace:
+        check_floating("x", x)
+        return F.relu(x, inplace=True)
+    if is_exporting():
+        return activations.activation_ref(x, "relu")
     check_floating("x", x)
-    if resolve_backend(backend, x.device.type) == "reference":
+    if runs_reference(backend, x):
         return activations.activation_ref(x, "relu")
     return activations.activation(x, "relu")
 
@@ -72,21 +101,55 @@ def cross_entropy(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    reduction: str = "mean",
+    size_average: bool | None = None,
     ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Softmax cross entropy with class-index targets, as ``torch.nn.functional.cross_entropy``.
+    """Softmax cross entropy, as ``torch.nn.functional.cross_entropy``, whose signature it has.
 
-    logits (C,), (N, C) or (N, C, d1, ...); target (), (N,) or (N, d1, ...), int64 or uint8;
-    weight (C,) -> a scalar for "mean" and "sum", target's shape for "none".
+    logits (C,), (N, C) or (N, C, d1, ...); weight (C,) -> a scalar for "mean" and "sum", the shape
+    of class indices for "none". target is class indices, (), (N,) or (N, d1, ...), int64 or uint8;
+    or probabilities of logits' shape and any floating dtype, which may require a gradient and are
+    computed by PyTorch's own operators on either backend. ``size_average`` and ``reduce`` are
+    PyTorch's deprecated names for ``reduction``.
     Raises ValueError on shapes or options that do not fit, TypeError on dtypes, IndexError (CPU) on
     a label outside [0, C) that is not ``ignore_index``.
     """
+    if has_torch_function_variadic(logits, target, weight):
+        return handle_torch_function(
+            cross_entropy,
+            (logits, target, weight),
+            logits,
+            target,
+            weight,
+            size_average,
+            ignore_index,
+            reduce,
+            reduction,
+            label_smoothing,
+            backend=backend,
+        )
+    if size_average is not None or reduce is not None:
+        reduction = _legacy_reduction(size_average, reduce)
     args = (logits, target, weight, reduction, ignore_index, label_smoothing)
+    if is_exporting():
+        return cross_entropy_ops.cross_entropy_ref(*args)
     cross_entropy_ops.check_cross_entropy(*args)
-    if resolve_backend(backend, logits.device.type) == "reference":
+    if target.is_floating_point() or runs_reference(backend, logits):
         return cross_entropy_ops.cross_entropy_ref(*args)
     return cross_entropy_ops.cross_entropy(*args)
+
+
+def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """Return the reduction that PyTorch's deprecated arguments mean, after its warning."""
+    for name, value in {"size_average": size_average, "reduce": reduce}.items():
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(
+                f"{name} must be True, False or None, got {value!r}; give reduction, ignore_index "
+                "and label_smoothing by name"
+            )
+    return str(_reduction.legacy_get_string(size_average, reduce))

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from fastmlp.nn.layers import LinearActivation
 from fastmlp.ops.activations import row_of
 from fastmlp.utils.randomness import seeded_generator
 
@@ -40,7 +41,7 @@ def init_parameters(
     generator: torch.Generator | None = None,
     activation: str = "relu",
 ) -> None:
-    """Draw new parameters for every ``nn.Linear`` in ``model``, in the order of its modules.
+    """Draw new parameters for every linear layer in ``model``, in the order of its modules.
 
     kaiming     weight ~ N(0, gain^2 / I), gain that of ``activation`` (ReLU: sqrt(2)) and, for the
                 last layer, 1; bias 0 (He 2015)
@@ -79,9 +80,10 @@ def init_parameters(
             layer.bias.copy_(bias)
 
 
-def linears_of(model: nn.Module) -> Iterator[nn.Linear]:
+def linears_of(model: nn.Module) -> Iterator[nn.Linear | LinearActivation]:
     """Return the linear layers of ``model``, in the order of its modules."""
-    return (module for module in model.modules() if isinstance(module, nn.Linear))
+    kinds = (nn.Linear, LinearActivation)
+    return (module for module in model.modules() if isinstance(module, kinds))
 
 
 def initial_parameters(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 BACKENDS = ("native", "reference")
+_is_tracing: Callable[[], bool] = torch._C._is_tracing
 
 
 def _load() -> str | None:
@@ -76,6 +79,7 @@ def set_backend(backend: str | None) -> None:
 def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
     """Return the backend that runs on a device type where ``backend`` is asked for.
 
+    On "meta", where only shapes are computed, it is "reference".
     ``None`` is the process's default: "native" where there are compiled kernels for the device,
     else "reference" after one warning that says why. Raises ValueError for an unknown name and
     RuntimeError where "native" is asked for by name but has no kernels for the device.
@@ -83,6 +87,8 @@ def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
     if backend is None and _default is None and device in NATIVE_DEVICES:
         return "native"  # the usual answer, before a microsecond of questions
     _check_name(backend)
+    if device == "meta":  # shapes alone: PyTorch infers them, whatever computes the numbers
+        return "reference"
     backend = backend or _default
     if backend == "reference" or (backend == "native" and native_available(device)):
         return backend
@@ -99,9 +105,27 @@ def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
             f"fastmlp runs the slower pure-PyTorch reference on {device}: "
             f"{unsupported_reason(device)}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return "reference"
+
+
+def runs_reference(backend: str | None, tensor: Tensor) -> bool:
+    """Return whether :func:`resolve_backend` says "reference" for the device of ``tensor``."""
+    if backend is None and _default is None and tensor.is_cpu and NATIVE_ERROR is None:
+        return False  # the usual answer, before a microsecond of questions
+    return resolve_backend(backend, tensor.device.type) == "reference"
+
+
+def is_exporting() -> bool:
+    """Return whether the call is recorded by torch.export, torch.jit.trace or an exporter to ONNX:
+    for use without fastmlp, so that the reference is what has to run."""
+    return _is_tracing() or torch.compiler.is_exporting()
+
+
+# torch.compiler.assume_constant_result without its import of the whole compiler: torch.export,
+# which has compiled code made as well, makes its own.
+is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def unsupported_reason(device: str) -> str:

@@ -68,7 +68,7 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         if (
             torch.compiler.is_compiling()
-            or torch.is_autocast_enabled(args[0].device.type)
+            or torch._C._is_any_autocast_enabled()
             or torch._C._are_functorch_transforms_active()
             or forward_ad._current_level >= 0
         ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,14 @@ class Activation:
     kernel: int | None = None
     """Its number in ``csrc/common/activation.h``; None where there are no compiled kernels, and
     ``forward`` runs in their place."""
+    options: tuple[tuple[str, Any], ...] = field(init=False)
+    """What a module must have been given to compute this row: its options with their defaults,
+    without ``inplace``."""
+
+    def __post_init__(self) -> None:
+        twin = self.module()
+        names = [n for n in getattr(twin, "__constants__", ()) if n != "inplace"]
+        object.__setattr__(self, "options", tuple((n, getattr(twin, n)) for n in names))
 
 
 def relu_backward_ref(dy: Tensor, y: Tensor) -> Tensor:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""The dtypes that have kernels."""
+
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless ``tensor`` is one of a floating-point dtype that has kernels."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    if tensor.dtype not in FLOATING:
         raise TypeError(
             f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}; "
             "convert it with .float()"
@@ -19,11 +22,12 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 def check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Raise TypeError or ValueError unless both tensors have the same dtype and device."""
-    check_floating(name, tensor)
-    if tensor.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
-        raise TypeError(
-            f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}"
-        )
+    if not isinstance(tensor, Tensor) or tensor.dtype != other.dtype:
+        check_floating(name, tensor)
+        if not torch.is_autocast_enabled(other.device.type):
+            raise TypeError(
+                f"{name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}"
+            )
     if tensor.device != other.device:
         raise ValueError(
             f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}"

@@ -28,18 +28,25 @@ def check_cross_entropy(
     check_floating("logits", logits)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
-    if target.dtype not in (torch.int64, torch.uint8):
+    probabilities = target.is_floating_point()
+    if not probabilities and target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(
-            f"target must hold class indices as int64 or uint8, got {target.dtype}; "
-            "convert it with .long()"
+            f"target must hold class indices as int64 or uint8, got {target.dtype}; convert it "
+            "with .long(), or with .float() where it holds probabilities of logits' shape"
         )
     if logits.dim() == 0:
         raise ValueError("logits must have shape (C,) or (N, C, ...), got a scalar")
     want = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else torch.Size()
+    want = logits.shape if probabilities else want
     if target.shape != want:
         raise ValueError(
             f"target must have shape {tuple(want)} to fit logits {tuple(logits.shape)}, "
             f"got {tuple(target.shape)}"
+        )
+    if probabilities and ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index must not be given with probabilities as target, got {ignore_index}; "
+            "give the rows to ignore probabilities of 0"
         )
     if target.device != logits.device:
         raise ValueError(f"target must be on {logits.device} like logits, got {target.device}")
@@ -72,7 +79,8 @@ def cross_entropy(
     shape = target.shape
     if logits.dim() != 2:  # (C,) is a batch of one, (N, C, d1, ...) one of N * d1 * ... rows
         logits = logits.movedim(1, -1) if logits.dim() > 2 else logits
-        logits, target = logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
+        target = target.reshape(-1)
+        logits = logits.reshape(target.shape[0], logits.shape[-1])
     loss = _checked_cross_entropy(
         logits, target, weight, REDUCTIONS[reduction], ignore_index, label_smoothing
     )[0]
@@ -201,9 +209,11 @@ def cross_entropy_ref(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross entropy of softmax(logits) against class indices; ``F.cross_entropy`` itself.
+    """Cross entropy of softmax(logits) against class indices or probabilities;
+    ``F.cross_entropy`` itself.
 
-    logits (N, C), target (N,) int64 or uint8, weight (C,) -> scalar, or (N,) for ``"none"``.
+    logits (N, C), target (N,) int64 or uint8, or probabilities (N, C), weight (C,) -> scalar, or
+    (N,) for ``"none"``.
     """
     return F.cross_entropy(
         logits,

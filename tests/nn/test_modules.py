@@ -108,8 +108,6 @@ def test_loss_takes_its_weight_from_a_state_dict_and_moves_it_with_the_module():
     loss.load_state_dict(nn.CrossEntropyLoss(torch.tensor([1.0, 2, 3])).state_dict())
     assert loss.double().weight.tolist() == [1, 2, 3]
     assert loss.weight.dtype == torch.float64
-    with pytest.raises(TypeError):
-        CrossEntropyLoss(None, None, -100)  # PyTorch's place for size_average
 
 
 @pytest.mark.parametrize("sizes", [[7, 3], [7, 5, 3], SIZES], ids=str)
@@ -133,14 +131,11 @@ def test_mlp_weights_go_both_ways_bitwise(bias):
     assert torch.equal(ours(x), twin(x))
 
 
-def test_mlp_has_the_indices_of_its_twin():
+def test_mlp_is_a_sequence_like_its_twin():
     model = MLP(SIZES, backend="reference")
     twin = torch_mlp()
     assert model.sizes == SIZES
-    assert len(model) == len(twin)
-    kinds = [type(module).__name__ for module in model]
-    assert kinds == ["LinearReLU", "Identity", "LinearReLU", "Identity", "Linear"]
-    assert model[4].weight.shape == twin[4].weight.shape
+    assert [type(module) for module in model] == [type(module) for module in twin]
     twin.load_state_dict(model.state_dict())
     x = randn(6, 7)
     assert type(model[:4]) is nn.Sequential
@@ -173,7 +168,7 @@ def test_from_torch_and_to_torch_copy_and_keep_everything(backend):
     back = ours.to_torch()
     assert torch.equal(torch.get_rng_state(), before)
     assert repr(back) == repr(twin)
-    assert ours[0].backend == backend
+    assert ours.backend == backend
     for other in (ours, back):
         assert not any(module.training for module in other.modules())
         assert equal(other.parameters(), twin.parameters())
@@ -253,7 +248,6 @@ def test_from_torch_takes_other_names_and_layers_without_bias():
             "of Linear, ReLU, Linear, Tanh, Linear",
         ),
         (nn.Sequential(LinearReLU(2, 3), nn.ReLU(), LinearReLU(3, 2)), "of LinearReLU"),
-        (MLP([2, 3, 4]), "MLP of LinearReLU, Identity, Linear"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -123,6 +123,10 @@ def test_the_corners_of_pytorchs_semantics():
     assert math.isnan(cross_entropy(empty, none))
     assert cross_entropy(empty, none, reduction="sum") == 0
     assert cross_entropy(empty, none, reduction="none").shape == (0,)
+    for shape in ((0, 0), (0, 0, 5), (0, 3, 5), (4, 3, 0)):  # no rows, and no classes
+        logits, labels = randn(*shape), torch.empty(shape[:1] + shape[2:], dtype=torch.int64)
+        assert math.isnan(cross_entropy(logits, labels))
+        assert cross_entropy(logits, labels, reduction="none").shape == labels.shape
     ignored = torch.full((4,), -100)
     assert math.isnan(cross_entropy(randn(4, 3), ignored))
     assert cross_entropy(randn(4, 3), ignored, reduction="none").tolist() == [0, 0, 0, 0]
@@ -213,7 +217,9 @@ def test_gradients_of_every_order(reduction, smoothing, weighted):
     weight = torch.rand(4, dtype=torch.float64) if weighted else None
 
     def loss(logits):
-        return functional.cross_entropy(logits, target, weight, reduction, -100, smoothing)
+        return functional.cross_entropy(
+            logits, target, weight, reduction=reduction, label_smoothing=smoothing
+        )
 
     torch.autograd.gradcheck(loss, logits)
     torch.autograd.gradgradcheck(loss, logits)
@@ -247,7 +253,9 @@ def test_autocast_runs_the_loss_in_float32():
 
 ERRORS = [
     ({"target": torch.zeros(8, dtype=torch.int32)}, TypeError, "int64 or uint8, got torch.int32"),
-    ({"target": torch.zeros(8, 10)}, TypeError, "class indices as int64 or uint8"),
+    ({"target": torch.zeros(8)}, ValueError, r"target must have shape \(8, 10\).*got \(8,\)"),
+    ({"target": torch.zeros(8, 10), "ignore_index": 0}, ValueError, "ignore_index must not be"),
+    ({"size_average": "sum"}, TypeError, "size_average must be True, False or None, got 'sum'"),
     ({"target": torch.zeros(7, dtype=torch.int64)}, ValueError, r"\(8,\).*got \(7,\)"),
     ({"logits": torch.tensor(1.0)}, ValueError, "got a scalar"),
     ({"weight": torch.ones(9)}, ValueError, r"weight must have shape \(10,\), got \(9,\)"),
@@ -268,3 +276,59 @@ def test_wrong_arguments_get_one_sentence(change, kind, message):
     good = {"logits": randn(8, 10), "target": torch.zeros(8, dtype=torch.int64)}
     with pytest.raises(kind, match=message):
         functional.cross_entropy(**{**good, **change})
+
+
+BACKENDS = ["native", "reference"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_probabilities_by_hand(backend):
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    loss = functional.cross_entropy(logits, torch.full((3, 4), 0.25), backend=backend)
+    assert loss.item() == pytest.approx(1.773067, abs=1e-6)
+    labels = torch.tensor([3, 0, 2])
+    hot = torch.nn.functional.one_hot(labels, 4).to(torch.float64)
+    got = functional.cross_entropy(logits.double(), hot, backend=backend)
+    torch.testing.assert_close(got, functional.cross_entropy(logits.double(), labels))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 4, 3), (0, 4)], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_probabilities_as_pytorch(shape, reduction, weighted, smoothing):
+    """Values and gradients, the target's too; and dtypes that differ."""
+    for dtype, target_dtype in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        logits, target = randn(*shape, dtype=dtype), randn(*shape, dtype=target_dtype).softmax(-1)
+        options = {"reduction": reduction, "label_smoothing": smoothing}
+        options["weight"] = torch.rand(4, dtype=dtype) if weighted else None
+        results = []
+        for function in (functional.cross_entropy, torch.nn.functional.cross_entropy):
+            leaves = [t.detach().clone().requires_grad_() for t in (logits, target)]
+            loss = function(*leaves, **options)
+            results.append((loss, *torch.autograd.grad(loss.sum(), leaves)))
+        torch.testing.assert_close(*results, rtol=0, atol=0, equal_nan=True)
+
+
+def test_probabilities_have_derivatives_of_every_kind():
+    logits = randn(3, 4, dtype=torch.float64).requires_grad_()
+    target = randn(3, 4, dtype=torch.float64).softmax(1).detach().requires_grad_()
+    weight = torch.rand(4, dtype=torch.float64)
+
+    def loss(logits, target):
+        return functional.cross_entropy(logits, target, weight, label_smoothing=0.3)
+
+    args = (logits, target)
+    torch.autograd.gradcheck(loss, args, check_forward_ad=True)
+    torch.autograd.gradgradcheck(loss, args, check_fwd_over_rev=True, check_rev_over_rev=True)
+    per_row = torch.vmap(torch.func.grad(loss))(logits[:, None], target[:, None])
+    (whole,) = torch.autograd.grad(loss(*args), logits)
+    torch.testing.assert_close(per_row[:, 0] / 3, whole)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*args), loss(*args))
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = (
+            loss(*args),
+            torch.nn.functional.cross_entropy(*args, weight, None, -100, None, "mean", 0.3),
+        )
+    torch.testing.assert_close(got, want)

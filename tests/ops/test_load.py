@@ -98,16 +98,26 @@ def test_without_the_extension_the_reference_serves_after_one_warning():
 
 
 def test_a_device_without_kernels_gets_the_reference_and_one_warning():
-    x = torch.empty(2, device="meta")
     backend._warned.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        functional.relu(x)
-        functional.relu(x)
+        assert backend.resolve_backend(None, "mps") == "reference"
+        assert backend.resolve_backend(None, "mps") == "reference"
     assert len(caught) == 1
-    assert "on meta" in str(caught[0].message)
-    with pytest.raises(RuntimeError, match="not available on meta"):
-        functional.relu(x, backend="native")
+    assert "on mps" in str(caught[0].message)
+    with pytest.raises(RuntimeError, match="not available on mps"):
+        backend.resolve_backend("native", "mps")
+
+
+@pytest.mark.parametrize("name", [None, *backend.BACKENDS])
+def test_shapes_on_meta_tensors_warn_of_nothing(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = fastmlp.MLP([4, 3, 2], device="meta", backend=name)
+        logits = model(torch.empty(5, 4, device="meta"))
+        target = torch.empty(5, dtype=torch.int64, device="meta")
+        loss = functional.cross_entropy(functional.relu(logits, backend=name), target, backend=name)
+    assert (logits.shape, loss.shape) == ((5, 2), ())
 
 
 @needs_native
