@@ -40,7 +40,18 @@ class Net(nn.Module):
         self.first.register_forward_hook(lambda _m, _x, y: y + 1)
 
     def forward(self, x):
-        for name in ["first", "tied", "again", "act", "norm", "pruned", "normed", "lora", "changed", "mlp"]:
+        for name in [
+            "first",
+            "tied",
+            "again",
+            "act",
+            "norm",
+            "pruned",
+            "normed",
+            "lora",
+            "changed",
+            "mlp",
+        ]:
             x = getattr(self, name)(x)
         return self.loss(x, torch.tensor([0, 1, 2, 2, 1, 0]))
 

@@ -27,7 +27,7 @@ def rows(count: int = 120) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_best_of_a_regression_has_the_least_loss(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, target: drawn.append(figure))
+    monkeypatch.setattr(pictures, "finish", lambda figure, target: drawn.append(figure))
     result = fastmlp.sweep(QUICK, {"lr": [1e-5, 0.03, 1e-4]}, data=rows(), seeds=2, out=tmp_path)
     losses = {
         trial.config.lr: np.mean([min(r.val_loss for r in run.history) for run in trial.runs])
