@@ -6,16 +6,16 @@ Nothing here touches the network or writes a file, and nothing in a data file is
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 
+from fastmlp.data.pickles import PickleError, read_dictionary
 from fastmlp.utils.errors import UserError
 
 DIRECTORY_VARIABLE = "FASTMLP_DATA"
@@ -142,35 +142,16 @@ def _parse_pickle(path: Path) -> tuple[Images, Labels]:
     """Read a file of the pickled layout: a dictionary with ``data``, an array, and ``labels``."""
     with open(path, "rb") as file:
         try:
-            batch = _ArrayUnpickler(file, encoding="bytes").load()
-            images, labels = (batch.get(key, batch.get(key.encode())) for key in ("data", "labels"))
-            labels = np.asarray(labels).astype(np.int64, casting="same_kind")
-        except Exception as error:  # a malformed pickle can raise anything
+            batch = read_dictionary(file)
+            images: Any = batch.get("data")
+            labels = np.asarray(batch.get("labels")).astype(np.int64, casting="same_kind")
+        except (PickleError, TypeError, ValueError, OverflowError) as error:
             raise _refusal(path, f"cannot be read ({error})") from error
     if getattr(images, "dtype", None) != np.uint8 or images.shape != (BATCH, PIXELS):
         raise _refusal(path, f"has no uint8 array of {BATCH:,} x {PIXELS:,} as its data")
     if labels.shape != (BATCH,):
         raise _refusal(path, f"has {labels.size:,} labels, not {BATCH:,}")
     return images, labels
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickle built-in types and NumPy arrays, and call nothing else."""
-
-    # Under the names of NumPy 1. The two functions live in private modules: NumPy hands them out.
-    _known: ClassVar[dict[tuple[str, str], object]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy.core.numeric", "_frombuffer"): np.empty(0).__reduce_ex__(5)[0],
-        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes, to protocol 2
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        known = self._known.get((module.replace("numpy._core", "numpy.core"), name))
-        if known is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, not allowed in a data file")
-        return known
 
 
 def _refusal(path: Path, problem: str) -> UserError:
