@@ -3,9 +3,9 @@
 ``backend="native"`` runs the compiled operators of :mod:`fastmlp.ops`, ``backend="reference"``
 their references in the same files. ``None`` takes the default: native, or, where there are no
 compiled kernels for the tensor's device, the reference, after one warning that says why. What is
-recorded by ``torch.export``, ``torch.jit.trace`` or an exporter to ONNX is the reference, which
-runs without fastmlp. Tensor-like arguments (``__torch_function__``) are treated as by
-``torch.nn.functional``.
+recorded by ``torch.fx``, ``torch.export``, ``torch.jit.trace`` or an exporter to ONNX is the
+reference, which runs without fastmlp; and so it is for tensors of a class of their own (DTensor,
+quantised weights), which knows PyTorch's functions.
 """
 
 from __future__ import annotations
@@ -13,17 +13,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction
-from torch.overrides import (
-    handle_torch_function,
-    has_torch_function_unary,
-    has_torch_function_variadic,
-)
 
 from fastmlp.ops import activations
 from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
 from fastmlp.ops._load import is_exporting, runs_reference
-from fastmlp.ops.checks import check_floating
+from fastmlp.ops.checks import check_floating, is_foreign
 
 
 def linear(
@@ -41,10 +36,7 @@ def linear(
     and the function of that name. Raises ValueError on shapes that do not fit and on another name,
     TypeError on dtypes that are not floating point or that differ.
     """
-    if has_torch_function_variadic(x, weight, bias):
-        args = (x, weight, bias)
-        return handle_torch_function(linear, args, *args, activation, backend=backend)
-    if is_exporting():
+    if is_foreign(x, weight) or is_exporting():
         return linear_ops.linear_ref(x, weight, bias, activation)
     linear_ops.check_linear(x, weight, bias, activation)
     if runs_reference(backend, x):
@@ -69,9 +61,7 @@ def activation(x: Tensor, name: str, *, backend: str | None = None) -> Tensor:
     Counterpart of the function of that name in ``torch.nn.functional``. Raises ValueError for
     another name, TypeError on a dtype that is not floating point.
     """
-    if has_torch_function_unary(x):
-        return handle_torch_function(activation, (x,), x, name, backend=backend)
-    if is_exporting():
+    if is_foreign(x) or is_exporting():
         return activations.activation_ref(x, name)
     activations.check_activation(x, name)
     if runs_reference(backend, x):
@@ -84,14 +74,11 @@ def relu(x: Tensor, inplace: bool = False, *, backend: str | None = None) -> Ten
 
     ``inplace`` writes the result into ``x`` and returns it, by ``torch.relu_`` on either backend.
     """
-    if has_torch_function_unary(x):
-        return handle_torch_function(relu, (x,), x, inplace, backend=backend)
-    if inplace:
-        check_floating("x", x)
-        return F.relu(x, inplace=True)
-    if is_exporting():
-        return activations.activation_ref(x, "relu")
+    if is_foreign(x) or is_exporting():
+        return F.relu(x, inplace)
     check_floating("x", x)
+    if inplace:
+        return F.relu(x, inplace)
     if runs_reference(backend, x):
         return activations.activation_ref(x, "relu")
     return activations.activation(x, "relu")
@@ -119,24 +106,10 @@ def cross_entropy(
     Raises ValueError on shapes or options that do not fit, TypeError on dtypes, IndexError (CPU) on
     a label outside [0, C) that is not ``ignore_index``.
     """
-    if has_torch_function_variadic(logits, target, weight):
-        return handle_torch_function(
-            cross_entropy,
-            (logits, target, weight),
-            logits,
-            target,
-            weight,
-            size_average,
-            ignore_index,
-            reduce,
-            reduction,
-            label_smoothing,
-            backend=backend,
-        )
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
     args = (logits, target, weight, reduction, ignore_index, label_smoothing)
-    if is_exporting():
+    if is_foreign(logits, target) or is_exporting():
         return cross_entropy_ops.cross_entropy_ref(*args)
     cross_entropy_ops.check_cross_entropy(*args)
     if target.is_floating_point() or runs_reference(backend, logits):

@@ -25,6 +25,7 @@ from fastmlp.nn.init import init_parameters, linears_of
 from fastmlp.nn.layers import Linear, LinearActivation, ReLU, checked_backend, with_backend
 from fastmlp.ops._load import is_exporting
 from fastmlp.ops.activations import ACTIVATIONS, row_of
+from fastmlp.ops.checks import is_foreign
 
 _LINEARS = (nn.Linear, Linear)
 
@@ -76,8 +77,8 @@ class MLP(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         if (
-            not isinstance(input, Tensor)  # torch.fx, which wants to see each module
-            or is_exporting()
+            is_foreign(input)  # torch.fx, for one, wants to see each module,
+            or is_exporting()  # as what is exported tells from which module it came
             or _has_any_global_hook()  # type: ignore[no-untyped-call]
         ):
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
@@ -85,7 +86,11 @@ class MLP(nn.Sequential):
         x, position = input, 0
         while (layer := layers[position]) is not None:
             position += 1
-            if type(layer) not in _LINEARS or not _is_untouched(layer):
+            if (
+                type(layer) not in _LINEARS
+                or not _is_untouched(layer)
+                or is_foreign(weight := layer.weight)  # quantised or sharded
+            ):
                 x = layer(x)
                 continue
             name, following = "none", layers[position]
@@ -93,7 +98,7 @@ class MLP(nn.Sequential):
                 found = name_of(following)
                 if found is not None:
                     name, position = found, position + 1
-            x = functional.linear(x, layer.weight, layer.bias, name, backend=self.backend)
+            x = functional.linear(x, weight, layer.bias, name, backend=self.backend)
         return x
 
     def __getitem__(self, index: Any) -> Any:

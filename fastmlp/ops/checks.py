@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """The dtypes that have kernels."""
+
+
+_PLAIN = (Tensor, Parameter)
+
+
+def is_foreign(tensor: object, other: object = None) -> bool:
+    """Return whether an argument has a class that decides itself what PyTorch's functions do to it
+    (``__torch_function__``, ``__torch_dispatch__``), and so knows PyTorch's functions only."""
+    if type(tensor) in _PLAIN and (other is None or type(other) in _PLAIN):
+        return False  # at little cost
+    return any(
+        type(value) not in _PLAIN and hasattr(type(value), "__torch_function__")
+        for value in (tensor, other)
+    )
 
 
 def check_floating(name: str, tensor: Tensor) -> None:

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmlp
@@ -57,8 +58,7 @@ def test_fx_sees_modules_and_functions():
     called = [node.target for node in graph.graph.nodes if node.op == "call_module"]
     assert called == [f"{name}.{i}" for name in ("relus", "gelus") for i in range(3)]
     functions = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-    linear, relu, loss = functional.linear, functional.relu, functional.cross_entropy
-    assert functions == [linear, relu, linear, loss]
+    assert functions == [F.linear, F.relu, F.linear, F.relu, F.cross_entropy]
     torch.testing.assert_close(graph(X, Y), net(X, Y))
     torch.testing.assert_close(gradients(graph, X, Y), gradients(net, X, Y))
 
@@ -69,6 +69,9 @@ def test_export_is_of_pytorchs_operators(strict):
     shapes = {"x": {0: rows}, "y": {0: rows}}
     program = torch.export.export(net, (X, Y), dynamic_shapes=shapes, strict=strict)
     assert "fastmlp" not in str(program.graph)
+    sources = [node.meta.get("nn_module_stack", {}) for node in program.graph.nodes]
+    kinds = [str(kind) for stack in sources for _, kind in list(stack.values())[-1:]]
+    assert any("torch.nn.modules.activation.ReLU" in kind for kind in kinds)
     torch.testing.assert_close(program.module()(X[:3], Y[:3]), net(X[:3], Y[:3]))
     torch.testing.assert_close(gradients(program.module(), X, Y), gradients(net, X, Y))
 
@@ -129,7 +132,7 @@ def test_safetensors(net, tmp_path):
     torch.testing.assert_close(twin(torch.ones(2, 5)), net.relus(torch.ones(2, 5)))
 
 
-def test_tensor_like_arguments_are_treated_as_by_torch():
+def test_tensors_of_another_class_get_pytorchs_functions():
     class Named(Tensor):
         pass
 
@@ -138,9 +141,30 @@ def test_tensor_like_arguments_are_treated_as_by_torch():
         def __torch_function__(cls, function, types, args=(), kwargs=None):
             return function
 
-    x = X.as_subclass(Named)
-    assert type(functional.relu(x)) is Named
-    assert type(functional.linear(x, torch.ones(3, 4))) is Named
-    assert type(fastmlp.MLP([4, 3, 2])(x)) is Named
-    assert functional.cross_entropy(Recorder(), Y) is functional.cross_entropy
-    assert functional.activation(Recorder(), "gelu") is functional.activation
+    x, weight = X.as_subclass(Named), nn.Parameter(torch.ones(3, 4).as_subclass(Named))
+    model = fastmlp.MLP([4, 3, 2])
+    for y in (functional.relu(x), functional.linear(x, torch.ones(3, 4)), model(x)):
+        assert type(y) is Named
+    model[0].weight = weight
+    assert type(model(X)) is type(functional.linear(X, weight)) is Named
+    assert functional.cross_entropy(Recorder(), Y) is F.cross_entropy
+    assert functional.relu(Recorder(), inplace=True) is F.relu
+    assert functional.activation(Recorder(), "silu") is F.silu
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_sharded_weights(tmp_path):
+    from torch.distributed import tensor as dtensor
+
+    net = fastmlp.MLP([4, 6, 2])
+    want = net(X)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/d", rank=0, world_size=1)
+    try:
+        mesh = dtensor.init_device_mesh("cpu", (1,))
+        dtensor.distribute_module(net, mesh)
+        linear = fastmlp.replace(net[2])
+        got = net(dtensor.distribute_tensor(X, mesh)).full_tensor()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert linear.swapped == {"": "Linear"}
+    torch.testing.assert_close(got, want)
