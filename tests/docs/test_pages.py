@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastmlp
@@ -72,6 +73,9 @@ def test_the_readmes_example_prints_what_stands_below_it(
     assert re.sub(r"[\d.]+", "N", printed) == re.sub(r"[\d.]+", "N", shown)
 
 
-def test_the_pages_on_layers_run() -> None:
+def test_the_pages_on_layers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = np.zeros((50, 32, 32, 3), np.uint8), np.arange(50) % 10, list("abcdefghij")
+    monkeypatch.setattr("fastmlp.manual.load_data", lambda: few)
+    monkeypatch.chdir(tmp_path)  # the page saves a model
     for code in blocks(ROOT / "docs" / "layers.md", "python"):
         exec(code, {})
