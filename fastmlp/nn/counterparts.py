@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import copy
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Module = TypeVar("Module", bound=nn.Module)
+_scripted: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -64,4 +66,11 @@ def scriptable(module: nn.Module) -> nn.Module:
     ``torch.jit.script`` compiles in its place."""
     twin = copy.copy(module)
     to_counterpart(twin)
+    return keep_for_script(module, twin)
+
+
+def keep_for_script(module: nn.Module, twin: nn.Module) -> nn.Module:
+    """Return ``twin``, and keep ``module`` as long as it lives: ``torch.jit.script`` knows modules
+    by their ``id``, which must not pass to another one while it works."""
+    _scripted[twin] = module
     return twin

@@ -6,13 +6,13 @@ the same ``state_dict``, so weights move between the two unchanged in both direc
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastmlp.nn import functional
-from fastmlp.nn.counterparts import scriptable
+from fastmlp.nn.counterparts import keep_for_script, scriptable
 from fastmlp.ops._load import resolve_backend
 from fastmlp.ops.activations import row_of
 
@@ -71,8 +71,8 @@ class LinearActivation(nn.Module):
     """
 
     counterpart: ClassVar[type[nn.Module] | None] = None  # torch.nn has none that is one module
-    weight: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class LinearActivation(nn.Module):
         super().__init__()
         drawn = nn.Linear(in_features, out_features, bias, device, dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.weight = drawn.weight
+        self.weight = cast(nn.Parameter, drawn.weight)
         self.register_parameter("bias", drawn.bias)
         self.backend = checked_backend(backend)
         self.activation = row_of(activation).name
@@ -102,6 +102,14 @@ class LinearActivation(nn.Module):
         text = f"in_features={self.in_features}, out_features={self.out_features}, "
         text += f"bias={self.bias is not None}"
         return f"{with_backend(text, self.backend)}, activation={self.activation!r}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return two modules of ``torch.nn`` with the same parameters, for ``torch.jit.script``."""
+        linear = nn.Linear(self.in_features, self.out_features, device="meta")
+        linear.weight = self.weight
+        linear.register_parameter("bias", self.bias)
+        twin = nn.Sequential(linear, row_of(self.activation).module()).train(self.training)
+        return keep_for_script(self, twin)
 
 
 class LinearReLU(LinearActivation):

@@ -86,11 +86,7 @@ class MLP(nn.Sequential):
         x, position = input, 0
         while (layer := layers[position]) is not None:
             position += 1
-            if (
-                type(layer) not in _LINEARS
-                or not _is_untouched(layer)
-                or is_foreign(weight := layer.weight)  # quantised or sharded
-            ):
+            if type(layer) not in _LINEARS or not _is_untouched(layer):
                 x = layer(x)
                 continue
             name, following = "none", layers[position]
@@ -98,7 +94,7 @@ class MLP(nn.Sequential):
                 found = name_of(following)
                 if found is not None:
                     name, position = found, position + 1
-            x = functional.linear(x, weight, layer.bias, name, backend=self.backend)
+            x = functional.linear(x, layer.weight, layer.bias, name, backend=self.backend)
         return x
 
     def __getitem__(self, index: Any) -> Any:

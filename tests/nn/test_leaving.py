@@ -93,13 +93,15 @@ def test_a_trace_has_trainable_parameters():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_script_compiles_the_counterparts(net):
-    for module in (net.relus, nn.Sequential(fastmlp.Linear(5, 3), fastmlp.ReLU())):
-        kinds = [type(m) for m in module.modules()]
+    single = nn.Sequential(fastmlp.Linear(5, 3), fastmlp.ReLU(), LinearReLU(3, 2, bias=False))
+    for module in (net.relus, single):
+        kind, want = type(module), module(torch.ones(2, 5))
         scripted = torch.jit.script(module)
         torch.jit.save(scripted, io.BytesIO())
-        torch.testing.assert_close(scripted(torch.ones(2, 5)), module(torch.ones(2, 5)))
-        assert next(scripted.parameters()) is next(module.parameters())
-        assert type(module) is kinds[0]
+        torch.testing.assert_close(scripted(torch.ones(2, 5)), want)
+        pairs = zip(scripted.parameters(), module.parameters(), strict=True)
+        assert all(ours.data_ptr() == theirs.data_ptr() for ours, theirs in pairs)
+        assert type(module) is kind
     loss = torch.jit.script(fastmlp.CrossEntropyLoss())
     torch.testing.assert_close(loss(X, Y), nn.functional.cross_entropy(X, Y))
 
