@@ -10,6 +10,7 @@ account for.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -29,23 +30,31 @@ class PickleError(ValueError):
     """The file is no pickle of a dictionary of arrays, or asks for more than that."""
 
 
-@dataclass
-class _DType:
-    """A dtype in the making: its name, and the byte order that comes later."""
+class DTypeStandIn:
+    """What a file gets for ``numpy.dtype``: a name, and the byte order that comes later."""
 
-    name: str
-    order: str = "|"
+    def __init__(self, name: object, *_: object) -> None:
+        self._name, self._order = _text(name), "|"
+        if self._name not in DTYPES:
+            raise PickleError(f"it holds an array of dtype {self._name[:20]!r}")
+
+    def __setstate__(self, state: Any) -> None:
+        self._order = _text(state[1])
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        return np.dtype(("<" if self.order == "|" else self.order) + self.name)
+        """The dtype."""
+        return np.dtype(("<" if self._order == "|" else self._order) + self._name)
 
 
-@dataclass
-class _Array:
-    """An array in the making: its content comes after it."""
+class ArrayStandIn:
+    """What a file gets for ``numpy.ndarray``: its content comes after it."""
 
     content: NDArray[Any] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        self.content = _array(content, dtype, shape, "F" if fortran else "C")
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,9 @@ def read_dictionary(file: BinaryIO) -> dict[str, Any]:
     if len(content) > LARGEST:
         raise PickleError(f"it has more than {LARGEST:,} bytes")
     try:
-        value = _Machine(len(content)).run(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # escapes in damaged texts
+            value = _Machine(len(content)).run(content)
     except PickleError:
         raise
     except Exception as error:  # pickletools raises ValueError for most bytes that are no pickle
@@ -87,7 +98,7 @@ def read_dictionary(file: BinaryIO) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not all(isinstance(i, SCALARS) for i in value):
         raise PickleError("it holds lists within a list")
-    if not isinstance(value, _Array):
+    if not isinstance(value, ArrayStandIn):
         if not isinstance(value, (list, tuple, *SCALARS)):
             raise PickleError("it holds something else than numbers, texts and arrays")
         return value
@@ -196,23 +207,20 @@ class _Machine:
                 raise PickleError("it makes more bytes than it has")
             self._stack.append(text.encode("latin1"))
         elif function.name == "dtype":
-            self._stack.append(_DType(_dtype_name(arguments[0])))
+            self._stack.append(DTypeStandIn(*arguments))
         elif function.name == "reconstruct":
-            self._stack.append(_Array())
+            self._stack.append(ArrayStandIn())
         elif function.name == "frombuffer":
-            self._stack.append(_Array(_array(*arguments)))
+            self._stack.append(ArrayStandIn())
+            self._stack[-1].content = _array(*arguments)
         else:
             raise PickleError(f"it calls {function.name}")
 
     def build(self, _: Any) -> None:
         state, value = self._stack.pop(), self._stack[-1]
-        if isinstance(value, _DType):
-            value.order = _text(state[1])
-        elif isinstance(value, _Array):
-            _, shape, dtype, fortran, content = state
-            value.content = _array(content, dtype, shape, "F" if fortran else "C")
-        else:
+        if not isinstance(value, (DTypeStandIn, ArrayStandIn)):
             raise PickleError("it changes something that is no array")
+        value.__setstate__(state)
 
     def _items(self) -> list[Any]:
         """Take the values since the last mark off the stack."""
@@ -227,16 +235,9 @@ class _Machine:
         return self._stack[-1]
 
 
-def _dtype_name(name: Any) -> str:
-    text = _text(name)
-    if text not in DTYPES:
-        raise PickleError(f"it holds an array of dtype {text[:20]!r}")
-    return text
-
-
 def _array(content: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
     """Return an array of this content; raise unless its size is what the content has."""
-    if not isinstance(dtype, _DType) or not isinstance(content, (bytes, bytearray)):
+    if not isinstance(dtype, DTypeStandIn) or not isinstance(content, (bytes, bytearray)):
         raise PickleError("it holds an array of something else than numbers")
     array = np.frombuffer(content, dtype.numpy)
     sizes = [int(size) for size in shape]

@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmlp.data.pickles import ArrayStandIn, DTypeStandIn
+
 NAMES = ("w1", "b1", "w2", "b2")
 
-# What an array pickles as; NumPy keeps the functions in private modules, and hands them out.
 _ARRAY_PARTS: list[Any] = [
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8")),
+    (DTypeStandIn, "numpy.dtype"),
+    (ArrayStandIn, "numpy.ndarray"),
     *(
-        (np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct")
+        (lambda *_: ArrayStandIn(), f"numpy.{core}.multiarray._reconstruct")
         for core in ("core", "_core")
     ),
     (lambda text, _: text.encode("latin1"), "_codecs.encode"),  # bytes, to protocol 2
 ]
+"""What an array pickles as, and what a file gets for it."""
 
 
 def read_weights(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Any:
@@ -87,5 +88,7 @@ def _by_name(loaded: Any) -> dict[str, Any]:
 
 
 def _tensor(value: Any) -> Any:
+    if isinstance(value, ArrayStandIn):
+        value = None if value.content is None else value.content.copy()
     is_number = isinstance(value, np.ndarray) and value.dtype.kind == "f"
     return torch.from_numpy(value) if is_number else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -109,3 +110,21 @@ def test_code_in_a_file_is_not_run(tmp_path):
     with pytest.raises(ValueError, match="is damaged or no file of weights"):
         Classifier(5, 4, 3).load_model(tmp_path / "m.npz")
     assert b"exec" in pickle.dumps(_Runs())
+
+
+def test_a_file_cannot_make_an_array_of_what_it_is_not(tmp_path):
+    """NumPy's own dtype, given this state, is one of objects: pointers of the file's choice."""
+    forged = (
+        b"\x80\x02}X\x02\x00\x00\x00w1cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"K\x01\x85c_codecs\nencode\nX\x01\x00\x00\x00bX\x06\x00\x00\x00latin1\x86R\x87R"
+        b"(K\x01K\x01\x85cnumpy\ndtype\nX\x02\x00\x00\x00f8K\x00K\x01\x87R"
+        b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb"
+        b"\x89c_codecs\nencode\nX\x08\x00\x00\x00AAAAAAAAX\x06\x00\x00\x00latin1\x86Rtbs."
+    )
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", forged)
+        archive.writestr("model/version", "3\n")
+    model = Classifier(4, 3, 2)
+    with pytest.raises(ValueError, match="does not fit: expected"):
+        model.load_model(path)
