@@ -26,5 +26,6 @@ for isa in "" avx2 portable; do
     tests/ops/test_evaluate.py tests/engines/test_blocked.py tests/engines/test_blocked_many.py \
     tests/engines/test_blocked_repeats.py tests/data/test_transforms.py
   FASTMLP_CPU_ISA=$isa python -m pytest -q -p no:cacheprovider \
-    -k "native and (ragged or dropout or normalised)" tests/ops/test_train_steps.py
+    -k "native and (ragged or dropout or normalised or sparse)" \
+    tests/ops/test_train_steps.py tests/ops/test_predict_rows.py
 done
