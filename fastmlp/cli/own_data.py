@@ -13,8 +13,8 @@ from fastmlp.data.encoding import MISSING
 from fastmlp.data.splits import DataSplits
 from fastmlp.data.tables import Column, Table, read_table
 from fastmlp.data.targets import TASKS
-from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.own_data import prepare
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 NAMES = ("target", "task", "categories", "missing", "keep_constant", "validation", "class_weight")
@@ -113,7 +113,7 @@ def read(origin: dict[str, Any]) -> tuple[Table, Column, dict[str, Any]]:
 
 def splits_of(folder: RunDirectory) -> DataSplits | None:
     """Return the data of a run on a user's own file, read again; None for a run on a known set."""
-    if not (folder.path / "encoding.json").exists():
+    if not folder.has_encoding:
         return None
     origin = folder.read_encoding().get("origin")
     if origin is None:

@@ -14,9 +14,10 @@ import numpy as np
 
 from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data.tables import read_table
-from fastmlp.training.checkpoint import RunDirectory, write_file
 from fastmlp.training.predictor import Encoding, Predictor
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.files import write_file
 
 
 def main(argv: list[str]) -> int:

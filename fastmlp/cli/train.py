@@ -24,11 +24,11 @@ from fastmlp.cli.options import add_option, add_options, given_flags
 from fastmlp.cli.parser import ArgumentParser, as_flag
 from fastmlp.cli.progress import Progress, ShowRun
 from fastmlp.training.api import fit, resume
-from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.config import OPTIONS, TrainConfig, load_config_file
 from fastmlp.training.own_data import fit as fit_own
 from fastmlp.training.presets import PRESETS, resolve_config
 from fastmlp.training.run import RunResult
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 RUNS = Path("runs")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastmlp.report.experiments import Outcome
-from fastmlp.training.checkpoint import torch_bytes
-from fastmlp.utils.files import write_bytes, write_text
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.files import write_bytes
+from fastmlp.utils.formats import json_bytes, read_json, read_tensors, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,27 @@ class StudyCache:
         """Return the part saved with the same key, or None if it is missing or damaged."""
         path = self._path(study, seed, key)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             outcomes = {k: Outcome.from_dict(v) for k, v in values["outcomes"].items()}
             parameters = None
             if values["has_parameters"]:
-                parameters = torch.load(path.with_suffix(".pt"), weights_only=True)
+                parameters = read_tensors(path.with_suffix(".pt"))
             return StudyPart(float(values["seconds"]), outcomes, parameters)
-        except Exception:  # torch's unpickler raises anything; the part is trained again
-            return None
+        except (OSError, UserError, AttributeError, KeyError, TypeError, ValueError):
+            return None  # it is trained again
 
     def save(self, study: str, seed: int, key: Mapping[str, Any], part: StudyPart) -> None:
         """Write a part; raises OSError if the folder is not writable."""
         path = self._path(study, seed, key)
         if part.parameters is not None:  # first, so that a JSON file means a whole part
-            write_bytes(path.with_suffix(".pt"), torch_bytes(part.parameters))
+            write_bytes(path.with_suffix(".pt"), tensor_bytes(part.parameters))
         values = {
             "seconds": part.seconds,
             "has_parameters": part.parameters is not None,
             "outcomes": {name: outcome.to_dict() for name, outcome in part.outcomes.items()},
             "key": key,
         }
-        write_text(path, json.dumps(values) + "\n")
+        write_bytes(path, json_bytes(values))
 
     def _path(self, study: str, seed: int, key: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

@@ -5,6 +5,7 @@
     sweep-NAME.png    a picture for each hyper-parameter that was varied
     best.toml         the best configuration, as ``train --config`` takes it
     resume-N.pt       the state of all runs of process N, from which a stopped sweep resumes
+    resume-N.previous.pt    the same as of the save before, for where resume-N.pt is damaged
     .lock             empty; the first process of the sweep holds a lock on it
 
 A sweep resumes every run that it finds in such a folder: the same command finishes one that was
@@ -20,32 +21,37 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.sweeps.search_space import shown
 from fastmlp.training.callbacks import Callback
-from fastmlp.training.checkpoint import (
-    Checkpoint,
-    state_from_dict,
-    state_to_dict,
-    torch_bytes,
-    write_file,
-)
+from fastmlp.training.checkpoint import Checkpoint, state_from_dict, state_to_dict
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.utils.errors import UserError, describe_os_error
-from fastmlp.utils.files import LOCK, locked_folder, write_text
+from fastmlp.utils.files import (
+    LOCK,
+    leftovers,
+    locked_folder,
+    make_folder,
+    previous_generation,
+    remove_files,
+    write_file,
+    write_text,
+)
+from fastmlp.utils.formats import DamagedFileError, read_tensors, tensor_bytes
 
 if TYPE_CHECKING:
     from fastmlp.sweeps.distributed import ProcessGroup
     from fastmlp.sweeps.results import SweepResult, SweepShare
     from fastmlp.training.trainer import Trainer
 
+FILES = ("results.csv", "epochs.csv", "sweep-*.png", "best.toml", "resume-0.pt")
+"""The files that the first process writes."""
 SAVE_SECONDS = 30.0
 """The work that a killed sweep loses, at most about."""
 
@@ -56,8 +62,12 @@ def config_key(config: TrainConfig) -> str:
 
 
 def _present(key: str) -> str:
-    """Return the current key for a saved one; options that it lacks get their defaults."""
-    return config_key(config_from_dict(json.loads(key)))
+    """Return the current key for a saved one; options that it lacks get their defaults. Raise
+    ValueError where it is none."""
+    try:
+        return config_key(config_from_dict(json.loads(key)))
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 class SweepDirectory:
@@ -76,18 +86,15 @@ class SweepDirectory:
         """Yield the folder, locked against other sweeps; it is made, and removed again where
         nothing was written into it. Raises :class:`UserError` where it holds something else."""
         folder = cls(path, workers.rank)
-        names = os.listdir(folder.path) if folder.path.is_dir() else []
-        content = [n for n in names if n != LOCK and not (n[0] == "." and n.endswith(".tmp"))]
         if folder.path.exists() and not folder.path.is_dir():
             raise UserError(f"{folder.path} is a file; pass --out another folder")
-        if content and not any(name.startswith("resume-") for name in content):
-            raise UserError(f"{folder.path} holds something else than a sweep; pass another --out")
         made = not folder.path.exists()
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(describe_os_error(error)) from error
+        if not made and not folder._is_of_a_sweep():
+            raise UserError(f"{folder.path} holds something else than a sweep; pass another --out")
+        make_folder(folder.path)
         with locked_folder(folder.path) if workers.is_first else contextlib.nullcontext():
+            own = FILES if workers.is_first else (f"resume-{workers.rank}.pt",)
+            remove_files(leftovers(folder.path, *own))
             try:
                 yield folder
             finally:
@@ -95,27 +102,45 @@ class SweepDirectory:
                     (folder.path / LOCK).unlink()
                     folder.path.rmdir()
 
+    def _is_of_a_sweep(self) -> bool:
+        """Return whether the folder is empty or has the states of a sweep."""
+        found = {path.name for path in self.path.iterdir()} - {LOCK}
+        found -= {path.name for path in leftovers(self.path, *FILES, "resume-*.pt")}
+        return not found or any(name.startswith("resume-") for name in found)
+
     def read_states(self) -> dict[str, Checkpoint]:
-        """Return the states of the runs in the folder, by :func:`config_key`."""
+        """Return the states of the runs in the folder, by :func:`config_key`; with a warning those
+        of the save before where a file is missing or damaged."""
         states: dict[str, Checkpoint] = {}
-        for path in sorted(self.path.glob("resume-*.pt")):
-            try:
-                data = io.BytesIO(path.read_bytes())
-            except OSError as error:
-                raise UserError(describe_os_error(error)) from error
-            try:
-                values = torch.load(data, map_location="cpu", weights_only=True)
-                found = {_present(key): state_from_dict(run) for key, run in values.items()}
-            except Exception as error:  # torch's unpickler raises any, by the byte that is wrong
-                raise UserError(
-                    f"{path} is damaged, so the sweep cannot go on; remove it to start anew"
-                ) from error
+        for path in self._resume_files():
+            found = self._read(path)
             for key, state in found.items():
                 if key not in states or _progress(state) > _progress(states[key]):
                     states[key] = state
             if path == self._resume:
                 self._others = found
         return states
+
+    def _resume_files(self) -> list[Path]:
+        """Return the files that are there, or of which only the previous generation is."""
+        found = {path.name.partition(".")[0] for path in self.path.glob("resume-*.pt")}
+        return [self.path / f"{name}.pt" for name in sorted(found)]
+
+    def _read(self, path: Path) -> dict[str, Checkpoint]:
+        try:
+            return _read_states(path)
+        except UserError as error:
+            previous = previous_generation(path)
+            try:
+                found = _read_states(previous)
+            except UserError:
+                raise UserError(
+                    f"{error}, so the sweep cannot go on; remove it to start anew"
+                ) from error
+            if path == self._resume:  # the next save must not put it in the place of what serves
+                remove_files([path])
+            warnings.warn(f"{error}; the sweep goes on from the save before it", stacklevel=3)
+            return found
 
     def save_now_and_then(self, states: Callable[[], Mapping[str, Checkpoint]]) -> None:
         """Save if the last time was a while ago."""
@@ -126,7 +151,7 @@ class SweepDirectory:
         """Write the states of this process's runs."""
         self._others.update(states)
         values = {key: state_to_dict(state) for key, state in self._others.items()}
-        write_file(self._resume, torch_bytes(values))
+        write_file(self._resume, tensor_bytes(values), keep_previous=True)
         self._saved = time.monotonic()
 
     def write(self, result: SweepResult) -> None:
@@ -160,6 +185,22 @@ class SaveSweep(Callback):
             for config, run in zip(self._share.seeded, trainer.runs, strict=True)
             if run.error is None
         }
+
+
+def _read_states(path: Path) -> dict[str, Checkpoint]:
+    """Return the states in a file; raise :class:`DamagedFileError` where it has none and
+    :class:`UserError` where it cannot be read."""
+    try:
+        values = read_tensors(path)
+        if not isinstance(values, dict):
+            raise ValueError("it does not hold the states of runs")
+        return {_present(key): state_from_dict(run) for key, run in values.items()}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
+    except (TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
 
 
 def _progress(state: Checkpoint) -> tuple[int, int]:

@@ -13,18 +13,12 @@ from typing import Any
 import torch
 
 from fastmlp.data.splits import DataSplits
-from fastmlp.training.callbacks import (
-    Callback,
-    DrawCurves,
-    SaveRun,
-    ShowBar,
-    StopOnSignals,
-    StopWhen,
-)
-from fastmlp.training.checkpoint import Checkpoint, RunDirectory
+from fastmlp.training.callbacks import Callback, SaveRun, ShowBar, StopOnSignals, StopWhen
+from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
 from fastmlp.training.run import DivergedError, RunResult, TrainingRun
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.training.trainer import Trainer, thread_count
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
@@ -42,9 +36,9 @@ def fit(
     """Train a network, keep the parameters of the best epoch, and test those.
 
     ``data`` is loaded as ``config`` says where it is not given; ``verbose`` shows downloads.
-    ``out`` is a folder for the run's files (:mod:`fastmlp.training.checkpoint`), new or empty;
+    ``out`` is a folder for the run's files (:mod:`fastmlp.training.run_directory`), new or empty;
     without one nothing is written. ``encoding``, how raw rows became the data, is kept there as
-    ``encoding.json``. Where ``should_stop`` is not given, Ctrl-C and SIGTERM let the
+    ``encoding.json``. Where ``should_stop`` is not given, Ctrl-C, SIGTERM and SIGHUP let the
     present step finish and end the run. A notebook shows a bar. Raises :class:`UserError` for what
     the user can mend and :class:`DivergedError`.
     """
@@ -54,7 +48,7 @@ def fit(
             config = replace(config, dataset=data.name)  # "auto" means the same when resumed
         files: list[Callback] = []
         if folder is not None:
-            files = [SaveRun(folder, resumed=False, encoding=encoding), DrawCurves(folder)]
+            files = [SaveRun(folder, resumed=False, encoding=encoding)]
         return _train_one(config, data, folder, None, [*files, *callbacks], should_stop)
 
 
@@ -108,8 +102,8 @@ def resume(
         old, checkpoint = folder.read_config(), folder.read_state()
         config = _resumed_config(old, checkpoint, given)
         data = data or load_splits(config, verbose)
-        files = [SaveRun(folder, resumed=True), DrawCurves(folder)]
-        return _train_one(config, data, folder, checkpoint, [*files, *callbacks], should_stop)
+        all_callbacks = [SaveRun(folder, resumed=True), *callbacks]
+        return _train_one(config, data, folder, checkpoint, all_callbacks, should_stop)
 
 
 def stopping(should_stop: Callable[[], bool] | None) -> Callback:

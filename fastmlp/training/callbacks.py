@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fastmlp.training.checkpoint import RunDirectory
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.environment import in_notebook
+from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.progress import ProgressBar
 from fastmlp.utils.signals import stop_on_signals
 
@@ -58,7 +60,7 @@ class StopWhen(Callback):
 
 
 class StopOnSignals(Callback):
-    """Stops after the present step on Ctrl-C and SIGTERM."""
+    """Stops after the present step on Ctrl-C, SIGTERM and SIGHUP."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -115,18 +117,18 @@ class SaveRun(Callback):
     def on_train_begin(self, trainer: Trainer) -> None:
         (run,) = trainer.runs
         if self._resumed:
+            if self._folder.has_encoding:
+                self._encoding = self._folder.read_encoding()
             self._folder.reopen()
             self._folder.save(run.save_point())
             self._folder.write_config(run.config)
         else:
-            if self._encoding is not None:
-                self._folder.write_encoding(self._encoding)
-            self._folder.write_config(run.config)  # first: it makes the folder that of a run
+            self._write_config(run)  # first: it makes the folder that of a run
             self._folder.save(run.save_point())
 
     def on_run_epoch_end(self, trainer: Trainer, run: TrainingRun, improved: bool) -> None:
         if run.epoch % run.config.save_every == 0 or run.finished:
-            self._folder.save(run.save_point())
+            self._save(run)
         elif improved:
             self._folder.save_best(run.checkpoint)
 
@@ -135,25 +137,34 @@ class SaveRun(Callback):
         if run.error is not None:  # the parameters are lost: resume.pt stays as it was
             if run.checkpoint.history:
                 self._folder.write_metrics(run.checkpoint)
-        elif run.finished:
+        elif not run.finished or not self._folder.whole:
+            self._save(run)
+        if run.checkpoint.history:
+            self._draw(run)
+        if run.finished and run.error is None:
             self._folder.write_summary(run.summary)
-        else:
-            self._folder.save(run.save_point())
 
+    def _save(self, run: TrainingRun) -> None:
+        if not self._folder.whole:
+            warnings.warn(
+                f"{self._folder.path} was removed while the run trained; it is made again",
+                stacklevel=2,
+            )
+            self._write_config(run)
+        self._folder.save(run.save_point())
 
-class DrawCurves(Callback):
-    """Draws the learning curves of a single run into its folder when it ends."""
+    def _write_config(self, run: TrainingRun) -> None:
+        self._folder.write_config(run.config)
+        if self._encoding is not None:
+            self._folder.write_encoding(self._encoding)
 
-    def __init__(self, folder: RunDirectory) -> None:
-        self._folder = folder
-
-    def on_train_end(self, trainer: Trainer) -> None:
-        (run,) = trainer.runs
-        if not run.checkpoint.history:
-            return
+    def _draw(self, run: TrainingRun) -> None:
         from fastmlp.plotting.curves import learning_curves  # matplotlib takes a second to import
 
         network = "-".join(map(str, run.sizes))
-        title = f"{self._folder.path.name}: {trainer.data.name}, {network}"
+        title = f"{self._folder.path.name}: {run.data.name}, {network}"
         best = run.checkpoint.best_record.epoch
-        learning_curves(run.checkpoint.history, best, title, self._folder.path / "curves.png")
+        try:
+            learning_curves(run.checkpoint.history, best, title, self._folder.path / "curves.png")
+        except OSError as error:
+            raise UserError(describe_os_error(error)) from error

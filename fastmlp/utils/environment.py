@@ -30,11 +30,10 @@ def git_commit(checkout: Path) -> str | None:
     """
     if not (checkout / ".git").exists():
         return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty"]
+    command = ["git", "--no-optional-locks", "-C", str(checkout)]  # which leaves the index alone
+    command += ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        answer = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

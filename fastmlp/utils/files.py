@@ -1,11 +1,11 @@
-"""Write files atomically: under a temporary name, then renamed; and lock folders."""
+"""Write files atomically and durably: under a temporary name, then renamed; and lock folders."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -43,16 +43,47 @@ def locked_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, durably; raise :class:`UserError` where that fails."""
+    try:
+        _make_folder(folder)
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
+
+
+def leftovers(folder: Path, *names: str) -> list[Path]:
+    """Return the temporary files that :func:`atomic_path` left in a folder where processes were
+    killed; ``names`` are patterns of what they were to become."""
+    return [path for name in names for path in folder.glob(f".{name}.*.tmp")]
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove those of the files that exist; raise :class:`UserError` where that fails."""
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
+
+
+def previous_generation(target: Path) -> Path:
+    """Return where :func:`atomic_path` keeps what ``target`` held before: ``resume.previous.pt``
+    for ``resume.pt``."""
+    return target.with_suffix(f".previous{target.suffix}")
+
+
 @contextlib.contextmanager
-def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike[str], *, keep_previous: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``target`` that replaces it on success (``os.replace``).
 
     On any error the temporary file is removed and ``target`` stays unchanged. The data is flushed
-    to disk before the rename, so a crash leaves the old file or the new one. Missing parent folders
-    are made. Raises OSError if the folder is not writable.
+    to disk before the rename and the folder after it, so a crash or a power cut leaves the old file
+    or the new one. With ``keep_previous`` the old one stays as :func:`previous_generation`, and for
+    a moment it is the only one. Missing parent folders are made. Raises OSError if the folder is
+    not writable.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
@@ -61,15 +92,20 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        if keep_previous and target.exists():
+            os.replace(target, previous_generation(target))
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(target.parent)
 
 
-def write_bytes(target: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write ``data`` to ``target`` atomically."""
-    with atomic_path(target) as temporary:
+def write_bytes(
+    target: str | os.PathLike[str], data: bytes | memoryview, *, keep_previous: bool = False
+) -> None:
+    """Write ``data`` to ``target`` atomically; see :func:`atomic_path`."""
+    with atomic_path(target, keep_previous=keep_previous) as temporary:
         temporary.write_bytes(data)
 
 
@@ -77,6 +113,33 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) to ``target`` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_file(target: Path, data: bytes | memoryview, *, keep_previous: bool = False) -> None:
+    """Write a file as :func:`write_bytes` does; raise :class:`UserError` where that fails."""
+    try:
+        write_bytes(target, data, keep_previous=keep_previous)
+    except OSError as error:
+        told = OSError(error.errno, error.strerror or str(error), str(target))
+        raise UserError(describe_os_error(told)) from error
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, as SQLite does: where the system can, and without raising,
+    since the files are whole either way."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

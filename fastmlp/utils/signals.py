@@ -1,4 +1,4 @@
-"""Let Ctrl-C finish the current step first."""
+"""Let Ctrl-C and other requests to stop finish the current step first."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+"""The signals that ask a process to stop; Windows has no SIGHUP."""
+
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True after SIGINT (Ctrl-C) or SIGTERM.
+    """Yield a function that returns True after SIGINT (Ctrl-C), SIGTERM or SIGHUP (the terminal has
+    gone).
 
     A second signal acts as if nothing had been installed. A signal that the process ignores (SIGINT
-    of a background job) remains ignored. Outside the main thread, where Python allows no handlers,
-    the function always returns False.
+    of a background job, SIGHUP under nohup) remains ignored. Outside the main thread, where Python
+    allows no handlers, the function always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     stopped = False
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
     # None is a handler that Python did not install and cannot restore.
     before = {
         n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)

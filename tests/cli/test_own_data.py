@@ -9,7 +9,7 @@ from support.tiny import assert_same_run
 
 from fastmlp.cli.predict import main as predict
 from fastmlp.cli.train import main as train
-from fastmlp.training.checkpoint import RunDirectory
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import UserError
 
 pd = pytest.importorskip("pandas")

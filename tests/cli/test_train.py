@@ -23,8 +23,8 @@ from fastmlp.data.splits import DataSplits
 from fastmlp.engines.registry import ENGINES
 from fastmlp.ops._load import native_available
 from fastmlp.training import api as fitting
-from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.config import TrainConfig
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import UserError
 
 QUICK = ["--hidden", "8", "--batch-size", "16", "--epochs", "2", "--threads", "1", "--device=cpu"]

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,13 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert first["test_accuracy"] == second["test_accuracy"]
     assert first["test_loss"] == second["test_loss"]
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change values in a JSON file of ours, as a user would: without its digest."""
+    values = {**json.loads(path.read_text()), **changes}
+    del values["sha256"]
+    path.write_text(json.dumps(values))
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -72,35 +72,6 @@ def test_stopped_anywhere_a_sweep_goes_on_bit_by_bit(
     assert_same_sweep(tmp_path, whole[halving])
 
 
-class Killed(BaseException):
-    """Stands for a kill -9 between two system calls."""
-
-
-@pytest.mark.parametrize("survived", [0, 1, 3, 8, 9, 10, 11])
-def test_killed_at_any_write_a_sweep_goes_on_bit_by_bit(
-    survived: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[bool, Path]
-) -> None:
-    monkeypatch.setattr("fastmlp.sweeps.checkpoint.SAVE_SECONDS", 0.0)
-    import fastmlp.utils.files as files
-
-    os_replace, left = files.os.replace, survived
-
-    def replace_or_die(source: Any, target: Any) -> None:
-        nonlocal left
-        if left == 0:
-            raise Killed
-        left -= 1
-        os_replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("fastmlp.utils.files.os.replace", replace_or_die)
-        with pytest.raises(Killed):  # after nine saves come results.csv, epochs.csv, best.toml
-            sweep(BASE, MIXED, data=DATA, out=tmp_path)
-    (tmp_path / ".resume-0.pt.0123.tmp").write_bytes(b"half")  # what a real kill leaves
-    sweep(BASE, MIXED, data=DATA, out=tmp_path)
-    assert_same_sweep(tmp_path, whole[False])
-
-
 def test_a_real_process_killed_after_a_save(tmp_path: Path, whole: dict[bool, Path]) -> None:
     done = subprocess.run(
         [sys.executable, str(tiny_sweep.__file__), str(tmp_path)],
@@ -217,7 +188,8 @@ def test_a_folder_that_is_not_as_it_was(tmp_path: Path) -> None:
     right = (tmp_path / "resume-0.pt").read_bytes()
     for damaged in (right[:-100], b"", b"a text"):
         (tmp_path / "resume-0.pt").write_bytes(damaged)
-        refused("resume-0.pt is damaged, so the sweep cannot go on; remove it", out=tmp_path)
+        (tmp_path / "resume-0.previous.pt").write_bytes(damaged)
+        refused(", so the sweep cannot go on; remove it", out=tmp_path)
     for odd in ([1], {"a": 3}, {"a": {}}):
         torch.save(odd, tmp_path / "resume-0.pt")
         refused("resume-0.pt is damaged", out=tmp_path)

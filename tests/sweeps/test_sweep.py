@@ -30,9 +30,9 @@ from fastmlp.sweeps.results import SweepResult, Trial, make_result, mean_sd
 from fastmlp.sweeps.sweep import sweep
 from fastmlp.training import api as fitting
 from fastmlp.training.api import fit
-from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.config import OPTIONS, TrainConfig
 from fastmlp.training.run import RunResult
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.training.trainer import Trainer
 from fastmlp.utils.errors import UserError
 

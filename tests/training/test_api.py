@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from support.tiny import (
     FEATURES,
     assert_same_run,
     assert_same_tensors,
+    edit_json,
     rows,
     tensors,
     tiny_data,
@@ -31,6 +31,7 @@ from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run import DivergedError, RunResult
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.formats import read_json
 
 DATA = tiny_data()
 # 12 steps an epoch, with a chance to stop after each; more threads only slow it down.
@@ -132,6 +133,7 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
         "best.pt",
         "last.pt",
         "resume.pt",
+        "resume.previous.pt",
         "summary.json",
         "curves.png",
     }
@@ -151,7 +153,7 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
     accuracy = (model(apply(val.images)).argmax(1) == val.labels).float().mean().item()
     assert max(float(row["val_acc"]) for row in table) == pytest.approx(accuracy, abs=1e-6)
     assert_same_tensors(tensors(folder / "best.pt"), run.best_parameters)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     accuracy = (model(apply(test.images)).argmax(1) == test.labels).float().mean().item()
     assert summary["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert summary == run.summary
@@ -159,7 +161,7 @@ def test_the_files_of_a_run(tmp_path: Path, draws: None) -> None:
     assert (summary["dataset"], summary["synthetic"], summary["seed"]) == ("tiny0", False, 0)
     assert summary["versions"]["torch"] == torch.__version__
     assert {"engine", "engine_reason", "device_name", "git_commit"} <= set(summary)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     assert config["engine"] in ("blocked", "reference")  # "auto" is resolved
     assert config["threads"] == 1
     assert config == summary["config"]
@@ -215,51 +217,6 @@ def test_the_best_is_saved_at_once_and_the_rest_every_few_epochs(tmp_path: Path)
     assert len(rows(tmp_path)) == 4
 
 
-class Killed(BaseException):
-    """Stands for a kill -9 between two system calls."""
-
-
-def test_killed_at_any_write_a_run_goes_on_bit_by_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fit(CONFIG, DATA, out=tmp_path / "whole")
-    import fastmlp.utils.files as files
-
-    os_replace = files.os.replace
-    for survived in range(100):
-        folder, left = tmp_path / f"{survived}", survived
-
-        def replace_or_die(source: Any, target: Any) -> None:
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            os_replace(source, target)
-
-        monkeypatch.setattr("fastmlp.utils.files.os.replace", replace_or_die)
-        try:
-            fit(CONFIG, DATA, out=folder)
-            finished = True
-        except Killed:
-            finished = False
-        monkeypatch.setattr("fastmlp.utils.files.os.replace", os_replace)
-        for path in folder.glob("*"):
-            if path.suffix == ".pt":
-                tensors(path)
-            elif path.suffix == ".json":
-                json.loads(path.read_text())
-        if (folder / "resume.pt").exists():
-            (folder / ".last.pt.0123.tmp").write_bytes(b"half")  # what a real kill leaves
-            resume(folder, DATA)
-            assert_same_run(folder, tmp_path / "whole")
-        else:
-            assert survived < 4  # nothing was trained yet
-            assert (folder / "config.json").exists() == (survived > 0)  # the first of all files
-        if finished:
-            break
-    assert survived > 12
-
-
 def test_resuming_puts_the_files_right_at_once(tmp_path: Path) -> None:
     fit(CONFIG, DATA, out=tmp_path, should_stop=stop_after(20))
     right = {name: tensors(tmp_path / name) for name in ("best.pt", "last.pt")}
@@ -294,8 +251,7 @@ def test_a_run_from_a_machine_with_a_gpu_goes_on_without_one(
     config = replace(CONFIG, engine="auto")
     fit(config, DATA, out=tmp_path / "whole")
     fit(config, DATA, out=tmp_path / "run", should_stop=stop_after(5))
-    path = tmp_path / "run" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "device": "cuda:0"}))
+    edit_json(tmp_path / "run" / "config.json", device="cuda:0")
     with pytest.raises(UserError, match="device cuda:0 is not there: PyTorch sees no GPU"):
         resume(tmp_path / "run", DATA)
     run = resume(tmp_path / "run", DATA, device="cpu")
@@ -319,13 +275,14 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is not the folder of a run"):
         resume(tmp_path / "empty", DATA)
-    config = json.loads((run / "config.json").read_text())
+    config = (run / "config.json").read_bytes()
     for changed, words in (
         ({"hidden": [17]}, "parameters must be"),
         ({"batch_size": 16}, "7 steps of 6 are done"),
         ({"batch_size": 4}, "7 steps of 23 are done, on 56 images"),
     ):
-        (run / "config.json").write_text(json.dumps({**config, **changed}))
+        (run / "config.json").write_bytes(config)
+        edit_json(run / "config.json", **changed)
         with pytest.raises(UserError, match=rf"resume\.pt does not fit config\.json: {words}"):
             resume(run, DATA)
 

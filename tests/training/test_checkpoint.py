@@ -13,13 +13,9 @@ import pytest
 import torch
 
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord
-from fastmlp.training.checkpoint import (
-    Checkpoint,
-    RunDirectory,
-    state_from_dict,
-    state_to_dict,
-)
+from fastmlp.training.checkpoint import Checkpoint, state_from_dict, state_to_dict
 from fastmlp.training.config import TrainConfig
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import UserError
 
 
@@ -36,7 +32,7 @@ def state() -> Checkpoint:
         history=[record(1), record(2, 0.75), record(3, 0.75)],
         partial=EpochMetrics(2, 16, 3.5, 4),
         partial_seconds=0.25,
-        best={"0.weight": torch.zeros(3, 4)},
+        best={"0.weight": torch.zeros(3, 4), "0.bias": torch.ones(3)},
         seconds=7.5,
     )
 
@@ -90,10 +86,11 @@ def test_configuration_and_summary(tmp_path: Path) -> None:
         folder.write_summary(damage)
         with pytest.raises(UserError, match=r"summary.json is damaged: .* is not a number"):
             folder.read_summary()
-    (tmp_path / ".best.pt.12.tmp").write_text("half")
     folder.reopen()
     assert not folder.finished
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / ".best.pt.12.tmp").write_text("half")
+    with RunDirectory.existing(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.json"}
 
 
 def test_a_new_folder_is_empty(tmp_path: Path) -> None:
@@ -102,6 +99,7 @@ def test_a_new_folder_is_empty(tmp_path: Path) -> None:
         with RunDirectory.new(path) as folder:
             assert folder.path == path
             folder.write_config(TrainConfig())
+            folder.save(state())
     (tmp_path / "file").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     for path in (tmp_path, tmp_path / "file", tmp_path / "empty"):
@@ -122,6 +120,7 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with RunDirectory.new(path) as folder:
         intrude(RunDirectory.new)
         folder.write_config(TrainConfig())
+        folder.save(state())
         intrude(RunDirectory.existing)
     with RunDirectory.existing(path) as folder:
         assert folder.path == path
@@ -166,7 +165,7 @@ def test_a_damaged_resume_file(tmp_path: Path, damage: Callable[[bytes], bytes])
     folder.save(state())
     path = tmp_path / "resume.pt"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"resume.pt is damaged, so the run cannot be resumed"):
+    with pytest.raises(UserError, match=r"resume.pt is damaged.*, so the run cannot be resumed"):
         folder.read_state()
 
 
@@ -203,7 +202,7 @@ def test_whatever_the_unpickler_raises(
     def load(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("fastmlp.training.checkpoint.torch.load", load)
+    monkeypatch.setattr("fastmlp.utils.formats.torch.load", load)
     (tmp_path / "resume.pt").touch()
     with pytest.raises(UserError, match=r"resume.pt is damaged"):
         RunDirectory(tmp_path).read_state()
@@ -226,6 +225,9 @@ def test_a_resume_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     folder = RunDirectory(tmp_path)
+    with pytest.raises(UserError, match=r"was stopped before its first save; start it again"):
+        folder.read_state()
+    (tmp_path / "best.pt").touch()
     with pytest.raises(UserError, match=r"resume.pt is missing, so the run cannot be resumed"):
         folder.read_state()
     for text, words in (

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import fastmlp
-from fastmlp.training.checkpoint import RunDirectory
 from fastmlp.training.own_data import prepare, split_rows
 from fastmlp.training.predictor import Encoding, Predictor
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import UserError
 
 pd = pytest.importorskip("pandas")
