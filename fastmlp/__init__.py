@@ -5,6 +5,10 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
+from fastmlp.utils.signals import end_commands_at_once as _end_commands_at_once
+
+_end_commands_at_once()  # before the imports that take a second
+
 from fastmlp import manual
 from fastmlp.nn import functional
 from fastmlp.nn.modules import MLP, CrossEntropyLoss, Linear, LinearReLU, ReLU

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from fastmlp.cli.parser import run_command
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.signals import interrupt_as_usual
 
 COMMANDS = {
     "train": "train a network on CIFAR-10 or data of your own",
@@ -33,5 +34,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command; try {', '.join(COMMANDS)}", EXIT_USAGE)
-    code: int = importlib.import_module(f"fastmlp.cli.{name}").main(argv[1:])
+    module = importlib.import_module(f"fastmlp.cli.{name}")
+    interrupt_as_usual()
+    code: int = module.main(argv[1:])
     return code

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from fastmlp.utils.errors import (
     EXIT_FAILURE,
@@ -36,6 +38,7 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None)
     """Run ``main(argv)`` and exit with its code; a :class:`UserError` or ``OSError`` becomes one
     line on standard error."""
     _prepare_streams()
+    warnings.formatwarning = _one_line
     try:
         code = main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -73,11 +76,43 @@ def as_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+class _Terminal(io.FileIO):
+    """A terminal. Where it is gone, what is written to it is lost, and the program whose window was
+    closed comes to save what it has."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
 def _prepare_streams() -> None:
     """Escape what the terminal's encoding lacks, and drop what is written to a stream that the
     caller closed (``2>&-``), instead of ending in a traceback."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open to the end)
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout = _prepared(sys.stdout)
+    sys.stderr = _prepared(sys.stderr)
+
+
+def _prepared(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        return open(os.devnull, "w")
+    if isinstance(stream, io.TextIOWrapper):
+        if stream.isatty():
+            raw = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+            stream = io.TextIOWrapper(raw, encoding=stream.encoding, line_buffering=True)
+        stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Return a warning as a command shows it."""
+    return f"fastmlp: warning: {message}\n"

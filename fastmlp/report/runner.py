@@ -6,12 +6,13 @@ in ``parts``, the finished experiments, from which a stopped run resumes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ from fastmlp.report.results import Material, make_results
 from fastmlp.report.sections import in_short, make_report
 from fastmlp.training import api as fitting
 from fastmlp.utils.environment import device_name, git_commit
-from fastmlp.utils.files import write_text
+from fastmlp.utils.files import locked_folder, make_folder, remove_files, write_text
 
 MARKER = ".report"
 """An empty file that marks the folder of a report."""
@@ -53,12 +54,19 @@ class ReportCallback(Protocol):
         """Report that all experiments are finished; pictures and files follow."""
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make ``folder``, mark it as a report's, and remove what a killed run left half-written."""
-    folder.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def report_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder of a report, made and marked as one, without what killed runs left
+    half-written; raise :class:`UserError` where another process holds it."""
+    _mark(folder)
+    with locked_folder(folder):
+        remove_files(folder.rglob(".*.tmp"))
+        yield
+
+
+def _mark(folder: Path) -> None:
+    make_folder(folder)
     (folder / MARKER).touch()
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def run_report(
@@ -72,13 +80,26 @@ def run_report(
 ) -> list[Point]:
     """Train what is not cached in ``folder`` yet, write the report, and return its main findings.
 
-    Raises :class:`Stopped` once ``should_stop`` is true and OSError if ``folder`` is not writable.
+    Raises :class:`Stopped` once ``should_stop`` is true, OSError if ``folder`` is not writable and
+    :class:`UserError` where another process uses it.
     """
-    prepare_folder(folder)
+    with report_folder(folder):
+        return _run_report(plan, dataset, data, folder, quick, callback, should_stop)
+
+
+def _run_report(
+    plan: list[Study],
+    dataset: Dataset,
+    data: DataSplits,
+    folder: Path,
+    quick: bool,
+    callback: ReportCallback,
+    should_stop: Callable[[], bool],
+) -> list[Point]:
     config = next(iter(plan[0].configs.values()))
     device = torch.device(config.device)
     checks = check_layers(device)
-    done = _train_all(plan, data, StudyCache(folder / "parts"), callback, should_stop)
+    done = _train_all(plan, data, folder, callback, should_stop)
     material = Material(
         data,
         plan,
@@ -101,11 +122,12 @@ def run_report(
 def _train_all(
     plan: list[Study],
     data: DataSplits,
-    cache: StudyCache,
+    folder: Path,
     callback: ReportCallback,
     should_stop: Callable[[], bool],
 ) -> dict[str, list[StudyPart]]:
     """Return the parts of each study in the order of their seeds, training those not cached."""
+    cache = StudyCache(folder / "parts")
     keys = {(s.name, seed): _key(s, data, seed) for s in plan for seed in range(s.seeds)}
     found = {place: cache.load(*place, key) for place, key in keys.items()}
     parts = {place: part for place, part in found.items() if part is not None}
@@ -129,6 +151,7 @@ def _train_all(
 
             for seed, part in _train(study, seeds, data, on_epoch, should_stop).items():
                 parts[study.name, seed] = part
+                _mark(folder)  # which may have been removed under way
                 cache.save(study.name, seed, keys[study.name, seed], part)
             done += cost
     return {study.name: [parts[study.name, seed] for seed in range(study.seeds)] for study in plan}
@@ -197,6 +220,7 @@ def _write(
             pictures[name] = Path(scratch) / f"{name}.png"
             draw(pictures[name])
         page = make_report(material, pictures)
+    _mark(folder)
     write_text(folder / "results.json", _json(make_results(material)))
     write_text(folder / "report.html", page)
 

@@ -71,7 +71,7 @@ def fit_many(
     data = data or load_splits(configs[0])
     threads = configs[0].threads or torch.get_num_threads()
     configs = [replace(config, threads=threads) for config in configs]
-    callbacks = [*callbacks, ShowBar(), stopping(should_stop)]
+    callbacks = [stopping(should_stop), *callbacks, ShowBar()]
     if on_epoch is not None:
         callbacks.append(_CountEpochs(on_epoch, max(config.epochs for config in configs)))
     with thread_count(threads):
@@ -146,7 +146,7 @@ def _train_one(
         config = replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
     with thread_count(config.threads):
         trainer = Trainer(
-            [config], data, [checkpoint], [*callbacks, ShowBar(), stopping(should_stop)]
+            [config], data, [checkpoint], [stopping(should_stop), *callbacks, ShowBar()]
         )
         trainer.fit(test=True)
     (run,) = trainer.runs

@@ -110,9 +110,10 @@ def write_bytes(
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` (UTF-8) to ``target`` atomically."""
+    """Write ``text`` (UTF-8) to ``target`` atomically; bytes of a file's name that are no UTF-8 are
+    written as escapes."""
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_file(target: Path, data: bytes | memoryview, *, keep_previous: bool = False) -> None:

@@ -80,7 +80,7 @@ def test_a_report_and_the_same_command_again(
     )
     assert "The report is out/report.html" in out
     assert {path.name for path in Path("out").iterdir()} == {
-        *("report.html", "results.json", "parts", ".report"),
+        *("report.html", "results.json", "parts", ".report", ".lock"),
     }
     first = results()
     assert first["studies"]["network"]["networks"]["default"]["test_acc"]["count"] == 2
