@@ -30,12 +30,18 @@ def git_commit(checkout: Path) -> str | None:
     """
     if not (checkout / ".git").exists():
         return None
-    command = ["git", "--no-optional-locks", "-C", str(checkout)]  # which leaves the index alone
-    command += ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        commit = _git(checkout, "rev-parse", "HEAD")
+        # unlike "describe --dirty" it leaves the index alone
+        changed = _git(checkout, "--no-optional-locks", "status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(checkout), *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return answer.stdout.strip()
 
 

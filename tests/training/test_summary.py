@@ -47,6 +47,10 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
     assert git_commit(checkout) == commit
     (checkout / "file").write_text("two")
     assert git_commit(checkout) == f"{commit}-dirty"
+    (checkout / "file").write_text("one")  # as committed, later: git would note that in its index
+    index = (checkout / ".git" / "index").read_bytes()
+    assert git_commit(checkout) == commit
+    assert (checkout / ".git" / "index").read_bytes() == index
     assert git_commit(checkout / "package") is None  # inside some checkout, but not its top
     assert git_commit(tmp_path) is None
 
