@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fastmlp.data.cifar10 import ARCHIVES, Archive
+from fastmlp.data.digests import write_sums
 from fastmlp.data.mirror import (
     NETWORK_ERRORS,
     Mirror,
@@ -272,16 +273,21 @@ def _extract(archive: Archive, path: Path, folder: Path) -> None:
         unpacked = Path(scratch, folder.name)
         unpacked.mkdir()
         missing = {f"{archive.folder}/{name}": name for name in archive.members}
+        sums = {}
         try:
             with tarfile.open(path, "r:gz") as tar:
                 for member in tar:
                     name = missing.pop(member.name, None)
                     if name is not None:
-                        _extract_member(tar, member, archive.members[name], unpacked / name)
+                        size, target = archive.members[name], unpacked / name
+                        sums[name] = _extract_member(tar, member, size, target)
             if missing:
                 raise tarfile.ReadError(f"{', '.join(missing)} missing")
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it and run again.") from error
+            raise UserError(
+                f"{path} is damaged ({printable(error)}); delete it and run again."
+            ) from error
+        write_sums(unpacked, sums)
         _sync(unpacked)
         os.rename(unpacked, folder)
         _sync(folder.parent)
@@ -296,14 +302,19 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int, target: Path) -> None:
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int, target: Path) -> str:
+    """Write a member to ``target`` and return its SHA-256."""
     source = tar.extractfile(member) if member.isreg() and member.size == size else None
     if source is None:
         raise tarfile.ReadError(f"{member.name} is not a regular file of {size:,} bytes")
+    digest = hashlib.sha256()
     with source, open(target, "xb") as file:
-        shutil.copyfileobj(source, file)
+        while block := source.read(1 << 20):
+            digest.update(block)
+            file.write(block)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _not_stored(root: Path, error: OSError) -> str:

@@ -30,3 +30,8 @@ def without_secrets(url: str) -> str:
         return url.rpartition("@")[2].partition("?")[0].partition("#")[0]
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def quoted(value: object, longest: int = 80) -> str:
+    """Return a name or a cell of somebody's table as messages quote it."""
+    return printable(repr(value), longest)

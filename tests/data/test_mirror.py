@@ -14,10 +14,13 @@ from support.cifar10_files import assert_holds, make_batches, make_tiny, visible
 from fastmlp.data import download, mirror
 from fastmlp.data.download import DownloadError
 
+LARGEST = 64 << 20
+"""Bytes that a host sends, of an answer without end."""
+
 
 class Host:
-    """Sends the same bytes to whoever connects, endlessly the last of them where there are two;
-    keeps the requests that came and how much was sent."""
+    """Sends ``answer`` to whoever connects, and then ``forever`` for as long as it is taken, up to
+    LARGEST; keeps the requests that came and how much was sent."""
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -35,7 +38,7 @@ class Host:
                     return
                 self.requests.append(request.decode())
                 connection.sendall(self.answer)
-                while self.forever:
+                while self.forever and self.sent < LARGEST:
                     self.sent += connection.send(self.forever)
 
     def close(self):
@@ -87,7 +90,7 @@ def test_a_page_without_end_beside_a_redirection_is_not_read(host, tmp_path):
     host.answer = b"HTTP/1.1 302 Found\r\nLocation: ftp://elsewhere/x\r\n\r\n"
     host.forever = b"x" * (1 << 16)
     assert "another address, which is none of the web" in refusal(tmp_path, host.url)
-    assert host.sent < 64 << 20
+    assert host.sent < LARGEST
 
 
 ANSWERS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastmlp.utils.untrusted import printable, without_secrets
+from fastmlp.utils.untrusted import printable, quoted, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,8 @@ def test_a_long_text_is_cut(text):
 )
 def test_an_address_is_shown_without_secrets(url, shown):
     assert without_secrets(url) == shown
+
+
+def test_a_cell_is_quoted_as_text_or_number():
+    assert [quoted("a'b\x1b"), quoted(1.5), quoted(None)] == ['"a\'b\\x1b"', "1.5", "None"]
+    assert len(quoted("x" * 1000)) == 80
