@@ -5,9 +5,11 @@ Nothing here touches the network or writes a file, and nothing in a data file is
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 
-from fastmlp.data.pickles import PickleError, read_dictionary
+from fastmlp.data.digests import SUMS, check_sum, read_sums
+from fastmlp.data.pickles import LARGEST, PickleError, read_dictionary
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import printable
 
 DIRECTORY_VARIABLE = "FASTMLP_DATA"
 """The environment variable that names the data folder."""
@@ -34,7 +38,8 @@ class Archive:
     """One of the official archives.
 
     ``members`` are the files of its folder with their sizes in bytes: the five training batches in
-    order, the test batch, the class names.
+    order, the test batch, the class names. ``md5`` are their digests, where their authors or
+    ``torchvision.datasets`` give them.
     """
 
     url: str
@@ -42,6 +47,7 @@ class Archive:
     sha256: str
     folder: str
     members: Mapping[str, int]
+    md5: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def filename(self) -> str:
@@ -72,6 +78,14 @@ PYTHON = Archive(
         "data_batch_5": 31_035_623,
         "test_batch": 31_035_526,
         "batches.meta": 158,
+    },
+    md5={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
     },
 )
 ARCHIVES = (BINARY, PYTHON)
@@ -114,14 +128,21 @@ def find_folder(root: Path) -> tuple[Archive, Path] | None:
 def read(archive: Archive, folder: Path) -> tuple[Images, Labels]:
     """Return images (60000, 3072) uint8 and labels (60000,) int64, the test batch last.
 
-    Raises UserError that names the file which is missing or wrong.
+    Raises UserError that names the file which is missing or wrong: a file that is not what
+    ``SHA256SUMS`` beside it says or, where there is none, one of an official file's size that has
+    not the official digest.
     """
-    parse = _parse_pickle if archive.folder == PYTHON.folder else _parse_binary
+    pickled = archive.folder == PYTHON.folder
+    sums = read_sums(folder)
     images, labels = [], []
     for path in (folder / name for name in list(archive.members)[:6]):
         if not path.is_file():
             raise _refusal(path, "is missing")
-        pixels, indices = parse(path)
+        content = _content(path, LARGEST if pickled else BATCH * (1 + PIXELS))
+        check_sum(path, content, sums)
+        if path.name not in sums:
+            _check_official(archive, path, content)
+        pixels, indices = (_parse_pickle if pickled else _parse_binary)(path, content)
         if indices.min() < 0 or indices.max() > 9:
             raise _refusal(path, f"has labels from {indices.min()} to {indices.max()}, not 0 to 9")
         images.append(pixels)
@@ -129,24 +150,39 @@ def read(archive: Archive, folder: Path) -> tuple[Images, Labels]:
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _parse_binary(path: Path) -> tuple[Images, Labels]:
+def _content(path: Path, most: int) -> Images:
+    """Return the bytes of a file, of ``most`` at most and one more where it has more."""
+    return np.fromfile(path, np.uint8, count=most + 1)
+
+
+def _check_official(archive: Archive, path: Path, content: Images) -> None:
+    """Raise UserError where a file has the size of the official one and another digest; one of
+    another size is another writing of the same data."""
+    wanted = archive.md5.get(path.name)
+    if wanted is None or len(content) != archive.members[path.name]:
+        return
+    if hashlib.md5(content.data, usedforsecurity=False).hexdigest() != wanted:
+        problem = f"is damaged, or no official file: it has the size of one, not its MD5 ({SUMS} in"
+        raise _refusal(path, f"{problem} its folder would say what it should be)")
+
+
+def _parse_binary(path: Path, content: Images) -> tuple[Images, Labels]:
     """Read a file of the binary layout: records of one byte of label and 3072 of image."""
-    size, wanted = path.stat().st_size, BATCH * (1 + PIXELS)
-    if size != wanted:
-        raise _refusal(path, f"has {size:,} bytes, not {wanted:,}")
-    records = np.fromfile(path, np.uint8).reshape(BATCH, 1 + PIXELS)
+    wanted = BATCH * (1 + PIXELS)
+    if len(content) != wanted:
+        raise _refusal(path, f"has {path.stat().st_size:,} bytes, not {wanted:,}")
+    records = content.reshape(BATCH, 1 + PIXELS)
     return records[:, 1:], records[:, 0].astype(np.int64)
 
 
-def _parse_pickle(path: Path) -> tuple[Images, Labels]:
+def _parse_pickle(path: Path, content: Images) -> tuple[Images, Labels]:
     """Read a file of the pickled layout: a dictionary with ``data``, an array, and ``labels``."""
-    with open(path, "rb") as file:
-        try:
-            batch = read_dictionary(file)
-            images: Any = batch.get("data")
-            labels = np.asarray(batch.get("labels")).astype(np.int64, casting="same_kind")
-        except (PickleError, TypeError, ValueError, OverflowError) as error:
-            raise _refusal(path, f"cannot be read ({error})") from error
+    try:
+        batch = read_dictionary(io.BytesIO(content.data))
+        images: Any = batch.get("data")
+        labels = np.asarray(batch.get("labels")).astype(np.int64, casting="same_kind")
+    except (PickleError, TypeError, ValueError, OverflowError) as error:
+        raise _refusal(path, f"cannot be read ({printable(error)})") from error
     if getattr(images, "dtype", None) != np.uint8 or images.shape != (BATCH, PIXELS):
         raise _refusal(path, f"has no uint8 array of {BATCH:,} x {PIXELS:,} as its data")
     if labels.shape != (BATCH,):

@@ -15,7 +15,7 @@ import torch
 
 from fastmlp.data import synthetic
 from fastmlp.data.cifar10 import ARCHIVES, Archive, find_folder, read, search_path
-from fastmlp.data.download import DownloadError, fetch, unpack
+from fastmlp.data.download import DownloadError, fetch, tidy, unpack
 from fastmlp.data.images import ImageSet, load_images
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
@@ -107,6 +107,7 @@ def _find(root: Path, progress: bool) -> Dataset | None:
     """Load CIFAR-10 from ``root``: one of its folders, or the parent of one or of an archive."""
     unpacked = find_folder(root)
     if unpacked is not None:
+        tidy(unpacked[1].parent)
         return _read(*unpacked)
     for archive in ARCHIVES:
         path = root / archive.filename

@@ -10,35 +10,41 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import shutil
+import stat
 import sys
 import tarfile
 import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO, NoReturn
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fastmlp.data.cifar10 import ARCHIVES, Archive
+from fastmlp.data.digests import write_sums
+from fastmlp.data.mirror import (
+    NETWORK_ERRORS,
+    Mirror,
+    describe_network_error,
+    offer,
+    parse_url,
+)
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import printable
 
 URL_VARIABLE = "FASTMLP_CIFAR10_URL"
 """The environment variable that names a mirror."""
 
-TIMEOUT = 20.0
-"""Seconds without a byte after which a connection is considered broken."""
 RETRY_PAUSES = (1.0, 5.0, 15.0, 60.0)
 """Seconds to wait before each retry of an interrupted download."""
+
+
+UNPACKING = ".tmp"
+"""How the names of folders end that are being unpacked."""
 
 
 class DownloadError(UserError):
@@ -52,21 +58,21 @@ def fetch(root: Path, url: str | None = None, *, progress: bool = True) -> tuple
     official host. Resumes an earlier download. ``progress`` reports on standard error. Raises
     DownloadError, or UserError for a malformed URL.
     """
-    url = url or os.environ.get(URL_VARIABLE) or ARCHIVES[0].url
-    archive = _archive_at(url)
+    mirror = parse_url(url or os.environ.get(URL_VARIABLE) or ARCHIVES[0].url)
+    archive = _archive_at(mirror)
     folder = root / archive.folder
     part = root / f"{archive.filename}.part"
     with _locked(root, progress):
         if not folder.is_dir():  # else another process brought it while this one waited
             if progress:
-                _announce(archive, url, part)
-            _download(archive, url, part, progress)
+                _announce(archive, mirror, part)
+            _download(archive, mirror, part, progress)
             difference = _difference(archive, part)
             if difference:
                 part.unlink()
                 raise DownloadError(
-                    f"What came from {url} {difference}, so it is not the official archive and"
-                    " was deleted; try again or pass another data_url."
+                    f"What came from {mirror.name} {difference}, so it is not the official archive"
+                    " and was deleted; try again or pass another data_url."
                 )
             _extract(archive, part, folder)
             part.unlink()
@@ -93,16 +99,38 @@ def unpack(archive: Archive, path: Path, root: Path, *, progress: bool = True) -
     return folder
 
 
-def _archive_at(url: str) -> Archive:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        valid = False
-    if not valid:
-        message = f"data_url must be an http:// or https:// address, got {url!r}."
-        raise UserError(message, options=("data_url",))
-    named = (archive for archive in ARCHIVES if parts.path.endswith(archive.filename))
+def tidy(root: Path) -> None:
+    """Remove from ``root`` what killed processes left there: folders half unpacked, and what is
+    left of downloads that have been unpacked. Does nothing while another process fills ``root`` or
+    where it cannot be written to."""
+    if _leftovers(root):
+        with contextlib.suppress(Timeout, OSError):  # they harm nobody
+            lock = FileLock(root / ".fastmlp.lock", fallback_to_soft=False)
+            with lock.acquire(timeout=0):
+                _remove_leftovers(root)
+
+
+def _leftovers(root: Path) -> list[Path]:
+    found: list[Path] = []
+    for archive in ARCHIVES:
+        found += root.glob(f".{archive.folder}.*{UNPACKING}")
+        part = root / f"{archive.filename}.part"
+        if (root / archive.folder).is_dir() and part.is_file():
+            found.append(part)
+    return found
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove them, with the lock held."""
+    for path in _leftovers(root):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _archive_at(mirror: Mirror) -> Archive:
+    named = (archive for archive in ARCHIVES if mirror.path.endswith(archive.filename))
     return next(named, ARCHIVES[0])
 
 
@@ -122,17 +150,16 @@ def _locked(root: Path, progress: bool) -> Iterator[None]:
                 print(f"Waiting for another process that fills {root}.", file=sys.stderr)
             held = lock.acquire()
         with held:
+            _remove_leftovers(root)
             yield
     except OSError as error:
-        raise DownloadError(
-            f"Could not store CIFAR-10 in {root}: {_reason(error)}; it takes 360 MB there and"
-            " permission to write; pass another data_dir."
-        ) from error
+        raise DownloadError(_not_stored(root, error)) from error
 
 
-def _announce(archive: Archive, url: str, part: Path) -> None:
-    lines = [f"Downloading CIFAR-10 ({archive.size / 1e6:.0f} MB) from {url} to {part.parent}."]
-    if url == archive.url:
+def _announce(archive: Archive, mirror: Mirror, part: Path) -> None:
+    size = f"{archive.size / 1e6:.0f} MB"
+    lines = [f"Downloading CIFAR-10 ({size}) from {mirror.name} to {part.parent}."]
+    if mirror.url == archive.url:
         lines.append("The official host is slow: this may take the better part of an hour.")
     lines += [
         "  Ctrl-C is safe: the next run resumes where this one stopped.",
@@ -142,9 +169,9 @@ def _announce(archive: Archive, url: str, part: Path) -> None:
     print("\n".join(lines), file=sys.stderr)
 
 
-def _download(archive: Archive, url: str, part: Path, progress: bool) -> None:
+def _download(archive: Archive, mirror: Mirror, part: Path, progress: bool) -> None:
     """Append to ``part`` until it has the archive's size."""
-    with open(part, "ab") as file:
+    with _open_part(part) as file:
         if file.tell() > archive.size:  # whatever it is, it is not a beginning of this archive
             _empty(file)
         longest = file.tell()
@@ -159,60 +186,60 @@ def _download(archive: Archive, url: str, part: Path, progress: bool) -> None:
         ) as bar:
             while file.tell() < archive.size:
                 try:
-                    _receive(archive, url, file, bar)
-                except (OSError, HTTPException, UnicodeError) as error:
+                    _receive(archive, mirror, file, bar)
+                except NETWORK_ERRORS as error:
                     if file.tell() > longest:
                         longest, pauses = file.tell(), iter(RETRY_PAUSES)
                     pause = next(pauses, None)
                     if pause is None:
                         raise DownloadError(
-                            f"Could not download {url}: {_reason(error)} (after {file.tell():,} of"
-                            f" {archive.size:,} bytes); check the network and run again to resume,"
-                            " or pass a mirror as data_url."
+                            f"Could not download {mirror.name}: {describe_network_error(error)}"
+                            f" (after {file.tell():,} of {archive.size:,} bytes); check the network"
+                            " and run again to resume, or pass a mirror as data_url."
                         ) from error
                     time.sleep(pause)
 
 
-def _receive(archive: Archive, url: str, file: BinaryIO, bar: tqdm[NoReturn]) -> None:
-    """Request what ``file`` still lacks and append it.
+def _open_part(part: Path) -> BinaryIO:
+    """Open ``part``, made if missing, at its end; raise DownloadError unless it is a file of its
+    own: what a link names is somebody else's."""
+    if part.is_symlink() or (part.exists() and not stat.S_ISREG(part.stat().st_mode)):
+        raise DownloadError(f"{part} is a link or no file, which nothing is written to; remove it.")
+    return open(part, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666))
 
-    Raises OSError or HTTPException for a broken connection, DownloadError for another file.
+
+def _receive(archive: Archive, mirror: Mirror, file: BinaryIO, bar: tqdm[NoReturn]) -> None:
+    """Request what ``file`` still lacks and append it, and no byte beyond.
+
+    Raises one of NETWORK_ERRORS for a broken connection, DownloadError for another file and where
+    the disk takes no more.
     """
     start = file.tell()
-    headers = {"User-Agent": "fastmlp"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
-    except HTTPError as error:
-        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
-            raise
+    response = mirror.ask(start)
+    if response is None:
         _empty(file)  # the host's file ends before ours: ask again, from the beginning
         return
     with response:
-        offset, size = _offer(response)
+        offset, size = offer(response)
         if size != archive.size:  # checked before a byte of ours is given up for it
             raise DownloadError(
-                f"{url} answers with {'an unknown number of' if size is None else f'{size:,}'}"
-                f" bytes where the official {archive.filename} has {archive.size:,}; pass another"
-                " data_url."
+                f"{mirror.name} answers with"
+                f" {'an unknown number of' if size is None else f'{size:,}'} bytes where the"
+                f" official {archive.filename} has {archive.size:,}; pass another data_url."
             )
         if offset == 0:  # the host does not know ranges and sends the file from the beginning
             _empty(file)
         elif offset != start:
             raise ConnectionError("the host sent another part of the file than it was asked for")
-        while chunk := response.read1(1 << 16):
-            file.write(chunk)
+        while chunk := response.read1(min(1 << 16, archive.size - file.tell())):
+            try:
+                file.write(chunk)
+                file.flush()
+            except OSError as error:  # which is none of the network's
+                raise DownloadError(_not_stored(Path(file.name).parent, error)) from error
             bar.update(file.tell() - bar.n)
     if file.tell() < archive.size:
         raise ConnectionError("the host closed the connection early")
-
-
-def _offer(response: HTTPResponse) -> tuple[int, int | None]:
-    """Return the offset of the response's body in the file, and the file's size if known."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    if response.status == HTTPStatus.PARTIAL_CONTENT and found:
-        return int(found[1]), int(found[2])
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
 
 
 def _empty(file: BinaryIO) -> None:
@@ -240,36 +267,59 @@ def _extract(archive: Archive, path: Path, folder: Path) -> None:
     File names come from the table of members, never from the tar file, so nothing can be written
     elsewhere. Raises UserError for a member that is missing or no regular file of its size.
     """
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}.", suffix=UNPACKING
+    ) as scratch:
         unpacked = Path(scratch, folder.name)
         unpacked.mkdir()
         missing = {f"{archive.folder}/{name}": name for name in archive.members}
+        sums = {}
         try:
             with tarfile.open(path, "r:gz") as tar:
                 for member in tar:
                     name = missing.pop(member.name, None)
                     if name is not None:
-                        _extract_member(tar, member, archive.members[name], unpacked / name)
+                        size, target = archive.members[name], unpacked / name
+                        sums[name] = _extract_member(tar, member, size, target)
             if missing:
                 raise tarfile.ReadError(f"{', '.join(missing)} missing")
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it and run again.") from error
+            raise UserError(
+                f"{path} is damaged ({printable(error)}); delete it and run again."
+            ) from error
+        write_sums(unpacked, sums)
+        _sync(unpacked)
         os.rename(unpacked, folder)
+        _sync(folder.parent)
 
 
-def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int, target: Path) -> None:
+def _sync(folder: Path) -> None:
+    """Make the names in ``folder`` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int, target: Path) -> str:
+    """Write a member to ``target`` and return its SHA-256."""
     source = tar.extractfile(member) if member.isreg() and member.size == size else None
     if source is None:
         raise tarfile.ReadError(f"{member.name} is not a regular file of {size:,} bytes")
+    digest = hashlib.sha256()
     with source, open(target, "xb") as file:
-        shutil.copyfileobj(source, file)
+        while block := source.read(1 << 20):
+            digest.update(block)
+            file.write(block)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
-def _reason(error: Exception) -> str:
-    """Return the error's text without urllib's wrapping and the error number."""
-    if isinstance(error, URLError) and isinstance(error.reason, Exception):
-        error = error.reason
-    text: str = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text
+def _not_stored(root: Path, error: OSError) -> str:
+    reason = printable(error.strerror or error)
+    return (
+        f"Could not store CIFAR-10 in {root}: {reason}; it takes 360 MB there and permission to"
+        " write; pass another data_dir."
+    )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastmlp.data.tables import Column, Table, is_text, listed, missing
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import printable, quoted
 
 MISSING = ("error", "mean")
 """What is done about missing numbers: refuse them, or take the column's mean."""
@@ -71,7 +72,7 @@ class TableEncoding:
         for name in categories:
             if name not in table.columns:
                 raise UserError(
-                    f"categories names the column {name!r}, and {table.source} has only "
+                    f"categories names the column {quoted(name)}, and {table.source} has only "
                     f"{listed(table.names)}.",
                     options=("categories",),
                 )
@@ -163,7 +164,7 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
         row = first_text(column)
         mixed = any(_reads_as_number(value) for value in column)
         raise UserError(
-            f"Column {name!r} of {table.source} has the text {column[row]!r} in row "
+            f"Column {quoted(name)} of {table.source} has the text {quoted(column[row])} in row "
             f"{table.number(row)}{', among numbers' * mixed}; "
             f"{'correct it' if mixed else 'leave the column out'}, or "
             "name the column in categories to make it one-hot.",
@@ -172,7 +173,7 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
     if gaps.any() and missing_values == "error":
         row = int(gaps.argmax())
         raise UserError(
-            f"Column {name!r} of {table.source} has no value in row {table.number(row)} "
+            f"Column {quoted(name)} of {table.source} has no value in row {table.number(row)} "
             f"({int(gaps.sum()):,} are missing); fill them in, or pass missing mean to take the "
             "column's mean.",
             options=("missing",),
@@ -181,7 +182,7 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
     if infinite.any():
         row = table.number(int(infinite.argmax()))
         raise UserError(
-            f"Column {name!r} of {table.source} is infinite in row {row}; "
+            f"Column {quoted(name)} of {table.source} is infinite in row {row}; "
             "correct it, or leave it empty and pass missing mean.",
             options=("missing",),
         )
@@ -193,7 +194,8 @@ def _fit_numbers(table: Table, name: str, missing_values: str) -> NumberColumn:
     values = values[~np.isnan(values)]
     if not len(values):
         raise UserError(
-            f"Column {name!r} of {table.source} has no value in any training row; leave it out."
+            f"Column {quoted(name)} of {table.source} has no value in any training row; leave it "
+            "out."
         )
     mean, scale = float(values.mean()), float(np.abs(values).max())
     deviation = float(values.std())
@@ -205,7 +207,7 @@ def _fit_categories(table: Table, name: str) -> CategoryColumn:
     found = sorted(set(category_names(table, name)) - {None}, key=category_order)
     if len(found) > MAX_CATEGORIES:
         raise UserError(
-            f"Column {name!r} of {table.source} has {len(found):,} categories, and at most "
+            f"Column {quoted(name)} of {table.source} has {len(found):,} categories, and at most "
             f"{MAX_CATEGORIES:,} are made one-hot; leave it out.",
             options=("categories",),
         )
@@ -241,8 +243,9 @@ def _check_varies(table: Table, name: str, column: NumberColumn | CategoryColumn
         values = table.columns[name][~missing(table.columns[name])]
         constant = len(values) > 1 and values.min() == values.max()
     if constant and len(table) > 1:
+        shown = printable(label_name(table.columns[name][0]), 80)
         raise UserError(
-            f"Column {name!r} of {table.source} is {label_name(table.columns[name][0])} in every "
+            f"Column {quoted(name)} of {table.source} is {shown} in every "
             "training row, so nothing can be learned from it; leave it out, or pass keep_constant.",
             options=("keep_constant",),
         )

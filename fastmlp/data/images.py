@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.data.cifar10 import Images, Labels
+from fastmlp.data.digests import check_sum, read_sums
 from fastmlp.data.tables import needs
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import printable
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -119,7 +121,7 @@ def _parse_idx(path: Path, data: bytes) -> NDArray[np.generic]:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise _damaged(path, f"is no whole gzip file ({error})") from error
+            raise _damaged(path, f"is no whole gzip file ({printable(error)})") from error
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_DTYPES or not data[3]:
         raise _damaged(path, "is no IDX file")
     start = 4 + 4 * data[3]
@@ -144,11 +146,13 @@ def _idx_path(folder: Path, name: str) -> Path | None:
 def _read_idx_set(name: str, folder: Path) -> ImageSet:
     official = IDX_SETS[name]
     arrays: list[NDArray[np.generic]] = []
+    sums = read_sums(folder)
     for file, md5 in official.md5.items():
         path = _idx_path(folder, file)
         if path is None:
             raise _damaged(folder / f"{file}.gz", "is missing")
         data = path.read_bytes()
+        check_sum(path, data, sums)
         if path.suffix == ".gz" and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
             raise _damaged(path, f"is not the official file of {name} (its MD5 is another)")
         arrays.append(_parse_idx(path, data))
@@ -202,7 +206,9 @@ def _bytes_of(folder: Path, name: str) -> bytes:
     path = folder / name
     if not path.is_file():
         raise _damaged(path, "is missing")
-    return path.read_bytes()
+    content = path.read_bytes()
+    check_sum(path, content, read_sums(folder))
+    return content
 
 
 def read_image_folder(root: str | os.PathLike[str]) -> ImageSet:
@@ -231,7 +237,9 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageSet:
                 grey = image.mode in ("1", "L", "I", "I;16", "F")
                 pictures.append(np.asarray(image.convert("L" if grey else "RGB"), np.uint8))
         except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for a damaged file
-            raise UserError(f"{file} cannot be read as an image ({error}); remove it.") from error
+            raise UserError(
+                f"{file} cannot be read as an image ({printable(error)}); remove it."
+            ) from error
         size, first = pictures[-1].shape[:2], pictures[0].shape[:2]
         if size != first:
             raise UserError(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import printable, quoted
 
 Column = NDArray[Any]
 
@@ -58,7 +59,8 @@ class Table:
         this name."""
         if name not in self.columns:
             raise UserError(
-                f"{self.source} has no column {name!r}; its columns are {listed(self.names)}.",
+                f"{self.source} has no column {quoted(name)}; its columns are "
+                f"{listed(self.names)}.",
                 options=("target",),
             )
         rest = {each: column for each, column in self.columns.items() if each != name}
@@ -68,7 +70,7 @@ class Table:
 def listed(names: tuple[str, ...], most: int = 12) -> str:
     """Return names as a list for a sentence, cut where there are many."""
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+    return ", ".join(quoted(name, 40) for name in names[:most]) + more
 
 
 def as_table(data: object, source: str = "X") -> Table:
@@ -102,7 +104,9 @@ def as_array(data: object, source: str = "X") -> NDArray[Any]:
     try:
         array = np.asarray(data)
     except (TypeError, ValueError) as error:  # ragged lists, or what NumPy cannot hold
-        raise UserError(f"{source} must be an array of numbers or texts: {error}") from error
+        raise UserError(
+            f"{source} must be an array of numbers or texts: {printable(error)}"
+        ) from error
     if array.dtype == object and array.ndim == 0:
         raise UserError(
             f"{source} must be a NumPy array, a tensor, or a data frame of pandas or polars, got "
@@ -164,8 +168,8 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     except (UserError, OSError):
         raise
     except Exception as error:  # each reader has its own errors for a damaged file
-        message = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({message}); write the file anew.") from error
+        message = f"{path} cannot be read ({printable(error)}); write the file anew."
+        raise UserError(message) from error
     if not table.columns or not len(table):
         raise UserError(f"{path} has no rows; pass a file with at least one.")
     return table
@@ -177,7 +181,8 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); save numbers or texts of one dtype with numpy.save."
+            f"{path} cannot be read ({printable(error)}); save numbers or texts of one dtype with "
+            "numpy.save."
         ) from error
     return array
 
@@ -197,7 +202,7 @@ def _table(items: list[tuple[str, object]], source: str) -> Table:
     columns: dict[str, Column] = {}
     for name, values in items:
         if name in columns:
-            raise UserError(f"{source} has two columns named {name!r}; rename one of them.")
+            raise UserError(f"{source} has two columns named {quoted(name)}; rename one of them.")
         columns[name] = as_column(values)
     return Table(columns, source)
 
@@ -208,7 +213,7 @@ def _read_csv(path: Path) -> Table:
     names = header.iloc[0].tolist()
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path} has two columns named {name!r}; rename one of them.")
+            raise UserError(f"{path} has two columns named {quoted(name)}; rename one of them.")
     frame = pandas.read_csv(path, low_memory=False, index_col=False)
     return _table([(str(name), frame[name]) for name in frame.columns], str(path))
 
@@ -238,15 +243,16 @@ def _read_npz(path: Path) -> Table:
                 items += [(f"{name}.{i}", array[:, i]) for i in range(array.shape[1])]
             else:
                 raise UserError(
-                    f"{path} has an array {name!r} of {array.ndim} dimensions; one or two are "
-                    "columns of a table."
+                    f"{path} has an array {quoted(name)} of {array.ndim} dimensions; one or two "
+                    "are columns of a table."
                 )
     lengths = {name: len(np.asarray(values)) for name, values in items}
     if len(set(lengths.values())) > 1:
         (first, a), *rest = lengths.items()
         other, b = next((name, n) for name, n in rest if n != a)
         raise UserError(
-            f"{path} has {a:,} rows in {first!r} and {b:,} in {other!r}; all need as many."
+            f"{path} has {a:,} rows in {quoted(first)} and {b:,} in {quoted(other)}; all need as "
+            "many."
         )
     return _table(items, str(path))
 

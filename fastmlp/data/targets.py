@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastmlp.data.encoding import MAX_CATEGORIES, category_names, category_order, first_text
 from fastmlp.data.tables import Column, Table, is_text, listed, missing
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import quoted
 
 TASKS = ("classification", "regression")
 
@@ -47,15 +48,15 @@ class TargetEncoding:
         gaps = missing(column)
         if gaps.any():
             raise UserError(
-                f"The target {name!r} has no value in row {int(gaps.argmax()) + 1} "
+                f"The target {quoted(name)} has no value in row {int(gaps.argmax()) + 1} "
                 f"({int(gaps.sum()):,} are missing); leave such rows out."
             )
         if task == "regression":
             values = _target_numbers(table, name)
             if len(values) < 2 or values.min() == values.max():
                 raise UserError(
-                    f"The target {name!r} is the same in every training row, so nothing can be "
-                    "learned; pass rows with several values."
+                    f"The target {quoted(name)} is the same in every training row, so nothing can "
+                    "be learned; pass rows with several values."
                 )
             if not standardise:
                 return cls(task, name)
@@ -63,14 +64,15 @@ class TargetEncoding:
         found = sorted(set(category_names(table, name)), key=category_order)
         if len(found) < 2:
             raise UserError(
-                f"The target {name!r} has the single class {found[0]!r} in all training rows, and "
+                f"The target {quoted(name)} has the single class {quoted(found[0])} in all "
+                "training rows, and "
                 "a classification needs two; pass rows of another class, or task regression.",
                 options=("task",),
             )
         if len(found) > MAX_CATEGORIES:
             raise UserError(
-                f"The target {name!r} has {len(found):,} classes, more than {MAX_CATEGORIES:,}; "
-                "pass task regression if they are numbers.",
+                f"The target {quoted(name)} has {len(found):,} classes, more than "
+                f"{MAX_CATEGORIES:,}; pass task regression if they are numbers.",
                 options=("task",),
             )
         return cls(task, name, tuple(str(each) for each in found), not is_text(column))
@@ -96,7 +98,8 @@ class TargetEncoding:
         for row, value in enumerate(category_names(table, self.name)):
             if value not in index:
                 raise UserError(
-                    f"The target {self.name!r} is {value!r} in row {row + 1}, a class that no "
+                    f"The target {quoted(self.name)} is {quoted(value)} in row {row + 1}, a class "
+                    "that no "
                     f"training row has; those are {listed(self.classes)}."
                 )
             labels[row] = index[value]
@@ -137,14 +140,14 @@ def _target_numbers(table: Table, name: str) -> NDArray[np.float64]:
     if is_text(column):
         row = first_text(column)
         raise UserError(
-            f"The target {name!r} has the text {column[row]!r} in row {row + 1}, and a regression "
-            "needs numbers; correct it, or pass task classification.",
+            f"The target {quoted(name)} has the text {quoted(column[row])} in row {row + 1}, and "
+            "a regression needs numbers; correct it, or pass task classification.",
             options=("task",),
         )
     infinite = ~np.isfinite(column)
     if infinite.any():
         raise UserError(
-            f"The target {name!r} is {column[infinite][0]} in row {int(infinite.argmax()) + 1}; "
-            "correct it or leave the row out."
+            f"The target {quoted(name)} is {column[infinite][0]} in row "
+            f"{int(infinite.argmax()) + 1}; correct it or leave the row out."
         )
     return column

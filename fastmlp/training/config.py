@@ -34,6 +34,7 @@ from fastmlp.training.options import (
 )
 from fastmlp.training.schedules import LR_SCHEDULES, decayed
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.untrusted import without_secrets
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -306,8 +307,10 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them (``hidden`` as a list)."""
-        return {**asdict(self), "hidden": list(self.hidden)}
+        """Return the fields as JSON has them (``hidden`` as a list), ``data_url`` without "
+        "secrets."""
+        url = self.data_url and without_secrets(self.data_url)
+        return {**asdict(self), "hidden": list(self.hidden), "data_url": url}
 
     def essentials(self) -> dict[str, Any]:
         """Return :meth:`to_dict` without what belongs to the machine: what decides the results."""

@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,6 +25,7 @@ from support.cifar10_files import (
 
 from fastmlp.data import download
 from fastmlp.data.cifar10 import BINARY
+from fastmlp.data.digests import SUMS
 from fastmlp.data.download import DownloadError
 from fastmlp.utils.errors import UserError
 
@@ -101,7 +101,9 @@ def test_fetch_leaves_the_folder_and_nothing_else(tiny, server, tmp_path):
     root = tmp_path / "made" / "on the way"
     assert_holds(*fetch(root, server.url), tiny[0])
     assert visible(root) == ["cifar-10-batches-bin"]
-    assert sorted(path.name for path in (root / BINARY.folder).iterdir()) == sorted(BINARY.members)
+    assert sorted(path.name for path in (root / BINARY.folder).iterdir()) == sorted(
+        [*BINARY.members, SUMS]
+    )
 
 
 def test_fetch_takes_the_mirror_from_the_environment(tiny, server, tmp_path, monkeypatch):
@@ -292,12 +294,11 @@ def test_a_folder_that_cannot_be_made_is_told(server, tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_folder(tiny, server, tmp_path, monkeypatch):
-    def full(source, target):
-        target.write(source.read(100))
+    def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfileobj", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(DownloadError, match=r"Could not store .*No space left on device"):
             fetch(tmp_path, server.url)
     assert visible(tmp_path) == [part_of(tmp_path).name]
@@ -336,7 +337,7 @@ def test_unpack_writes_expected_members_only(tiny, tmp_path):
     files = binary_files(tiny[0])
     folder = unpack(root, pack(files, BINARY.folder, extra), files)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-    inside = {f"outer/root/{BINARY.folder}/{name}" for name in files}
+    inside = {f"outer/root/{BINARY.folder}/{name}" for name in [*files, SUMS]}
     assert found == inside | {
         "outer",
         "outer/root",

@@ -63,12 +63,13 @@ def pack(files, folder, extra=()):
 
 
 def describe(archive, content, files):
-    """``archive`` with the size and the checksum of ``content`` and the sizes of ``files``."""
+    """``archive`` with the size and the checksum of ``content`` and those of ``files``."""
     return replace(
         archive,
         size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         members={name: len(body) for name, body in files.items()},
+        md5={name: hashlib.md5(files[name]).hexdigest() for name in archive.md5 if name in files},
     )
 
 

@@ -45,6 +45,11 @@ def test_json_round_trip(name: str) -> None:
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_password_in_an_address_is_not_saved() -> None:
+    config = TrainConfig(data_url="https://me:pw@host/cifar-10-binary.tar.gz?token=pw")
+    assert config.to_dict()["data_url"] == "https://host/cifar-10-binary.tar.gz"
+
+
 def test_no_momentum_means_no_nesterov_unless_it_is_asked_for() -> None:
     assert resolve_config({"momentum": 0.0}).nesterov is False
     with pytest.raises(UserError, match="nesterov needs a momentum above 0"):

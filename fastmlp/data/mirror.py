@@ -1,0 +1,108 @@
+"""Ask a host for a file, and believe nothing that it answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import printable, without_secrets
+
+TIMEOUT = 20.0
+"""Seconds without a byte after which a connection is considered broken."""
+NETWORK_ERRORS = (OSError, HTTPException, ValueError)
+"""What a broken connection or an answer that is none raises."""
+SCHEMES = ("http", "https")
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The address of a file. ``url`` is without user and password, which are in ``authorization``;
+    ``name`` is what messages call it, without anything secret."""
+
+    url: str
+    name: str
+    authorization: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the address."""
+        return urlsplit(self.url).path
+
+    def ask(self, start: int = 0) -> HTTPResponse | None:
+        """Return the host's answer to a request for the file from byte ``start`` on; None where its
+        file ends before that. Raises one of NETWORK_ERRORS."""
+        request = Request(self.url, headers={"User-Agent": "fastmlp"})
+        if start:
+            request.add_header("Range", f"bytes={start}-")
+        if self.authorization:  # which no other host gets
+            request.add_unredirected_header("Authorization", self.authorization)
+        try:
+            response: HTTPResponse = build_opener(_Redirects).open(request, timeout=TIMEOUT)
+        except HTTPError as error:
+            with error:
+                if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+                    return None
+            raise
+        return response
+
+
+def parse_url(url: str) -> Mirror:
+    """Return the mirror at ``url``; raise UserError unless it is an http:// or https:// address."""
+    name = printable(without_secrets(url), 200)
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an address of IPv6 that is none
+        valid = False
+    if not valid:
+        message = f"data_url must be an http:// or https:// address, got {name!r}."
+        raise UserError(message, options=("data_url",))
+    user, found, host = parts.netloc.rpartition("@")
+    plain = urlunsplit(parts._replace(netloc=host))
+    if not found:
+        return Mirror(plain, name)
+    name_and_password = ":".join(unquote(part) for part in user.partition(":")[::2])
+    return Mirror(plain, name, "Basic " + base64.b64encode(name_and_password.encode()).decode())
+
+
+def offer(response: HTTPResponse) -> tuple[int, int | None]:
+    """Return the offset of the response's body in the file, and the file's size if known."""
+    number = "([0-9]{1,15})"
+    told = str(response.headers.get("Content-Range", ""))
+    found = re.fullmatch(rf"bytes {number}-[0-9]+/{number}", told)
+    if response.status == HTTPStatus.PARTIAL_CONTENT and found:
+        return int(found[1]), int(found[2])
+    length = re.fullmatch(number, str(response.headers.get("Content-Length", "")))
+    return 0, int(length[1]) if length else None
+
+
+def describe_network_error(error: Exception) -> str:
+    """Return the error's text in one printable line, without urllib's wrapping and its number."""
+    if isinstance(error, URLError) and isinstance(error.reason, Exception):
+        error = error.reason
+    return printable(getattr(error, "strerror", None) or str(error) or type(error).__name__, 200)
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows a host to other addresses of the web, and does not read the page that it sends with
+    them, which may have no end."""
+
+    def http_error_302(self, req: Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        fp.close()
+        return super().http_error_302(req, io.BytesIO(), code, msg, headers)  # type: ignore[arg-type]
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    def redirect_request(self, *arguments: Any) -> Request | None:
+        if urlsplit(arguments[-1]).scheme not in SCHEMES:
+            raise ValueError("the host names another address, which is none of the web")
+        return super().redirect_request(*arguments)
