@@ -49,9 +49,9 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     On any error the temporary file is removed and ``target`` stays unchanged. The data is flushed
     to disk before the rename, so a crash leaves the old file or the new one. Missing parent folders
-    are made. Raises OSError if the folder is not writable.
+    are made; a ``~`` is the home folder. Raises OSError if the folder is not writable.
     """
-    target = Path(target)
+    target = Path(target).expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)
@@ -65,6 +65,18 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_writable(target: Path) -> None:
+    """Raise OSError where :func:`atomic_path` could not write ``target``, before the work is done
+    whose result it is."""
+    folder = target.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{target} cannot be written: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{target} cannot be written: the folder {folder} is read-only")
 
 
 def write_bytes(target: str | os.PathLike[str], data: bytes | memoryview) -> None:
