@@ -136,8 +136,8 @@ def _announce(archive: Archive, url: str, part: Path) -> None:
         lines.append("The official host is slow: this may take the better part of an hour.")
     lines += [
         "  Ctrl-C is safe: the next run resumes where this one stopped.",
-        "  --dataset synthetic trains at once, on the built-in set.",
-        f"  --data-url URL (or ${URL_VARIABLE}) takes it from a mirror.",
+        '  dataset="synthetic" (--dataset synthetic) trains at once, on the built-in set.',
+        f"  ${URL_VARIABLE}, or --data-url URL, takes it from a mirror.",
     ]
     print("\n".join(lines), file=sys.stderr)
 
@@ -168,7 +168,7 @@ def _download(archive: Archive, url: str, part: Path, progress: bool) -> None:
                         raise DownloadError(
                             f"Could not download {url}: {_reason(error)} (after {file.tell():,} of"
                             f" {archive.size:,} bytes); check the network and run again to resume,"
-                            " or pass a mirror as data_url."
+                            f" or name a mirror in ${URL_VARIABLE}."
                         ) from error
                     time.sleep(pause)
 
