@@ -163,8 +163,8 @@ def _announce(archive: Archive, mirror: Mirror, part: Path) -> None:
         lines.append("The official host is slow: this may take the better part of an hour.")
     lines += [
         "  Ctrl-C is safe: the next run resumes where this one stopped.",
-        "  --dataset synthetic trains at once, on the built-in set.",
-        f"  --data-url URL (or ${URL_VARIABLE}) takes it from a mirror.",
+        '  dataset="synthetic" (--dataset synthetic) trains at once, on the built-in set.',
+        f"  ${URL_VARIABLE}, or --data-url URL, takes it from a mirror.",
     ]
     print("\n".join(lines), file=sys.stderr)
 
@@ -195,7 +195,7 @@ def _download(archive: Archive, mirror: Mirror, part: Path, progress: bool) -> N
                         raise DownloadError(
                             f"Could not download {mirror.name}: {describe_network_error(error)}"
                             f" (after {file.tell():,} of {archive.size:,} bytes); check the network"
-                            " and run again to resume, or pass a mirror as data_url."
+                            " and run again to resume, or name a mirror in ${URL_VARIABLE}."
                         ) from error
                     time.sleep(pause)
 

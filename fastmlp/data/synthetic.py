@@ -64,9 +64,10 @@ def warning(reason: str) -> str:
         reason,
         "The built-in synthetic set is used instead: drawn shapes and textures. Its accuracies say"
         " nothing about CIFAR-10.",
-        "To get CIFAR-10: python -m fastmlp.data download, or --data-dir FOLDER that holds it. To"
-        " stop where it is missing: --dataset cifar10. To use the synthetic set without this box:"
-        " --dataset synthetic.",
+        "To get CIFAR-10: python -m fastmlp.data download, or name the folder that holds it:"
+        " $FASTMLP_DATA, data_dir=FOLDER in Python, --data-dir FOLDER in a command. To stop where"
+        ' it is missing: dataset="cifar10", --dataset cifar10. To use the synthetic set without'
+        ' this box: dataset="synthetic", --dataset synthetic.',
     )
     wrapper = textwrap.TextWrapper(84, break_long_words=False, break_on_hyphens=False)
     lines = [line for text in paragraphs for line in ("", *wrapper.wrap(text))] + [""]

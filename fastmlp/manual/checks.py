@@ -7,7 +7,10 @@ whether all is right, or what is wrong, with expected and got, and which slip gi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +34,8 @@ class Result(NamedTuple):
     got: Any
     truth: Tensor
     slips: Slips
+    loose: float = 1
+    """The tolerance, in units of :data:`TOLERANCE`."""
 
 
 def check_fully_connected(layer: Any) -> None:
@@ -59,7 +64,8 @@ def _print(tests: str, faults: list[str]) -> None:
 def fully_connected_faults(layer: Any) -> list[str]:
     """Return what is wrong with a fully connected layer, a sentence or two for each result."""
     faults: dict[str, str] = {}
-    for sizes in ((6, 5, 4), (4, 4, 4), (1, 3, 2)):
+    # square first: there a transpose too many or too few gives a result, and so a slip's name
+    for sizes in ((4, 4, 4), (6, 5, 3), (1, 3, 2)):
         _try_fully_connected(layer, *sizes, faults)
     return list(faults.values())
 
@@ -84,36 +90,53 @@ def _try_fully_connected(layer: Any, n: int, d: int, f: int, faults: dict[str, s
 def _fully_connected_slips(wide: list[Tensor], n: int, average: bool) -> dict[str, Slips]:
     """Return the slips of each result for x, w, b, g in float64 and a batch of ``n``."""
     x, w, b, g = wide
-    dw, db = x.t() @ g, g.sum(0)
-    scale = n if average else 1
-    missing = "the division by N is missing" if average else "there is a division by N"
-    other = 1 if average else n
-    square = w.shape[0] == w.shape[1]
+    (d, f), scale = w.shape, n if average else 1
+    products: dict[str, Callable[[], Tensor]] = {
+        "": lambda: x.t() @ g,
+        "a transpose is missing: the result is that of g.T @ x": lambda: g.t() @ x,
+    }
+    transposed: Slips = {}
+    if n == d == f:  # elsewhere a product of the wrong factors raises
+        products["a transpose is missing: the result is that of x @ g"] = lambda: x @ g
+        products["the factors are the wrong way round: g @ x.T"] = lambda: g @ x.t()
+        transposed = {
+            "a transpose too many: x @ w.T": lambda: x @ w.t() + b,
+            "the factors are the wrong way round: w @ x": lambda: w @ x + b,
+            "the factors are the wrong way round: w.T @ x": lambda: w.t() @ x + b,
+        }
+    sums: Slips = {
+        "": lambda: g.sum(0),
+        "the sum is over the wrong axis": lambda: g.sum(1),
+        "the sum over the batch is missing": lambda: g,
+    }
     return {
         "y": {
             "the bias is not added": lambda: x @ w,
             "the bias is subtracted": lambda: x @ w - b,
-            "a transpose too many: x @ w.T": lambda: x @ w.t() + b if square else x @ w,
+            **transposed,
         },
-        "dw": {
-            missing: lambda: dw / other,
-            "there is a division by N too many": lambda: dw / scale / n,
-            "a transpose is missing: the result is that of g.T @ x": lambda: dw.t() / scale,
-            "a transpose is missing, and so is the division by N": lambda: dw.t(),
-            "a transpose is missing: the result is that of x @ g": (
-                lambda: x @ g / scale if x.shape[1] == len(g) else dw
-            ),
-            "the sign is wrong": lambda: -dw / scale,
-        },
-        "db": {
-            missing: lambda: db / other,
-            "there is a division by N too many": lambda: db / scale / n,
-            "the sum is over the wrong axis": lambda: g.sum(1) / scale,
-            "the sum over the batch is missing": lambda: g / scale,
-            "it has a dimension too many: sum without keepdim": lambda: db[None] / scale,
-            "the sign is wrong": lambda: -db / scale,
-        },
+        "dw": _scaled_slips(products, scale, n, d, f),
+        "db": _scaled_slips(sums, scale, n, d, f),
     }
+
+
+def _scaled_slips(results: Slips, scale: int, n: int, d: int, f: int) -> Slips:
+    """Return the slips of a gradient that is to be divided by ``scale``, N or 1: each of
+    ``results``, of which "" is the right one, divided by that or by something else."""
+    divisors = {
+        "": scale,
+        "the division by N is missing": 1,
+        "there is a division by N too many": scale * n,
+        "the division is by the number of inputs, not by N": scale * d / n,
+        "the division is by the number of outputs, not by N": scale * f / n,
+    }
+    if scale == 1:
+        divisors = {"": 1, "there is a division by N": n}
+    slips: dict[str, Callable[[], Tensor]] = {}
+    for (what, result), (how, by) in product(results.items(), divisors.items()):
+        if named := ", and ".join(filter(None, (what, how))):
+            slips[named] = partial(lambda result, by: result() / by, result, by)
+    return {**slips, "the sign is wrong": lambda: -results[""]() / scale}
 
 
 def relu_faults(layer: Any) -> list[str]:
@@ -144,6 +167,7 @@ def _try_relu(layer: Any, shape: tuple[int, int], faults: dict[str, str]) -> Non
         "the mask is that of the gradient, not of forward's input": lambda: wide_g.relu(),
         "it is the mask alone, not its product with the gradient": lambda: wide > 0,
         "the gradient is multiplied by the output, not by a mask": lambda: wide_g * y,
+        "the gradient is multiplied by forward's input, not by a mask": lambda: wide_g * wide,
         "the mask is the wrong way round": lambda: wide_g * (wide <= 0),
     }
     where = f" on {shape[0]} x {shape[1]} numbers"
@@ -157,66 +181,87 @@ def _try_relu(layer: Any, shape: tuple[int, int], faults: dict[str, str]) -> Non
 def softmax_cross_entropy_faults(layer: Any) -> list[str]:
     """Return what is wrong with a layer of softmax and cross entropy."""
     faults: dict[str, str] = {}
-    for n, c, size in ((6, 5, 3.0), (10, 10, 3.0), (1, 4, 3.0), (4, 3, 1000.0)):
-        _try_softmax(layer, n, c, size, faults)
+    for n, c, step in ((6, 5, 0.0), (10, 10, 0.0), (1, 4, 0.0), (4, 3, 1000.0)):
+        _try_softmax(layer, n, c, step, faults)
     return list(faults.values())
 
 
-def _try_softmax(layer: Any, n: int, c: int, size: float, faults: dict[str, str]) -> None:
+def _try_softmax(layer: Any, n: int, c: int, step: float, faults: dict[str, str]) -> None:
+    """Try outputs of the size of 3, with a row's own ``step * (row - 1)`` added to all of it: that
+    changes no probability, nor may a softmax that is shifted overflow by it."""
     (net_out,) = _random(layer, (n, c))
-    net_out *= size
+    net_out = 3 * net_out + step * (torch.arange(n, device=net_out.device)[:, None] - 1)
     y = (3 * torch.arange(n) + 1).to(net_out.device) % c
+    loose = 10 if step else 1  # a large output has fewer digits behind the point
     truth, wide = SoftmaxCrossEntropy(backend="reference"), net_out.double().cpu()
     pred_y, loss = truth.forward(y.cpu(), wide)
     slips = _softmax_slips(wide, y.cpu())
-    where = f" on a batch of {n}" + " with outputs in the thousands" * (size > 10)
+    where = f" on a batch of {n}" + " with outputs in the thousands" * (step > 0)
     pair = _pair(faults, "forward", "(pred_y, loss)", lambda: layer.forward(y, net_out))
     if pair is not None:
         _note(faults, where, Result("forward's pred_y", pair[0], pred_y, slips["pred_y"]))
-        _note(faults, where, Result("forward's loss", pair[1], loss, slips["loss"]))
-    got = _call(faults, "backward", layer.backward)
-    _note(faults, where, Result("backward's output", got, truth.backward(), slips["dx"]))
+        _note(faults, where, Result("forward's loss", pair[1], loss, slips["loss"], loose))
+    got = _call(faults, "backward", lambda: layer.backward())
+    _note(faults, where, Result("backward's output", got, truth.backward(), slips["dx"], loose))
     _unchanged(faults, {"net_out": (net_out, wide)})
 
 
 def _softmax_slips(wide: Tensor, y: Tensor) -> dict[str, Slips]:
     """Return the slips of each result for outputs in float64 and their labels."""
-    n, p, hot = len(wide), wide.softmax(1), F.one_hot(y, wide.shape[1])
-    unshifted = wide.float().exp()
-    naive = (unshifted / unshifted.sum(1, keepdim=True)).double()
+    n, c, rows = *wide.shape, torch.arange(len(wide))
+    p, hot, mean = wide.softmax(1), F.one_hot(y, c), F.cross_entropy(wide, y)
     shift = "softmax is not shifted by each row's largest output, so exp overflows"
-    mean = F.cross_entropy(wide, y)
+    wrong = {  # probabilities
+        shift: _quotients(wide),
+        "softmax is shifted by the largest output of all, not by each row's": _quotients(
+            wide - wide.max()
+        ),
+        "softmax runs over the batch, not over the classes": wide.softmax(0),
+        "softmax divides by the sum over the whole batch": wide.flatten().softmax(0).view(n, c),
+    }
+    divisors = {
+        "": n,
+        "the gradient is not divided by N": 1,
+        "there is a division by N too many": n * n,
+        "the gradient is divided by the number of all outputs, not by N": n * c,
+    }
+    gradients = {
+        "": p - hot,
+        "the one-hot labels are not subtracted": p,
+        "the sign is wrong": hot - p,
+        **{slip: q - hot for slip, q in wrong.items()},
+    }
     return {
         "pred_y": {
             "it is the probabilities, not the class of the largest": lambda: p,
-            "it is one-hot, not the class itself": lambda: F.one_hot(p.argmax(1), p.shape[1]),
+            "it is the largest probability, not its class": lambda: p.amax(1),
+            "it is one-hot, not the class itself": lambda: F.one_hot(p.argmax(1), c),
             "argmax runs over the batch, not over the classes": lambda: p.argmax(0),
             "it is the class of the smallest probability": lambda: p.argmin(1),
             "it is the labels": lambda: y,
-            shift: lambda: naive.argmax(1),
+            **{slip: partial(torch.argmax, q, 1) for slip, q in wrong.items()},
         },
         "loss": {
             "the division by N is missing": lambda: mean * n,
             "there is a division by N too many": lambda: mean / n,
             "the minus before the logarithm is missing": lambda: -mean,
-            "softmax runs over the batch, not over the classes": (
-                lambda: -(wide.softmax(0)[torch.arange(n), y].log()).mean()
-            ),
-            "the mean over the batch is missing": lambda: F.cross_entropy(
-                wide, y, reduction="none"
-            ),
-            shift: lambda: -(naive[torch.arange(n), y].log()).mean(),
+            "the logarithm is to the base 2": lambda: mean / math.log(2),
+            "the logarithm is to the base 10": lambda: mean / math.log(10),
+            "the mean over the batch is missing": lambda: -p[rows, y].log(),
+            **{slip: partial(F.nll_loss, q.log(), y) for slip, q in wrong.items()},
         },
         "dx": {
-            "the gradient is not divided by N": lambda: p - hot,
-            "there is a division by N too many": lambda: (p - hot) / n / n,
-            "the one-hot labels are not subtracted": lambda: p / n,
-            "neither are the one-hot labels subtracted nor is there a division by N": lambda: p,
-            "the sign is wrong": lambda: (hot - p) / n,
-            shift: lambda: (naive - hot) / n,
-            "softmax is not shifted, and the gradient is not divided by N": lambda: naive - hot,
+            ", and ".join(filter(None, (what, how))): partial(torch.div, dx, by)
+            for (what, dx), (how, by) in product(gradients.items(), divisors.items())
+            if what or how
         },
     }
+
+
+def _quotients(outputs: Tensor) -> Tensor:
+    """Return exp over the sum of exp, in float32 and as it comes."""
+    powers = outputs.float().exp()
+    return (powers / powers.sum(1, keepdim=True)).double()
 
 
 def _random(layer: Any, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -233,7 +278,8 @@ def _call(faults: dict[str, str], name: str, run: Callable[[], Any]) -> Any:
     try:
         return run()
     except Exception as error:  # it is anybody's code
-        faults.setdefault(name, f"{name} raised {type(error).__name__}: {error}")
+        if not any(known.startswith(f"{name}'s") for known in faults):  # else it has been told why
+            faults.setdefault(name, f"{name} raised {type(error).__name__}: {error}")
         return None
 
 
@@ -242,8 +288,8 @@ def _pair(faults: dict[str, str], name: str, wanted: str, run: Callable[[], Any]
     got = _call(faults, name, run)
     if isinstance(got, (tuple, list)) and len(got) == 2:
         return got
-    if name not in faults:
-        faults[name] = f"{name} must return {wanted}, and returned {_kind(got)}."
+    if got is not None or not any(known.startswith(name) for known in faults):
+        faults.setdefault(name, f"{name} must return {wanted}, and returned {_kind(got)}.")
     return None
 
 
@@ -257,7 +303,7 @@ def _note(faults: dict[str, str], where: str, result: Result) -> None:
     except (TypeError, ValueError, RuntimeError):
         faults[result.name] = f"{result.name} must be a tensor, and is {_kind(result.got)}."
         return
-    if not _close(got, result.truth):
+    if not _close(got, result.truth, result.loose):
         faults[result.name] = _described(result, got, where)
 
 
@@ -265,6 +311,10 @@ def _described(result: Result, got: Tensor, where: str) -> str:
     """Return the sentence for a wrong result."""
     truth = result.truth.double()
     likely = [slip for slip, wrong in result.slips.items() if _close(got, wrong(), 10)]
+    if not likely and got.dim() == truth.dim() + 1 and got.squeeze().shape == truth.squeeze().shape:
+        flat = got.reshape(truth.shape)  # the other slips show without the dimension
+        likely = [slip for slip, wrong in result.slips.items() if _close(flat, wrong(), 10)]
+        likely = [", and ".join(["it has a dimension too many: no keepdim", *likely[:1]])]
     slip = f" Likeliest slip: {likely[0]}." if likely else ""
     if got.shape != truth.shape:
         shapes = f"expected shape {tuple(truth.shape)}, got {tuple(got.shape)}"
@@ -277,7 +327,7 @@ def _described(result: Result, got: Tensor, where: str) -> str:
     largest = float(truth.abs().max())
     off = float(error.max())
     far = f", off by {off:.3g}, {off / largest:.2g} times the largest true value" if largest else ""
-    far = far if off < torch.inf else ", which is no finite number"
+    far = far if got.flatten()[worst].isfinite() else ", which is no finite number"
     return f"{result.name}{where}: {values}{far}.{slip}"
 
 

@@ -6,7 +6,8 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +20,22 @@ from fastmlp.manual.epochs import (
     Stopped,
     Watch,
     engine_reason,
+    pair_of,
     run_batches,
+    tensor_of,
     unchanged,
 )
 from fastmlp.manual.files import NAMES, read_weights
 from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy, checked_device
 from fastmlp.manual.loader import as_loader
+from fastmlp.manual.model import check_model
 from fastmlp.nn.init import init_parameters
 from fastmlp.nn.modules import MLP
-from fastmlp.utils.files import atomic_path
+from fastmlp.utils.files import atomic_path, check_writable
 from fastmlp.utils.progress import ProgressBar
 from fastmlp.utils.signals import stop_on_signals
+
+FORWARD, BACKWARD = (f"{name} of a FullyConnectedLayer" for name in ("forward", "backward"))
 
 
 class TrainingLogs(NamedTuple):
@@ -85,21 +91,24 @@ class Classifier:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output before softmax (N, C) for x (N, D)."""
-        p, (first, relu, second) = self.params, self.net
-        hidden = relu.forward(first.forward(x, p["w1"], p["b1"]))
-        return second.forward(hidden, p["w2"], p["b2"])  # type: ignore[no-any-return]
+        p, (first, relu, second), like = self.params, self.net, self.params["w1"]
+        y = tensor_of(first.forward(x, p["w1"], p["b1"]), FORWARD, like)
+        hidden = tensor_of(relu.forward(y), "forward of a ReLU", like)
+        return tensor_of(second.forward(hidden, p["w2"], p["b2"]), FORWARD, like)
 
     def backward(self) -> dict[str, Tensor]:
         """Return the gradient of each of ``params``, after ``forward`` and ``loss_func.forward``.
 
-        Raises ValueError for a gradient of another shape than its parameter."""
-        first, relu, second = self.net
-        backprop = self.loss_func.backward()
-        dw2, db2 = second.backward(backprop)
+        Raises ValueError or TypeError for a gradient that is none, or of another shape than its
+        parameter."""
+        (first, relu, second), like = self.net, self.params["w1"]
+        backprop = tensor_of(self.loss_func.backward(), "the loss's backward", like)
+        dw2, db2 = pair_of(second.backward(backprop), BACKWARD, "(dw, db)")
         # a layer of another make has forward and backward, and no more
         own = unchanged(second, FullyConnectedLayer)
         hidden = second.dx if own else backprop @ self.params["w2"].t()
-        dw1, db1 = first.backward(relu.backward(hidden))
+        backprop = tensor_of(relu.backward(hidden), "backward of a ReLU", like)
+        dw1, db1 = pair_of(first.backward(backprop), BACKWARD, "(dw, db)")
         grads = dict(zip(NAMES, (dw1, db1, dw2, db2), strict=True))
         return {name: _fitting(name, grad, self.params[name]) for name, grad in grads.items()}
 
@@ -138,6 +147,9 @@ class Classifier:
         """
         _check_options(epochs, verbose, learning_rate, learning_rate_decay)
         path = None if model_path is None else _file_path(model_path)
+        if path is not None:
+            check_writable(path)  # now, not after the first epoch
+        check_model(self.net, self.loss_func, self.params)
         train, valid = as_loader(train_dl), None if valid_dl is None else as_loader(valid_dl)
         logs, best_loss = TrainingLogs([], [], [], []), math.inf
         best: dict[str, Tensor] | None = None
@@ -158,7 +170,7 @@ class Classifier:
                 _log(logs, score, valid_score)
                 loss = (valid_score or score).loss
                 if saved := math.isfinite(loss) and (valid is None or loss < best_loss):
-                    best_loss, best = loss, {n: t.clone() for n, t in self.params.items()}
+                    best_loss, best = loss, {n: t.detach().clone() for n, t in self.params.items()}
                     if path is not None:
                         self.save_model(path)
                 if verbose and (epoch + 1) % verbose == 0:
@@ -166,9 +178,13 @@ class Classifier:
                 if not (math.isfinite(score.loss) and math.isfinite(loss)):
                     _warn(epoch + 1, learning_rate, best is not None)
                     break
-        for name, tensor in (best or {}).items():
-            self.params[name].copy_(tensor)
+        self._set(best or {})
         return logs
+
+    @torch.no_grad()
+    def _set(self, params: Mapping[str, Tensor]) -> None:
+        for name, tensor in params.items():
+            self.params[name].copy_(tensor)
 
     def _ways(
         self, train: Any, valid: Any
@@ -184,6 +200,7 @@ class Classifier:
 
     def score(self, data: Any) -> Score:
         """Return hits and loss over ``data``, which is what :meth:`training` takes."""
+        check_model(self.net, self.loss_func, self.params, ("forward",))
         return run_batches(self, as_loader(data))
 
     def test(self, dl: Any) -> float:
@@ -202,7 +219,7 @@ class Classifier:
         """
         # through memory, so that a full disk is an OSError and not torch.save's RuntimeError
         buffer = io.BytesIO()
-        torch.save({name: tensor.cpu() for name, tensor in self.params.items()}, buffer)
+        torch.save({name: tensor.detach().cpu() for name, tensor in self.params.items()}, buffer)
         with atomic_path(_file_path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
@@ -214,14 +231,12 @@ class Classifier:
         another shape; ``params`` then stay unchanged.
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in self.params.items()}
-        found = read_weights(path, shapes)
-        for name, tensor in self.params.items():
-            tensor.copy_(found[name])
+        self._set(read_weights(_expanded(path), shapes))
 
 
 def _fitting(name: str, grad: Any, parameter: Tensor) -> Tensor:
     """Return a gradient in the shape of its parameter; (1, F) is taken for (F,)."""
-    found: Tensor = torch.as_tensor(grad, device=parameter.device, dtype=parameter.dtype)
+    found = tensor_of(grad, f"{BACKWARD}, in place of d{name},", parameter)
     if tuple(found.shape) == (1, *parameter.shape):
         found = found[0]
     if found.shape != parameter.shape:
@@ -234,15 +249,26 @@ def _fitting(name: str, grad: Any, parameter: Tensor) -> Tensor:
 
 def _check_options(epochs: Any, verbose: Any, lr: Any, decay: Any) -> None:
     for name, value, least in (("epochs", epochs, 1), ("verbose", verbose, 0)):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
     for name, rate in {"learning_rate": lr, "learning_rate_decay": decay}.items():
-        if not 0 < rate < math.inf:
+        try:
+            fits = not isinstance(rate, str) and 0 < float(rate) < math.inf
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
             raise ValueError(f"{name} must be a finite number > 0, got {rate!r}")
 
 
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # of a user that does not exist
+        raise FileNotFoundError(f"{path}: there is no such home folder") from error
+
+
 def _file_path(path: str | os.PathLike[str]) -> Path:
-    found = Path(path).expanduser()
+    found = _expanded(path)
     if found.is_dir():
         raise IsADirectoryError(f"{found} is a folder; pass a file in it, such as model.pt")
     return found

@@ -17,7 +17,14 @@ from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.registry import choose_engine
 from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy, class_indices
-from fastmlp.manual.loader import batches_of, checked_batch, plain_dataset, plain_loader
+from fastmlp.manual.loader import (
+    batches_of,
+    checked_arrays,
+    checked_batch,
+    length_of,
+    plain_dataset,
+    plain_loader,
+)
 from fastmlp.ops._load import resolve_backend
 
 if TYPE_CHECKING:
@@ -59,16 +66,19 @@ def run_batches(
     """Pass over a loader once by the layers of the model, with an SGD step for each batch if ``lr``
     is given. Raises :class:`Stopped`."""
     watch = watch or Watch()
-    like, batches = model.params["w1"], len(loader) if hasattr(loader, "__len__") else 0
+    like, batches = model.params["w1"], length_of(loader)
     images, sums = 0, torch.zeros(2, dtype=torch.float64, device=like.device)
     for number, batch in enumerate(batches_of(loader)):
         x, y = checked_batch(batch, number, like)
-        pred_y, loss = model.loss_func.forward(y, model.forward(x))
-        if lr is not None:
-            for name, grad in model.backward().items():
-                model.params[name].sub_(grad, alpha=lr)
+        returned = model.loss_func.forward(y, model.forward(x))
+        pred_y, loss = pair_of(returned, "the loss's forward", "(pred_y, loss)")
         # summed on the device: reading a number at every step would stall a GPU
-        sums += torch.stack([_right(pred_y, y, like), torch.as_tensor(loss).to(sums)])
+        sums += torch.stack([_right(pred_y, y, like), _mean_loss(loss, sums)])
+        if lr is not None:
+            grads = model.backward()
+            with torch.no_grad():  # a student's parameters may require grad
+                for name, grad in grads.items():
+                    model.params[name].sub_(grad, alpha=lr)
         images += len(x)
         if batches:
             watch.progress((number + 1) / batches)
@@ -78,6 +88,36 @@ def run_batches(
         raise ValueError("data must give batches in every epoch (a generator does once), got none")
     correct, loss_sum = sums.tolist()
     return Score(round(correct), images, loss_sum / images)
+
+
+def pair_of(returned: Any, method: str, wanted: str) -> Any:
+    """Return what a method of a student's returned if it is a pair; raise ValueError otherwise."""
+    if isinstance(returned, (tuple, list)) and len(returned) == 2:
+        return returned
+    got = f"{len(returned)} values" if isinstance(returned, (tuple, list)) else type(returned)
+    got = got if isinstance(got, str) else got.__name__
+    raise ValueError(f"{method} must return {wanted}, got {got}")
+
+
+def tensor_of(returned: Any, method: str, like: Tensor) -> Tensor:
+    """Return what a method of a student's returned, a tensor, an array or numbers, as a tensor of
+    the dtype and on the device of ``like``; raise TypeError for anything else."""
+    try:
+        found: Tensor = torch.as_tensor(returned, dtype=like.dtype, device=like.device)
+        return found
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{method} must return a tensor, got {type(returned).__name__}") from error
+
+
+def _mean_loss(loss: Any, like: Tensor) -> Tensor:
+    """Return a loss as a tensor without dimensions; raise ValueError unless it is one number."""
+    mean = tensor_of(loss, "the loss's forward, in place of its loss,", like).detach()
+    if mean.numel() != 1:
+        raise ValueError(
+            "the loss's forward must return (pred_y, loss) with one number, the mean over the "
+            f"batch, as loss, got shape {tuple(mean.shape)}"
+        )
+    return mean.reshape(())
 
 
 def _right(pred_y: Any, y: Tensor, like: Tensor) -> Tensor:
@@ -139,18 +179,21 @@ class EngineEpochs:
 
     def __init__(self, model: Classifier, loader: Any) -> None:
         self._model, self._loader = model, loader
-        dataset, device = loader.dataset, model.params["w1"].device
-        self._data = _subset(dataset)
+        device = model.params["w1"].device
+        self._data = _subset(loader.dataset)
         _check_data(self._data, model)
         average = model.net[0].grad_average
-        config = OptimizerConfig(min(loader.batch_size, len(dataset)), grad_average=average)
+        config = OptimizerConfig(
+            min(loader.batch_size, len(self._data.labels)), grad_average=average
+        )
         sizes = [*model.params["w1"].shape, len(model.params["b2"])]
         kind, _ = choose_engine("auto", device, sizes, config, self._data)
         self._scale = "unit" if self._data.images.dtype == torch.uint8 else "none"
         normalization = make_normalization(self._scale, self._data.images)
         self._engine = kind(self._data, normalization, device)
         self._state = self._engine.new_state(
-            {key: _turned(model.params[name]).contiguous() for key, name in KEYS.items()}, config
+            {key: _turned(model.params[name].detach()).contiguous() for key, name in KEYS.items()},
+            config,
         )
 
     def train(self, lr: float, watch: Watch) -> Score:
@@ -181,15 +224,16 @@ class EngineEpochs:
         self._copy_back()
         return Score(correct, len(rows), loss / len(rows))
 
+    @torch.no_grad()
     def _copy_back(self) -> None:
         for key, name in KEYS.items():
             self._model.params[name].copy_(_turned(self._state.parameters[key]))
 
     def can_evaluate(self, loader: Any) -> bool:
         """Return whether :meth:`evaluator` takes the loader."""
-        return plain_loader(loader) and (
-            (loader.dataset.images.dtype.kind == "u") == (self._scale == "unit")
-        )
+        if not plain_loader(loader):
+            return False
+        return (_subset(loader.dataset).images.dtype == torch.uint8) == (self._scale == "unit")
 
     def evaluator(self, loader: Any) -> Callable[[], Score]:
         """Return a function that evaluates the model on the loader in its present order."""
@@ -217,9 +261,11 @@ def _turned(tensor: Tensor) -> Tensor:
 def _subset(dataset: Any) -> Subset:
     """Return a data set as the engines take it: images uint8 or float32, labels int64."""
     assert plain_dataset(dataset)
-    images = torch.from_numpy(dataset.images).flatten(1)
+    # once more: its arrays may have been replaced
+    found, labels = checked_arrays(dataset.images, dataset.labels)
+    images = torch.from_numpy(found).flatten(1)
     images = images if images.dtype == torch.uint8 else images.float()
-    return Subset(images, torch.from_numpy(dataset.labels).long())
+    return Subset(images, torch.from_numpy(labels).long())
 
 
 def _check_data(data: Subset, model: Classifier) -> None:

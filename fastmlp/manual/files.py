@@ -16,6 +16,8 @@ from torch import Tensor
 from fastmlp.data.pickles import ArrayStandIn, DTypeStandIn
 
 NAMES = ("w1", "b1", "w2", "b2")
+WRAPPERS = ("params", "state_dict", "model_state_dict")
+"""Under which names the weights lie in a larger dict."""
 
 _ARRAY_PARTS: list[Any] = [
     (DTypeStandIn, "numpy.dtype"),
@@ -32,24 +34,28 @@ _ARRAY_PARTS: list[Any] = [
 def read_weights(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Any:
     """Return w1 (D, H), b1 (H,), w2 (H, C) and b2 (C,) from a file, as tensors on the CPU.
 
-    It holds them under these names or with a capital letter, perhaps inside ``{"params": ...}``, as
-    tensors or NumPy arrays (also an .npz file), biases also (1, H); or it is the state dict of an
-    ``nn.Sequential`` or an MLP of that shape, whose weights are transposed. ``shapes`` are what is
-    wanted. Code in a file is never run. Raises OSError for a missing file and ValueError for
-    another content.
+    It holds them under these names or with a capital letter, perhaps inside ``{"params": ...}`` or
+    another of :data:`WRAPPERS`, as tensors or NumPy arrays (also an .npz file), biases
+    also (1, H); or it is the state dict of an ``nn.Sequential`` or an MLP of that shape, whose
+    weights are transposed. ``shapes`` are what is wanted. Code in a file is never run. Raises
+    OSError for a missing file and ValueError for another content.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; pass the file of a model, such as model.pt")
     buffer = io.BytesIO(path.read_bytes())
     try:
         loaded = _unpacked(buffer)
     except Exception as error:  # damaged bytes make unpickling raise anything
-        raise ValueError(f"{path} is damaged or no file of weights") from error
+        raise ValueError(
+            f"{path} is damaged or no file of weights; such a file is written by torch.save of a "
+            "dict of tensors or of a state_dict(), not of a whole model"
+        ) from error
     found = _by_name(loaded)
-    got = {name: tuple(np.shape(value)) for name, value in found.items()}
+    got = {n: () if value is None else tuple(value.shape) for n, value in found.items()}
     if got != dict(shapes):
-        raise ValueError(f"{path} does not fit: expected {dict(shapes)}, got {got}")
+        held = got if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+        raise ValueError(f"{path} does not fit: expected {dict(shapes)}, got {held}")
     return found
 
 
@@ -66,29 +72,37 @@ def _unpacked(buffer: io.BytesIO) -> Any:
         return torch.load(buffer, map_location="cpu", weights_only=True)
 
 
-def _by_name(loaded: Any) -> dict[str, Any]:
-    """Return the weights by our names; what they are not, as it is."""
-    while isinstance(loaded, Mapping) and isinstance(loaded.get("params"), Mapping):
-        loaded = loaded["params"]
+def _by_name(loaded: Any) -> dict[str, Tensor | None]:
+    """Return the weights by our names, None for what is no tensor; other names as they are."""
+    while isinstance(loaded, Mapping):
+        inner = [loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)]
+        if not inner:
+            break
+        loaded = inner[0]
     if not isinstance(loaded, Mapping):
         return {}
     values = {str(name): _tensor(value) for name, value in loaded.items()}
     endings = [name.rpartition(".")[2] for name in values]
     if endings == ["weight", "bias", "weight", "bias"]:
         tensors = values.values()
-        turned = (t.t() if isinstance(t, Tensor) and t.dim() == 2 else t for t in tensors)
+        turned = (t.t() if t is not None and t.dim() == 2 else t for t in tensors)
         return dict(zip(NAMES, turned, strict=True))
     lower = {name.lower(): value for name, value in values.items()}
     if set(lower) != set(NAMES) or len(values) != len(NAMES):
         return values
     for name in ("b1", "b2"):
-        if isinstance(lower[name], Tensor) and lower[name].dim() == 2 and len(lower[name]) == 1:
-            lower[name] = lower[name][0]
+        bias = lower[name]
+        if bias is not None and bias.dim() == 2 and len(bias) == 1:
+            lower[name] = bias[0]
     return {name: lower[name] for name in NAMES}
 
 
-def _tensor(value: Any) -> Any:
+def _tensor(value: Any) -> Tensor | None:
+    """Return a dense tensor or an array, of real numbers, as a tensor; None for anything else."""
     if isinstance(value, ArrayStandIn):
-        value = None if value.content is None else value.content.copy()
-    is_number = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-    return torch.from_numpy(value) if is_number else value
+        value = value.content
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        native = value.astype(value.dtype.newbyteorder("="), order="C")  # torch takes no other
+        return torch.from_numpy(native)
+    real = isinstance(value, Tensor) and not value.is_complex() and value.layout == torch.strided
+    return value if real else None

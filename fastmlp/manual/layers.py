@@ -51,6 +51,10 @@ def checked_device(device: torch.device | str | None) -> torch.device | None:
             f"device {found} is missing: PyTorch sees {torch.cuda.device_count()} GPUs here; pass "
             'device="cpu", or in Colab choose a GPU under Runtime, Change runtime type'
         )
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        raise ValueError(f'device {found} is missing here; pass device="cpu"') from error
     return found
 
 
@@ -214,9 +218,9 @@ class SoftmaxCrossEntropy:
         """Return (pred_y, loss): the predicted class (N,) int64 of each row of net_out (N, C), and
         the scalar loss for labels y.
 
-        y is (N,), of integers in [0, C), or one-hot (N, C) of any dtype. Raises AssertionError for
-        wrong shapes and rows that are not one-hot, TypeError for labels that are no integers,
-        IndexError (CPU) for a label out of range.
+        y is (N,) or (N, 1), of integers in [0, C), or one-hot (N, C) of any dtype. Raises
+        AssertionError for wrong shapes and rows that are not one-hot, TypeError for labels that are
+        no integers, IndexError (CPU) for a label out of range.
         """
         net_out = as_tensor(net_out, self.device)
         _expect("net_out", net_out, "N", "C")
@@ -248,6 +252,8 @@ def _onehot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 def class_indices(y: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return class indices (N,), int64 or uint8, from y, integers or one-hot, for an output of
     ``shape``."""
+    if isinstance(y, Tensor) and y.dim() == 2 and y.shape[1] == 1 != shape[1]:
+        y = y[:, 0]
     if not isinstance(y, Tensor) or y.dim() != 2:
         _expect("y", y, shape[0])
         if y.is_floating_point() or y.is_complex():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -42,30 +43,14 @@ class Dataset:
     """Images and their labels, kept as they are.
 
     ``images`` (n, ...) are uint8 from 0 to 255 or floating point from 0 to 1, ``labels`` (n,)
-    integers or one-hot (n, C); NumPy arrays, tensors or lists. ``ds[i]`` is (image, label); a slice
-    or an array of indices gives several. Raises ValueError or TypeError for anything else.
+    integers, also (n, 1), or one-hot (n, C); NumPy arrays, tensors or lists. ``ds[i]`` is (image,
+    label); a slice or an array of indices gives several. Raises ValueError or TypeError for
+    anything else; floating-point images that look like 0 to 255 get a warning.
     """
 
     def __init__(self, images: Any, labels: Any) -> None:
-        self.images, self.labels = _array(images), _array(labels)
-        if self.images.ndim < 2:
-            raise ValueError(
-                f"images must be (n, ...), one row for each, got shape {self.images.shape}"
-            )
-        _check_dtype(self.images.dtype)
-        if self.labels.ndim == 2:
-            hot = torch.from_numpy(self.labels)
-            self.labels = class_indices(hot, tuple(hot.shape)).numpy()
-        if self.labels.ndim != 1 or self.labels.dtype.kind not in "iub":
-            raise TypeError(
-                "labels must be (n,) integers, the classes, or one-hot (n, C), got "
-                f"{self.labels.shape} {self.labels.dtype}"
-            )
-        if len(self.images) != len(self.labels):
-            raise ValueError(
-                "images and labels must be as many, got "
-                f"{len(self.images)} and {len(self.labels)}; cut both at the same places"
-            )
+        self.images, self.labels = checked_arrays(images, labels)
+        _warn_of_large(self.images)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -76,12 +61,55 @@ class Dataset:
         return self.images[index], self.labels[index]
 
 
+def checked_arrays(images: Any, labels: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return images (n, ...) and labels (n,) as arrays; raise ValueError or TypeError where they
+    are not what :class:`Dataset` takes."""
+    images, labels = _array(images), _one_column(_array(labels))
+    if images.ndim < 2:
+        raise ValueError(f"images must be (n, ...), one row for each, got shape {images.shape}")
+    _check_dtype(images.dtype)
+    if labels.ndim == 2:
+        hot = torch.from_numpy(labels)
+        labels = class_indices(hot, tuple(hot.shape)).numpy()
+    if labels.ndim != 1 or labels.dtype.kind not in "iub":
+        raise TypeError(
+            "labels must be (n,) integers, the classes, or one-hot (n, C), got "
+            f"{labels.shape} {labels.dtype}"
+        )
+    if len(images) != len(labels):
+        raise ValueError(
+            f"images and labels must be as many, got {len(images)} and {len(labels)}; cut both at "
+            "the same places"
+        )
+    return images, labels
+
+
 def _array(values: Any) -> NDArray[Any]:
     """Return a contiguous array that may be written to, a view where ``values`` is one."""
     if isinstance(values, Tensor):
+        values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has none
         values = values.detach().cpu().numpy()
     array: NDArray[Any] = np.ascontiguousarray(values)
     return array if array.flags.writeable else array.copy()
+
+
+def _one_column(labels: Any) -> Any:
+    """Return labels (n, 1), an array or a tensor, as (n,): compared with predictions (n,) a column
+    makes (n, n). Others stay as they are."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def _warn_of_large(images: NDArray[Any]) -> None:
+    """Warn of floating-point images whose first ones are whole numbers from 0 to more than 1."""
+    first = images[:100]
+    whole = first.dtype.kind == "f" and first.size > 0 and np.array_equal(first, first.round())
+    if whole and first.min() >= 0 and first.max() > 1:
+        warnings.warn(
+            "floating-point images are taken as they are, and should be from 0 to 1; these reach "
+            f"{first.max():g}: divide them by 255, or pass uint8",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_dtype(dtype: np.dtype[Any]) -> None:
@@ -139,12 +167,16 @@ class Dataloader:
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        images, size = len(self.indices), min(self.batch_size, len(self.indices))
+        images = len(self.indices)
+        size = max(1, min(self.batch_size, images))
         return images // size if self.window == "sliding" else -(-images // size)
 
     def rows(self) -> Tensor:
-        """Return the images of all batches, one batch after another, as indices int64."""
-        indices = torch.from_numpy(self.indices)
+        """Return the images of all batches, one batch after another, as indices int64.
+
+        ``indices`` may be replaced by any others; raises IndexError where they reach too far."""
+        chosen = np.asarray(self.indices, np.int64)
+        indices = torch.from_numpy(np.arange(len(self.dataset))[chosen])  # negative ones too
         return sliding_rows(indices, self.batch_size) if self.window == "sliding" else indices
 
     def __getitem__(self, index: int) -> Batch:
@@ -215,9 +247,19 @@ def batches_of(loader: Any) -> Iterator[Any]:
             yield loader[number]
 
 
+def length_of(loader: Any) -> int:
+    """Return the number of batches of a loader; 0 where it does not know."""
+    try:
+        return len(loader)
+    except TypeError:
+        return 0
+
+
 def checked_batch(batch: Any, number: int, like: Tensor) -> tuple[Tensor, Any]:
-    """Return images (N, D) and labels of a batch of any loader, both on the device of ``like`` and
-    the images in its dtype. Raises TypeError or ValueError for what is no batch, or an empty one.
+    """Return images (N, D) and labels of a batch of any loader, both on the device of ``like``, the
+    images in its dtype and integer labels as int64.
+
+    Raises TypeError or ValueError for what is no batch, or an empty one.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(
@@ -238,5 +280,13 @@ def checked_batch(batch: Any, number: int, like: Tensor) -> tuple[Tensor, Any]:
         images = torch.from_numpy(images if images.dtype.kind == "f" else scaled(images))
     elif not images.is_floating_point():
         images = torch.from_numpy(scaled(images.cpu().numpy()))
-    labels = labels if isinstance(labels, Tensor) else torch.from_numpy(labels)
+    if not isinstance(labels, Tensor):
+        if labels.dtype.kind not in "iubf":
+            raise TypeError(
+                f"labels must be integers, the classes, or one-hot, got {labels.dtype} in batch "
+                f"{number}"
+            )
+        labels = torch.from_numpy(labels)
+    # int64: uint8 is a mask where it is an index, and PyTorch compares no uint16
+    labels = _one_column(labels if labels.is_floating_point() else labels.long())
     return images.flatten(1).to(like.device, like.dtype), labels.to(like.device)

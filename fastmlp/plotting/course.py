@@ -81,7 +81,8 @@ def plot_curves(
     training returns them, which are then drawn by epoch. ``target`` is a PNG file to write instead.
     Raises ValueError where they are not as many as the values.
     """
-    values = [value.item() if isinstance(value, np.generic) else value for value in values]
+    # numbers of NumPy and tensors by themselves are written as what they hold
+    values = [value.item() if hasattr(value, "item") else value for value in values]
     counts = {"values": len(values), "train_acc": len(train_acc), "valid_acc": len(valid_acc)}
     if len(set(counts.values())) > 1 or not values:
         raise ValueError(

@@ -79,10 +79,10 @@ def atomic_path(target: str | os.PathLike[str], *, keep_previous: bool = False) 
     On any error the temporary file is removed and ``target`` stays unchanged. The data is flushed
     to disk before the rename and the folder after it, so a crash or a power cut leaves the old file
     or the new one. With ``keep_previous`` the old one stays as :func:`previous_generation`, and for
-    a moment it is the only one. Missing parent folders are made. Raises OSError if the folder is
-    not writable.
+    a moment it is the only one. Missing parent folders are made; a ``~`` is the home folder. Raises
+    OSError if the folder is not writable.
     """
-    target = Path(target)
+    target = Path(target).expanduser()
     _make_folder(target.parent)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)
@@ -99,6 +99,18 @@ def atomic_path(target: str | os.PathLike[str], *, keep_previous: bool = False) 
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+def check_writable(target: Path) -> None:
+    """Raise OSError where :func:`atomic_path` could not write ``target``, before the work is done
+    whose result it is."""
+    folder = target.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{target} cannot be written: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{target} cannot be written: the folder {folder} is read-only")
 
 
 def write_bytes(

@@ -177,7 +177,12 @@ def test_auto_without_network_warns_and_takes_the_synthetic_set(tiny, small_synt
     assert torch.equal(dataset.images, torch.from_numpy(small_synthetic[0][:500]))
     assert torch.equal(dataset.test_labels, torch.from_numpy(small_synthetic[1][500:]))
     text = " ".join(capsys.readouterr().err.replace("#", " ").split())
-    for wanted in ("THIS IS NOT CIFAR-10", "Connection refused", "--dataset cifar10"):
+    for wanted in (
+        "THIS IS NOT CIFAR-10",
+        "Connection refused",
+        "--dataset cifar10",
+        'dataset="cifar10"',
+    ):
         assert wanted in text
 
 

@@ -225,7 +225,7 @@ def test_progress_says_what_to_do_meanwhile(server, tmp_path, capsys):
     text = capsys.readouterr().err
     for wanted in ("Downloading CIFAR-10", server.url, str(tmp_path), "Ctrl-C is safe"):
         assert wanted in text
-    for wanted in ("--dataset synthetic", "--data-url", "100%", "B/s"):
+    for wanted in ("--dataset synthetic", 'dataset="synthetic"', "--data-url", "100%", "B/s"):
         assert wanted in text
     assert "official host" not in text
 

@@ -65,6 +65,10 @@ def naive(z: Tensor) -> Tensor:
     return z.exp() / z.exp().sum(1, keepdim=True)
 
 
+def shifted_by_all(z: Tensor) -> Tensor:
+    return naive(z - z.max())
+
+
 def nll(p: Tensor, y: Tensor) -> Tensor:
     return -p[torch.arange(len(y)), y].log()
 
@@ -78,10 +82,13 @@ def test_right_layers_pass_in_the_courses_words(backend, capsys):
     course.ReLU_Tests(Relu())
     course.SCE_Tests(course.Softmax_CrossEntropy(backend=backend))
     course.SCE_Tests(SCE(loss=lambda z, p, y: F.cross_entropy(z, y).item()))
+    # as a course has it: a shifted softmax, then its logarithm, perhaps with a little added
+    course.SCE_Tests(SCE(loss=lambda z, p, y: nll(p, y).mean()))
+    course.SCE_Tests(SCE(loss=lambda z, p, y: nll(p + 1e-9, y).mean()))
     fc = "Results of fully connected layer forward and backward tests: All passed."
     relu = "Results of ReLU function tests: All passed."
     loss = "Results of softmax and cross entropy forward and backward tests: All passed."
-    assert capsys.readouterr().out.splitlines() == [fc, fc, fc, relu, relu, loss, loss]
+    assert capsys.readouterr().out.splitlines() == [fc, fc, fc, relu, relu, *4 * [loss]]
 
 
 SLIPS: list[tuple[Any, str, str]] = [
@@ -91,10 +98,18 @@ SLIPS: list[tuple[Any, str, str]] = [
     (FC(db=lambda x, w, g: g.mean(0, keepdim=True)), "backward's db", "dimension too many"),
     (FC(db=lambda x, w, g: g.sum(1) / len(g)), "backward's db", "wrong axis"),
     (FC(dw=lambda x, w, g: x.T @ g / len(g) ** 2), "backward's dw", "too many"),
+    (FC(dw=lambda x, w, g: x @ g), "backward's dw", "missing.* x @ g, and the division by N is"),
+    (FC(dw=lambda x, w, g: g @ x.T), "backward's dw", "the wrong way round: g @ x.T"),
+    (FC(dw=lambda x, w, g: x.T @ g / x.shape[1]), "backward's dw", "number of inputs, not by N"),
+    (FC(db=lambda x, w, g: g.sum(0, keepdim=True)), "backward's db", "many.*, and the division by"),
+    (FC(db=lambda x, w, g: g), "backward's db", "sum over the batch is missing"),
     (FC(y=lambda x, w, b: x @ w), "forward's output", "bias is not added"),
+    (FC(y=lambda x, w, b: x @ w.T + b), "forward's output", "a transpose too many: x @ w.T"),
+    (FC(y=lambda x, w, b: w.T @ x + b), "forward's output", "the wrong way round: w.T @ x"),
     (Relu(dx=lambda x, g: g * (x >= 0)), "backward's output", "mask is >= 0"),
     (Relu(dx=lambda x, g: g), "backward's output", "mask is missing"),
     (Relu(dx=lambda x, g: (x > 0).float()), "backward's output", "mask alone"),
+    (Relu(dx=lambda x, g: g * x), "backward's output", "by forward's input"),
     (Relu(y=lambda x: x.abs()), "forward's output", "absolute value"),
     (SCE(pred=lambda p: p), "forward's pred_y", "the probabilities, not the class"),
     (SCE(pred=lambda p: p.argmax(0)), "forward's pred_y", "over the batch"),
@@ -109,7 +124,17 @@ SLIPS: list[tuple[Any, str, str]] = [
         "forward's loss on a batch of 4 with outputs in the thousands",
         "softmax is not shifted",
     ),
+    (
+        SCE(p=shifted_by_all),
+        "backward's output on a batch of 4",
+        "shifted by the largest .* of all",
+    ),
+    (SCE(p=lambda z: z.softmax(0)), "backward's output", "softmax runs over the batch"),
+    (SCE(pred=lambda p: p.amax(1)), "forward's pred_y", "the largest probability, not its class"),
+    (SCE(pred=lambda p: p.argmax(1, keepdim=True)), "forward's pred_y", "no keepdim"),
     (SCE(dx=lambda p, hot: p - hot), "backward's output", "not divided by N"),
+    (SCE(dx=lambda p, hot: hot - p), "backward's output", "sign is wrong, and .*not divided by N"),
+    (SCE(dx=lambda p, hot: (p - hot) / p.numel()), "backward's output", "number of all outputs"),
     (SCE(dx=lambda p, hot: p / len(p)), "backward's output", "one-hot labels are not subtracted"),
     (SCE(dx=lambda p, hot: (hot - p) / len(p)), "backward's output", "sign is wrong"),
 ]
@@ -128,6 +153,7 @@ def faults_of(layer: object) -> list[str]:
 def test_a_slip_is_named_with_what_was_expected(layer, result, slip):
     faults = faults_of(layer)
     (fault,) = (each for each in faults if each.startswith(result))
+    assert not any("raised" in each for each in faults)  # a slip has been named: that is enough
     before, _, named = fault.partition("Likeliest slip: ")
     assert re.search(slip, named), fault
     assert "expected" in before
@@ -144,7 +170,9 @@ def test_how_far_off_is_told_with_the_place():
 
 
 def test_what_is_no_result_is_told():
-    raises = FC(y=lambda x, w, b: x @ b @ w)
+    for test in (course.FCL_Tests, course.ReLU_Tests, course.SCE_Tests):
+        test(None)  # no method at all: told, not raised
+    raises = FC(y=lambda x, w, b: x @ b @ w[1:])
     assert "forward raised RuntimeError" in faults_of(raises)[0]
     assert faults_of(Relu(y=lambda x: None))[0] == "forward's output must be a tensor, and is None."
     alone = SCE()
@@ -160,4 +188,4 @@ def test_faults_are_printed_below_the_sentence(capsys):
     course.FCL_Tests(FC(dw=lambda x, w, g: x.T @ g))
     first, second = capsys.readouterr().out.splitlines()
     assert first == "Results of fully connected layer forward and backward tests: 1 wrong."
-    assert second.startswith("  backward's dw on a batch of 6: expected ")
+    assert second.startswith("  backward's dw on a batch of 4: expected ")

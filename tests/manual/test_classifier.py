@@ -160,7 +160,7 @@ def test_verbose_is_every_how_many_epochs_and_the_default_file_is_here(
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if "Epoch" in line] == ["Epoch 2:", "Epoch 4:"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
-    model.training(blobs(60), blobs(30), epochs=1, verbose=0)
+    model.training(blobs(60), blobs(30), epochs=np.int64(1), verbose=np.int32(0))
     assert capsys.readouterr().out == ""
 
 
@@ -203,6 +203,89 @@ class _OwnReLU:
         return g * (self.t > 0)
 
 
+class _ArrayFC:
+    """As a student of NumPy writes it: in comes what it may, out come arrays of float64."""
+
+    def forward(self, x: object, w: object, b: object) -> np.ndarray:
+        self.x = np.asarray(x, np.float64)
+        return self.x @ np.asarray(w) + np.asarray(b)
+
+    def backward(self, g: object) -> tuple[np.ndarray, list[float]]:
+        g = np.asarray(g)
+        return self.x.T @ g / len(g), g.mean(0).tolist()
+
+
+class _ArrayReLU:
+    def forward(self, t: object) -> np.ndarray:
+        self.t = np.asarray(t)
+        return np.maximum(self.t, 0)
+
+    def backward(self, g: object) -> np.ndarray:
+        return np.asarray(g) * (self.t > 0)
+
+
+class _ArrayLoss:
+    def forward(self, y: object, net_out: object) -> tuple[np.ndarray, float]:
+        powers = np.exp(np.asarray(net_out) - np.max(np.asarray(net_out), 1, keepdims=True))
+        self.p, self.y = powers / powers.sum(1, keepdims=True), np.asarray(y)
+        rows = np.arange(len(self.y))
+        return self.p.argmax(1), -np.log(self.p[rows, self.y]).mean()
+
+    def backward(self) -> np.ndarray:
+        return (self.p - np.eye(self.p.shape[1])[self.y]) / len(self.y)
+
+
+def test_layers_of_numpy_train_as_ours_do():
+    images, labels = blobs(40)
+    trained = []
+    for net, loss in (
+        (None, None),
+        ([_ArrayFC(), _ArrayReLU(), _ArrayFC()], _ArrayLoss()),
+        (None, _ArrayLoss()),  # arrays go into layers of ours
+    ):
+        model = Classifier(12, 8, 3)
+        model.net, model.loss_func = net or model.net, loss or model.loss_func
+        batches = [(images[:20], labels[:20].numpy().astype("u2")), (images[20:], labels[20:])]
+        logs = model.training(batches, blobs(9, seed=1), epochs=2, learning_rate=2, **OFF)
+        trained.append((logs.valid_loss, model.params["w1"]))
+    for losses, w1 in trained[1:]:
+        assert losses == pytest.approx(trained[0][0], rel=1e-5)
+        torch.testing.assert_close(w1, trained[0][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["engine", "layers"])
+def test_parameters_may_require_grad(own, tmp_path):
+    model, plain = Classifier(12, 8, 3), Classifier(12, 8, 3)
+    model.net[1] = _OwnReLU() if own else model.net[1]
+    model.params = {name: torch.nn.Parameter(t) for name, t in model.params.items()}
+    for each in (model, plain):
+        each.training(blobs(40), blobs(9), epochs=2, verbose=0, model_path=tmp_path / "m.pt")
+    torch.testing.assert_close(model.params["w1"].detach(), plain.params["w1"])
+    assert model.params["w1"].grad_fn is None
+    model.load_model(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "returned", "message"),
+    [
+        ("loss", "forward", torch.zeros(()), r"must return \(pred_y, loss\), got Tensor"),
+        ("loss", "forward", (torch.zeros(6), torch.zeros(6)), r"one number, .*got shape \(6,\)"),
+        ("loss", "forward", (torch.zeros(6), None), "its loss, must return a tensor, got NoneType"),
+        ("loss", "backward", None, "the loss's backward must return a tensor, got NoneType"),
+        (0, "backward", torch.zeros(2), r"must return \(dw, db\), got Tensor"),
+        (0, "backward", (1, 2, 3), r"must return \(dw, db\), got 3 values"),
+        (0, "backward", (torch.zeros(12, 8), None), "in place of db1, must return a tensor, got"),
+        (0, "backward", (torch.zeros(8, 12), [0]), r"dw1: expected shape \(12, 8\), .*\(8, 12\)"),
+        (1, "forward", None, "forward of a ReLU must return a tensor, got NoneType"),
+    ],
+)
+def test_what_a_students_method_must_return_is_told(part, method, returned, message):
+    model = Classifier(12, 8, 3)
+    setattr(model.loss_func if part == "loss" else model.net[part], method, lambda *_: returned)
+    with pytest.raises((ValueError, TypeError), match=message):
+        model.training(blobs(6), epochs=1, **OFF)
+
+
 @pytest.mark.parametrize("n", [1, 3])  # 3 classes: (3, 3) == (3,) would broadcast
 def test_predictions_of_another_shape_than_the_labels_are_refused(n):
     class Loss:
@@ -222,6 +305,9 @@ def test_predictions_of_another_shape_than_the_labels_are_refused(n):
         ({"verbose": -1}, "verbose must be an integer >= 0, got -1"),
         ({"learning_rate": 0}, "learning_rate must be a finite number > 0, got 0"),
         ({"learning_rate": math.nan}, "learning_rate must be a finite number > 0, got nan"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a finite number > 0, got '0.1'"),
+        ({"learning_rate_decay": None}, "learning_rate_decay must be a finite number > 0, got No"),
+        ({"train_dl": [(blobs(6)[0], np.array(list("abcabc")))]}, "labels must be integers, .*U1"),
         ({"learning_rate_decay": math.inf}, "learning_rate_decay must be a finite number > 0"),
         ({"train_dl": []}, "data must give batches in every epoch"),
         ({"train_dl": iter([blobs(6)])}, "data must give batches in every epoch"),
@@ -270,3 +356,17 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
     assert torch.equal(other.params["w1"], model.params["w1"])
     with pytest.raises(IsADirectoryError, match="is a folder; pass a file in it"):
         model.training(blobs(6), epochs=1, model_path="~")
+    for call in (model.save_model, model.load_model):
+        with pytest.raises(FileNotFoundError, match="there is no such home folder"):
+            call("~a-user-that-is-none/m.pt")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_first_epoch(tmp_path):
+    model = Classifier(12, 8, 3)
+    before = model.params["w1"].clone()
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        NotADirectoryError, match=r"cannot be written: .*file is a file, not a fold"
+    ):
+        model.training(blobs(6), epochs=1, model_path=tmp_path / "file" / "m.pt")
+    assert torch.equal(model.params["w1"], before)

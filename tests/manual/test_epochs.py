@@ -99,6 +99,34 @@ def test_layers_of_a_students_own_run_as_they_are():
     assert float(trained["ours"]["b1"].abs().max()) > 0
 
 
+def test_arrays_of_a_data_set_that_are_replaced_are_taken_as_the_layers_take_them():
+    losses = []
+    for by_layers in (False, True):
+        model, loader = Classifier(12, 8, 3), Dataloader(Dataset(*pictures(43)), 8)
+        data = loader.dataset
+        data.images, data.labels = torch.from_numpy(data.images / 255), data.labels[:, None]
+        loader.indices = list(range(20, 40))
+        if by_layers:
+            model.forward = model.forward
+            loader = [(data.images[i : i + 8], data.labels[i : i + 8]) for i in (20, 28, 36)]
+            loader[2] = (data.images[36:40], data.labels[36:40])
+        else:
+            loader.shuffle = lambda: None
+        assert (epochs.engine_reason(model, loader) is None) != by_layers
+        logs = model.training(loader, epochs=2, learning_rate=0.5, verbose=0, model_path=None)
+        losses.append(logs.train_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_loader_that_does_not_know_its_length_is_run():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(*blobs(9), strict=True))
+
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=4)
+    assert Classifier(12, 8, 3).score(loader).images == 9
+
+
 @pytest.mark.parametrize("where", ["class", "instance", "loader", "data set", "averaging"])
 def test_what_is_overridden_is_not_run_by_an_engine(where, monkeypatch):
     model, loader = Classifier(12, 8, 3), Dataloader(Dataset(*pictures(43)), 8)

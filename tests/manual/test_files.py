@@ -51,12 +51,14 @@ def module(kind: type) -> dict:
         arrays(weights()),
         {"params": upper(with_rows(arrays(weights())))},
         {n: v.astype(np.float64) for n, v in arrays(weights()).items()},
+        {n: v.astype(">f4") for n, v in arrays(weights()).items()},
         module(nn.Sequential),
         module(MLP),
+        {"epoch": 3, "model_state_dict": module(nn.Sequential)},
     ],
     ids=[
         *("ours", "capitals", "params", "rows", "params capitals rows", "arrays", "all at once"),
-        *("float64 arrays", "Sequential", "MLP"),
+        *("float64 arrays", "big-endian arrays", "Sequential", "MLP", "a checkpoint"),
     ],
 )
 def test_a_file_loads(content, tmp_path):
@@ -86,6 +88,13 @@ def test_a_damaged_or_foreign_file_is_told_and_changes_nothing(tmp_path):
         torch.save(foreign, path)
         with pytest.raises(ValueError, match=r"model\.pt does not fit: expected \{'w1': \(5, 4\)"):
             model.load_model(path)
+    for strange in (torch.zeros(3, dtype=torch.complex64), torch.zeros(3).to_sparse(), "abc"):
+        torch.save({**weights(), "b2": strange}, path)
+        with pytest.raises(ValueError, match=r"does not fit: expected .*got .*'b2': \(\)"):
+            model.load_model(path)
+    torch.save(nn.Linear(5, 4), path)
+    with pytest.raises(ValueError, match=r"or of a state_dict\(\), not of a whole model"):
+        model.load_model(path)
     Classifier(5, 4, 2).save_model(path)
     with pytest.raises(ValueError, match=r"'w2': \(4, 3\).* got .*'w2': \(4, 2\)"):
         model.load_model(path)
@@ -94,6 +103,13 @@ def test_a_damaged_or_foreign_file_is_told_and_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match="is a folder; pass the file of a model"):
         model.load_model(tmp_path)
     assert all(torch.equal(model.params[name], before[name]) for name in before)
+
+
+def test_arrays_of_integers_load(tmp_path):
+    path, model = tmp_path / "model.pt", Classifier(5, 4, 3)
+    torch.save({n: np.ones(v.shape, int) for n, v in weights().items()}, path)
+    model.load_model(path)
+    assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in model.params.values())
 
 
 class _Runs:

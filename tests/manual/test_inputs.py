@@ -30,6 +30,20 @@ def test_a_backend_in_place_of_a_device_and_a_missing_gpu_are_told() -> None:
         manual.Classifier(3, 2, 2, device="cuda:99")
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has one")
+def test_a_missing_device_of_another_kind_is_told() -> None:
+    for make in (manual.ReLU, lambda device: manual.Classifier(3, 2, 2, device)):
+        with pytest.raises(ValueError, match='device mps is missing here; pass device="cpu"'):
+            make("mps")
+
+
+def test_labels_may_be_a_column() -> None:
+    scores, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    mine, other = manual.SoftmaxCrossEntropy(), manual.SoftmaxCrossEntropy()
+    assert torch.equal(mine.forward(labels[:, None], scores)[1], other.forward(labels, scores)[1])
+    assert torch.equal(mine.backward(), other.backward())
+
+
 def test_one_hot_labels_may_be_bool() -> None:
     scores, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
     hot = nn.functional.one_hot(labels, 3).bool()

@@ -70,6 +70,7 @@ def test_a_data_set_keeps_its_images():
         (np.zeros((2, 2), int), [0, 1], "images must be uint8, .* got int64"),
         (np.zeros(2), [0, 1], r"images must be \(n, ...\), one row for each, got shape \(2,\)"),
         (np.zeros((2, 2)), [0.5, 1], r"labels must be \(n,\) integers, .*float64"),
+        (np.zeros((2, 2)), [[0.5], [1]], r"labels must be \(n,\) integers, .*float64"),
         (np.zeros((2, 2)), ["a", "b"], r"labels must be \(n,\) integers"),
     ],
 )
@@ -115,6 +116,44 @@ def test_a_loop_over_a_loader_ends_and_numbers_beyond_it_are_refused():
         for number in (len(loader), -len(loader) - 1):
             with pytest.raises(IndexError, match=f"batch {number} does not exist"):
                 loader[number]
+
+
+def test_labels_in_a_column_and_images_of_bfloat16_are_taken():
+    for column in (np.array([[2], [0]]), torch.tensor([[2], [0]], dtype=torch.uint8)):
+        data = Dataset(torch.tensor([[0.5, 1], [0.25, 0]], dtype=torch.bfloat16), column)
+        assert data.labels.tolist() == [2, 0]
+        assert data.images.tolist() == [[0.5, 1], [0.25, 0]]
+
+
+def test_floating_point_images_that_reach_255_get_a_warning(recwarn):
+    images = numbered(9).images
+    with pytest.warns(UserWarning, match="these reach 8: divide them by 255, or pass uint8"):
+        Dataset(images.astype(np.float32), np.arange(9))
+    recwarn.clear()
+    for fine in (images, images / 255, images - 4.0, images / 3.3):
+        Dataloader(Dataset(fine, np.arange(9)))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [list(range(23))[::-1], np.arange(23)[::-1], torch.arange(22, -1, -1), np.arange(-1, -24, -1)],
+    ids=["list", "reversed view", "tensor", "negative"],
+)
+def test_a_student_may_set_the_order(indices):
+    loader = Dataloader(numbered(23), batch_size=5)
+    loader.indices = indices
+    assert loader.rows().tolist() == list(range(23))[::-1]
+    assert loader[1][1].tolist() == [17, 16, 15, 14, 13]
+
+
+def test_an_order_that_reaches_too_far_or_is_empty_is_told():
+    loader = Dataloader(numbered(3), 2)
+    loader.indices = np.array([0, 3])
+    with pytest.raises(IndexError, match="3 is out of bounds"):
+        loader.rows()
+    loader.indices = []
+    assert len(loader) == 0
 
 
 def test_images_are_scaled_as_an_engine_scales_them():

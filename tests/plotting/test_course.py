@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -40,6 +41,12 @@ def test_a_number_for_each_value_is_drawn_over_the_values() -> None:
     assert lines(figure, 0)["validation"] == [34, 33, 20]  # from the smallest value
     assert lines(figure, 0)["best, 0.001: 34.0%"] == [34]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.01", "0.001", "0.1"]
+
+
+def test_tensors_are_written_as_their_numbers() -> None:
+    figure = plot_curves(torch.tensor([0.5, 0.25]), torch.tensor([1.0, 2]), [3, torch.tensor(4.0)])
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["0.5", "0.25"]
+    assert figure.axes[0].lines[1].get_ydata().tolist() == [4, 3]
 
 
 def test_logs_of_each_value_are_drawn_by_epoch() -> None:

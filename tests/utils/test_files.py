@@ -12,7 +12,7 @@ import pytest
 from support.processes import python_environment
 
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.files import LOCK, atomic_path, locked_folder, write_text
+from fastmlp.utils.files import LOCK, atomic_path, check_writable, locked_folder, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -21,6 +21,24 @@ def test_a_file_is_replaced_whole(tmp_path):
     write_text(target, "two ä")
     assert target.read_text(encoding="utf-8") == "two ä"
     assert os.listdir(target.parent) == ["a.txt"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_text("~/a.txt", "one")
+    assert (tmp_path / "home" / "a.txt").read_text() == "one"
+    assert os.listdir(tmp_path) == ["home"]
+
+
+def test_a_place_that_cannot_be_written_is_told_beforehand(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "folder" / "a.txt")
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write
+    with pytest.raises(
+        PermissionError, match=r"a\.txt cannot be written: the folder .* is read-only"
+    ):
+        check_writable(tmp_path / "new" / "a.txt")
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
