@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from fastmlp.sweeps.sweep import sweep
     from fastmlp.training.api import fit_many
     from fastmlp.training.config import TrainConfig
+    from fastmlp.training.lr_finder import find_lr
     from fastmlp.training.own_data import fit
 
 _LATER = {
     "TrainConfig": "training.config",
+    "find_lr": "training.lr_finder",
     "fit": "training.own_data",
     "fit_many": "training.api",
     "sweep": "sweeps.sweep",
@@ -46,6 +48,7 @@ __all__ = [
     "LinearReLU",
     "ReLU",
     "TrainConfig",
+    "find_lr",
     "fit",
     "fit_many",
     "functional",
