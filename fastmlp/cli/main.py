@@ -14,6 +14,8 @@ COMMANDS = {
     "predict": "predict rows with a network trained on data of your own",
     "sweep": "train many configurations side by side and compare them",
     "find-lr": "try learning rates on a fresh network and suggest one",
+    "show": "what a run has come to, with its curves",
+    "compare": "a table and the curves of several runs",
     "reproduce": "the whole report: sweeps, final training, what explains the figures",
     "data": "fetch, check and show the data",
     "info": "what was built, what runs here, and why not",

@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from fastmlp.plotting.curves import TRAIN, mark_best
-from fastmlp.plotting.style import finish, new_figure, set_title
+from fastmlp.plotting.style import Picture, finish, new_figure, set_title
 
 
 def lr_range_picture(
@@ -18,7 +16,7 @@ def lr_range_picture(
     smoothed: Sequence[float],
     suggestion: float,
     target: str | Path | None = None,
-) -> Figure:
+) -> Picture:
     """Draw the loss of each batch and the smoothed loss by learning rate, with the suggested rate
     marked, into the PNG file ``target``; without one, show them if this is a notebook.
 
@@ -39,4 +37,5 @@ def lr_range_picture(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower left", edgecolor="none", framealpha=0.85)
     set_title(figure, "Learning-rate range test")
-    return finish(figure, target)
+    finish(figure, target)
+    return figure

@@ -48,9 +48,9 @@ def sweep(
     eighth, a quarter and a half of the epochs. ``out`` is a folder for the results, new, empty or
     that of the same sweep, which then resumes where it was stopped. Under ``torchrun`` every
     process trains its share, on a GPU of its own where there are any, and all get the whole result.
-    ``callbacks`` are told of all runs of this process. ``on_epoch`` gets the results so far, of this process, and the number of epochs done;
-    ``on_progress``, several times a second, that number with its fraction. Raises
-    :class:`UserError`.
+    ``callbacks`` are told of all runs of this process. ``on_epoch`` gets the results so far, of
+    this process, and the number of epochs done; ``on_progress``, several times a second, that
+    number with its fraction. Raises :class:`UserError`.
     """
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, got {seeds}", EXIT_USAGE)

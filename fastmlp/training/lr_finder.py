@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -20,6 +20,9 @@ from fastmlp.training.own_data import configured
 from fastmlp.training.run import TrainingRun
 from fastmlp.training.trainer import Trainer, thread_count
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+
+if TYPE_CHECKING:
+    from fastmlp.plotting.style import Picture
 
 SMOOTHING = 0.95
 """The weight of the past in the running mean of the losses."""
@@ -54,7 +57,7 @@ class LrRange:
             )
         return float(f"{self.lrs[end - length // 3]:.2g}")
 
-    def plot(self, target: str | Path | None = None) -> Any:
+    def plot(self, target: str | Path | None = None) -> Picture:
         """Draw the losses by learning rate into the PNG file ``target``; without one, show them if
         this is a notebook. Return the figure; raise OSError if the file is not writable."""
         from fastmlp.plotting.lr_range import lr_range_picture  # matplotlib takes a second
