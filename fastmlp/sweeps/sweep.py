@@ -51,6 +51,12 @@ def sweep(
     ``callbacks`` are told of all runs of this process. ``on_epoch`` gets the results so far, of
     this process, and the number of epochs done; ``on_progress``, several times a second, that
     number with its fraction. Raises :class:`UserError`.
+
+    >>> import fastmlp, numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(300, 4))
+    >>> found = fastmlp.sweep({"epochs": 5}, {"lr": [1e-2, 1e-9]}, data=(X, X[:, 0] > 0))
+    >>> found.best_values
+    {'lr': 0.01}
     """
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, got {seeds}", EXIT_USAGE)

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base class: does nothing. The methods are called in the order in which they stand here."""
+    """Base class: does nothing. The methods are called in the order in which they stand here.
+
+    >>> import fastmlp, numpy as np
+    >>> class Count(Callback):
+    ...     epochs = 0
+    ...     def on_epoch_end(self, trainer):
+    ...         self.epochs += 1
+    >>> count, X = Count(), np.random.default_rng(0).normal(size=(50, 3))
+    >>> run = fastmlp.fit(X, X[:, 0] > 0, epochs=3, callbacks=[count])
+    >>> count.epochs
+    3
+    """
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Training begins or resumes."""
@@ -52,7 +63,15 @@ class Callback:
 
 
 class StopWhen(Callback):
-    """Stops when a function returns true."""
+    """Stops when a function returns true.
+
+    >>> import fastmlp, numpy as np, time
+    >>> X, end = np.random.default_rng(0).normal(size=(50, 3)), time.monotonic() + 0.2
+    >>> stop = StopWhen(lambda: time.monotonic() > end)
+    >>> run = fastmlp.fit(X, X[:, 0] > 0, epochs=100_000, callbacks=[stop])
+    >>> run.interrupted
+    True
+    """
 
     def __init__(self, condition: Callable[[], bool]) -> None:
         self._condition = condition

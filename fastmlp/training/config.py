@@ -62,6 +62,15 @@ class TrainConfig:
     parameters, the loss and the optimizer stay float32.
 
     Raises :class:`UserError` (exit code 2) where a value cannot be used.
+
+    >>> import fastmlp
+    >>> config = fastmlp.TrainConfig(hidden=(512, 256), lr=0.01, epochs=10)
+    >>> config.momentum, round(config.lr_at(9), 6)
+    (0.9, 0.000245)
+    >>> fastmlp.TrainConfig(batch_size=0)
+    Traceback (most recent call last):
+        ...
+    fastmlp.utils.errors.UserError: batch_size must be a whole number of at least 1, got 0
     """
 
     dataset: str = option(
