@@ -3,6 +3,7 @@ fastmlp._cuda where that torch is a CUDA build and there is an nvcc.
 
 Both use LibTorch's stable ABI alone, so one wheel (cp310-abi3) serves torch >= 2.11.
 FASTMLP_CUDA=0 leaves CUDA out, 1 insists on it; TORCH_CUDA_ARCH_LIST names the GPUs to build for.
+Without a C++ compiler the package is pure PyTorch, and says so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import site
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -29,6 +31,11 @@ def find_torch() -> bool:
         for name in ("purelib", "platlib"):
             site.addsitedir(sysconfig.get_path(name))
     return importlib.util.find_spec("torch") is not None
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that torch.utils.cpp_extension will call."""
+    return shutil.which(os.environ.get("CXX", "c++"))
 
 
 def find_toolkit() -> str | None:
@@ -64,6 +71,29 @@ def choose_toolkit() -> str | None:
     return toolkit
 
 
+def keeping_objects(command: type) -> type:
+    """The build command, with compiled files kept in build/: pip gives an editable install a folder
+    that it removes, and everything would be compiled again each time."""
+
+    class Build(command):  # type: ignore[misc]
+        def finalize_options(self) -> None:
+            given = self.build_temp
+            super().finalize_options()
+            platform = self.get_finalized_command("build").plat_name
+            self.build_temp = given or f"build/temp.{platform}-{sys.implementation.cache_tag}"
+
+        def run(self) -> None:
+            files = sum(len(extension.sources) for extension in self.extensions)
+            print(
+                f"fastmlp: compiling {files} files, those that have changed; the first time this "
+                "takes 1 to 3 minutes for the CPU, some 10 more for CUDA (MAX_JOBS=N: N at once)",
+                flush=True,
+            )
+            super().run()
+
+    return Build
+
+
 def extensions() -> tuple[list, dict]:
     """The extension modules and the command that builds them."""
     toolkit = choose_toolkit()
@@ -81,20 +111,30 @@ def extensions() -> tuple[list, dict]:
     common["extra_link_args"] = [f"-fsanitize={debug}"] if debug else []
     sources = files("csrc/*.cpp", "csrc/cpu/**/*.cpp")
     native = CppExtension("fastmlp._C", sources, extra_compile_args={"cxx": flags}, **common)
+    build = {"build_ext": keeping_objects(BuildExtension)}
     if not toolkit:
-        return [native], {"build_ext": BuildExtension}
+        return [native], build
     both = {"cxx": [*flags, "-DUSE_CUDA"], "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]}
     sources = files("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu")
     cuda = CUDAExtension("fastmlp._cuda", sources, extra_compile_args=both, **common)
     if not [*Path(toolkit).glob("lib*/libcudart.so")]:  # pip has it by its version alone
         name = next(Path(toolkit).glob("lib*/libcudart.so.*")).name
         cuda.libraries[cuda.libraries.index("cudart")] = f":{name}"
-    return [native, cuda], {"build_ext": BuildExtension}
+    return [native, cuda], build
 
 
 options: dict = {"options": {"bdist_wheel": {"py_limited_api": "cp310"}}}
-if find_torch():
+if find_compiler() is None:
+    print(
+        f"fastmlp: WARNING: there is no C++ compiler ({os.environ.get('CXX', 'c++')}), so this is "
+        "the pure-PyTorch package: same results, several times slower. Install g++ (Debian: "
+        "apt install g++) and install fastmlp again",
+        file=sys.stderr,
+    )
+elif find_torch():
     options["ext_modules"], options["cmdclass"] = extensions()
-else:  # pip then installs one into its build environment and runs this file again
+elif (
+    "sdist" not in sys.argv
+):  # pip then installs one into its build environment and runs this file again
     options["setup_requires"] = ["torch>=2.11"]
 setup(**options)

@@ -14,6 +14,9 @@ COMMANDS = {
     "train": "train a network on CIFAR-10 or data of your own",
     "predict": "predict rows with a network trained on data of your own",
     "sweep": "train many configurations side by side and compare them",
+    "find-lr": "try learning rates on a fresh network and suggest one",
+    "show": "what a run has come to, with its curves",
+    "compare": "a table and the curves of several runs",
     "reproduce": "the whole report: sweeps, final training, what explains the figures",
     "data": "fetch, check and show the data",
     "info": "what was built, what runs here, and why not",
@@ -34,7 +37,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command; try {', '.join(COMMANDS)}", EXIT_USAGE)
-    module = importlib.import_module(f"fastmlp.cli.{name}")
+    module = importlib.import_module(f"fastmlp.cli.{name.replace('-', '_')}")
     interrupt_as_usual()
     code: int = module.main(argv[1:])
     return code

@@ -111,7 +111,7 @@ def _already_finished(flags: dict[str, Any], progress: Progress, as_json: bool) 
     if flags.get("epochs", config.epochs) != config.epochs:
         return False
     summary = folder.read_summary()
-    longer = "" if config.lr_schedule == "cosine" else "; a larger --epochs trains it longer"
+    longer = "" if config.lr_schedule != "constant" else "; a larger --epochs trains it longer"
     progress.final(
         f"The run in {folder.path} is finished: {summary['epochs']} epochs, "
         f"{_result(summary)}{longer}"

@@ -35,6 +35,11 @@ def linear(
     "leaky_relu", "tanh", "sigmoid", "gelu" or "silu". Counterpart of ``torch.nn.functional.linear``
     and the function of that name. Raises ValueError on shapes that do not fit and on another name,
     TypeError on dtypes that are not floating point or that differ.
+
+    >>> import torch
+    >>> from fastmlp import functional
+    >>> functional.linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([[11.]])
     """
     if is_foreign(x, weight) or is_exporting():
         return linear_ops.linear_ref(x, weight, bias, activation)
@@ -51,7 +56,13 @@ def linear_relu(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """``relu(x @ weight.T + bias)`` in one kernel; see :func:`linear`."""
+    """``relu(x @ weight.T + bias)`` in one kernel; see :func:`linear`.
+
+    >>> import torch
+    >>> from fastmlp import functional
+    >>> functional.linear_relu(torch.tensor([[1.0]]), torch.tensor([[2.0], [-2.0]]))
+    tensor([[2., 0.]])
+    """
     return linear(x, weight, bias, "relu", backend=backend)
 
 
@@ -60,6 +71,11 @@ def activation(x: Tensor, name: str, *, backend: str | None = None) -> Tensor:
 
     Counterpart of the function of that name in ``torch.nn.functional``. Raises ValueError for
     another name, TypeError on a dtype that is not floating point.
+
+    >>> import torch
+    >>> from fastmlp import functional
+    >>> functional.activation(torch.tensor([-1.0, 0.0, 1.0]), "tanh")
+    tensor([-0.7616,  0.0000,  0.7616])
     """
     if is_foreign(x) or is_exporting():
         return activations.activation_ref(x, name)
@@ -73,6 +89,11 @@ def relu(x: Tensor, inplace: bool = False, *, backend: str | None = None) -> Ten
     """``max(x, 0)``, any shape; nan stays nan. Counterpart of ``torch.nn.functional.relu``.
 
     ``inplace`` writes the result into ``x`` and returns it, by ``torch.relu_`` on either backend.
+
+    >>> import torch
+    >>> from fastmlp import functional
+    >>> functional.relu(torch.tensor([-1.0, float("nan"), 1.0]))
+    tensor([0., nan, 1.])
     """
     if is_foreign(x) or is_exporting():
         return F.relu(x, inplace)
@@ -105,6 +126,11 @@ def cross_entropy(
     PyTorch's deprecated names for ``reduction``.
     Raises ValueError on shapes or options that do not fit, TypeError on dtypes, IndexError (CPU) on
     a label outside [0, C) that is not ``ignore_index``.
+
+    >>> import torch
+    >>> from fastmlp import functional
+    >>> functional.cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]), reduction="sum")
+    tensor(2.7726)
     """
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)

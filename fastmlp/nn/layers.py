@@ -6,7 +6,7 @@ the same ``state_dict``, so weights move between the two unchanged in both direc
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,19 @@ class Linear(nn.Linear):
 
     Same constructor, initialisation and ``state_dict`` (weight (O, I), bias (O,)). Errors are those
     of :func:`fastmlp.functional.linear`, and of :func:`resolve_backend` for ``backend``.
+
+    >>> import fastmlp, torch
+    >>> layer = fastmlp.Linear(4, 3)
+    >>> layer(torch.ones(2, 4)).shape
+    torch.Size([2, 3])
     """
 
     counterpart: ClassVar[type[nn.Module]] = nn.Linear
     backend: str | None = None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
     def __init__(
         self,
@@ -68,11 +77,19 @@ class LinearActivation(nn.Module):
     Constructor and ``state_dict`` are those of :class:`Linear`; ``activation`` is a name that
     :func:`fastmlp.functional.linear` takes. Not an ``nn.Linear``, so that a tool that replaces
     those does not drop the activation. Raises ValueError for another name.
+
+    >>> import torch
+    >>> LinearActivation(4, 3, activation="gelu")(torch.ones(2, 4)).shape
+    torch.Size([2, 3])
     """
 
     counterpart: ClassVar[type[nn.Module] | None] = None  # torch.nn has none that is one module
     weight: nn.Parameter
     bias: nn.Parameter | None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
     def __init__(
         self,
@@ -117,6 +134,10 @@ class LinearReLU(LinearActivation):
 
     Constructor and ``state_dict`` are those of :class:`Linear`; not an ``nn.Linear``, as
     :class:`LinearActivation`.
+
+    >>> import fastmlp, torch
+    >>> bool((fastmlp.LinearReLU(4, 3)(torch.randn(2, 4)) >= 0).all())
+    True
     """
 
     activation = "relu"
@@ -136,10 +157,19 @@ class LinearReLU(LinearActivation):
 
 class ReLU(nn.ReLU):
     """``max(x, 0)``, any shape; nan stays nan. Counterpart: ``torch.nn.ReLU``, as is its
-    constructor."""
+    constructor.
+
+    >>> import fastmlp, torch
+    >>> fastmlp.ReLU()(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
 
     counterpart: ClassVar[type[nn.Module]] = nn.ReLU
     backend: str | None = None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
     def __init__(self, inplace: bool = False, *, backend: str | None = None) -> None:
         super().__init__(inplace)
@@ -161,10 +191,19 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     input (C,), (N, C) or (N, C, d1, ...); target class indices, int64 or uint8, or probabilities of
     input's shape. ``weight`` (C,) is a buffer and part of the ``state_dict``, as in PyTorch. Errors
     are those of :func:`fastmlp.functional.cross_entropy`.
+
+    >>> import fastmlp, torch
+    >>> loss = fastmlp.CrossEntropyLoss()
+    >>> loss(torch.zeros(2, 4), torch.tensor([0, 3]))  # log 4
+    tensor(1.3863)
     """
 
     counterpart: ClassVar[type[nn.Module]] = nn.CrossEntropyLoss
     backend: str | None = None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, target: Tensor) -> Tensor: ...
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import numbers
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,25 @@ class MLP(nn.Sequential):
     :func:`init_parameters`, drawn from PyTorch's global generator; for a generator of your own,
     call :func:`init_parameters` on the model. Raises ValueError for other sizes than a list or
     tuple of at least two integers >= 1, and for an unknown ``init`` or ``activation``.
+
+    >>> import fastmlp, torch
+    >>> model = fastmlp.MLP([8, 16, 3], activation="gelu")
+    >>> model(torch.randn(5, 8)).shape
+    torch.Size([5, 3])
+    >>> model
+    MLP(
+      (0): Linear(in_features=8, out_features=16, bias=True)
+      (1): GELU(approximate='none')
+      (2): Linear(in_features=16, out_features=3, bias=True)
+    )
     """
 
     counterpart: ClassVar[type[nn.Module]] = nn.Sequential
     backend: str | None = None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
     def __init__(
         self,

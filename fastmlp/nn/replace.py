@@ -45,6 +45,13 @@ def replace(model: nn.Module, backend: str | None = None) -> Replacement:
     before. What stays: subclasses with code of their own, layers of a dtype or on a device without
     kernels, and those of an :class:`MLP`, which are fused already. Raises ValueError for an unknown
     ``backend``.
+
+    >>> import fastmlp
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> swapped = fastmlp.replace(model)
+    >>> type(model[0])
+    <class 'fastmlp.nn.layers.Linear'>
     """
     checked_backend(backend)
     swapped, kept, passed = {}, {}, set[nn.Module]()
@@ -72,6 +79,13 @@ def restore(model: nn.Module) -> Replacement:
 
     As there, the modules themselves stay. :class:`LinearReLU` and :class:`LinearActivation` have no
     counterpart that is one module; they and subclasses of ours stay.
+
+    >>> import fastmlp
+    >>> from torch import nn
+    >>> model = nn.Sequential(fastmlp.Linear(4, 8), nn.ReLU())
+    >>> swapped = fastmlp.restore(model)
+    >>> type(model[0])
+    <class 'torch.nn.modules.linear.Linear'>
     """
     swapped, kept = {}, {}
     for name, module in model.named_modules():

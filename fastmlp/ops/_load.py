@@ -57,7 +57,12 @@ _warned: set[str] = set()
 
 
 def native_available(device: str = "cpu") -> bool:
-    """Return whether the compiled operators have kernels for a device type ("cpu", "cuda")."""
+    """Return whether the compiled operators have kernels for a device type ("cpu", "cuda").
+
+    >>> import fastmlp
+    >>> fastmlp.native_available("tpu")
+    False
+    """
     return device in NATIVE_DEVICES
 
 
@@ -70,6 +75,10 @@ def set_backend(backend: str | None) -> None:
     """Set the backend that ``backend=None`` means in this process; None restores the default.
 
     Raises ValueError for an unknown name.
+
+    >>> import fastmlp
+    >>> fastmlp.set_backend("reference")  # pure PyTorch, from now on
+    >>> fastmlp.set_backend(None)
     """
     global _default
     _check_name(backend)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sklearn.neural_network as theirs
+from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from fastmlp.sklearn.trained import ACTIVATIONS, Trained
@@ -34,7 +35,18 @@ class MLPClassifier(Trained, theirs.MLPClassifier):  # type: ignore[misc]
     ``n_samples / (n_classes * count)``; with several labels a list of dicts.
     ``callbacks``: functions that get the estimator after each epoch of sgd or adam; where one
     returns True, training stops.
+
+    >>> from fastmlp.sklearn import MLPClassifier
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = MLPClassifier((16,), max_iter=400, tol=0, random_state=0).fit(X, y)
+    >>> model.score(X, y) > 0.95
+    True
     """
+
+    if TYPE_CHECKING:
+
+        def predict_proba(self, X: Any) -> NDArray[Any]: ...
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **theirs.MLPClassifier._parameter_constraints,  # noqa: SLF001
@@ -110,6 +122,12 @@ class MLPRegressor(Trained, theirs.MLPRegressor):  # type: ignore[misc]
     Parameters, attributes and results are scikit-learn's: with the same ``random_state`` it draws
     the same weights and orders, and its losses differ by rounding alone. Beyond those it has what
     :class:`MLPClassifier` has, but for ``class_weight``.
+
+    >>> from fastmlp.sklearn import MLPRegressor
+    >>> X = [[0.0], [0.5], [1.0], [1.5]]
+    >>> model = MLPRegressor(solver="lbfgs", random_state=0).fit(X, [0.0, 1.0, 2.0, 3.0])
+    >>> round(float(model.predict([[0.75]])[0]), 1)
+    1.5
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

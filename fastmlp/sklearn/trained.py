@@ -27,6 +27,9 @@ from fastmlp.ops.train_steps import StepConfig
 from fastmlp.sklearn.solver import EpochSolver, FullBatch, rows_of, tensor_of
 from fastmlp.training.predictor import as_module
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 ACTIVATIONS = {
     **{"identity": "none", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"},
     **{name: name for name in ("gelu", "silu", "leaky_relu")},
@@ -48,6 +51,14 @@ class Trained:
         t_: int
 
         def __getattr__(self, name: str) -> Any: ...
+
+        def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self: ...
+
+        def partial_fit(self, X: Any, y: Any, *args: Any, **kwargs: Any) -> Self: ...
+
+        def predict(self, X: Any) -> NDArray[Any]: ...
+
+        def score(self, X: Any, y: Any, sample_weight: Any = None) -> float: ...
 
     def _fit_stochastic(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ def sweep(
     successive_halving: bool = False,
     data: DataSplits | tuple[object, object] | None = None,
     out: str | Path | None = None,
+    callbacks: Iterable[Callback] = (),
     should_stop: Callable[[], bool] | None = None,
     on_epoch: Callable[[SweepResult, int], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
@@ -47,9 +48,15 @@ def sweep(
     eighth, a quarter and a half of the epochs. ``out`` is a folder for the results, new, empty or
     that of the same sweep, which then resumes where it was stopped. Under ``torchrun`` every
     process trains its share, on a GPU of its own where there are any, and all get the whole result.
-    ``on_epoch`` gets the results so far, of this process, and the number of epochs done;
-    ``on_progress``, several times a second, that number with its fraction. Raises
-    :class:`UserError`.
+    ``callbacks`` are told of all runs of this process. ``on_epoch`` gets the results so far, of
+    this process, and the number of epochs done; ``on_progress``, several times a second, that
+    number with its fraction. Raises :class:`UserError`.
+
+    >>> import fastmlp, numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(300, 4))
+    >>> found = fastmlp.sweep({"epochs": 5}, {"lr": [1e-2, 1e-9]}, data=(X, X[:, 0] > 0))
+    >>> found.best_values
+    {'lr': 0.01}
     """
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, got {seeds}", EXIT_USAGE)
@@ -74,7 +81,7 @@ def sweep(
         share = SweepShare(base, lists, configs, workers.share(seeded))
         # until the results are written, too
         stop = should_stop or stack.enter_context(stop_on_signals())
-        callbacks: list[Callback] = [StopWhen(stop), ShowBar()]
+        callbacks = [*callbacks, StopWhen(stop), ShowBar()]
         if successive_halving:
             callbacks.append(SuccessiveHalving(share, workers))
         if folder is not None:

@@ -65,6 +65,15 @@ def fit_many(
     Each run comes to what :func:`fit` makes of it. One that diverges says so and disturbs no other.
     ``data`` is loaded as the first configuration says where it is not given. ``on_epoch`` is told
     the number of epochs done and that of the longest run.
+
+    >>> import fastmlp, torch
+    >>> from fastmlp.data.splits import DataSplits, Subset
+    >>> images = torch.randint(256, (60, 12), dtype=torch.uint8)
+    >>> part = Subset(images, images[:, 0].long() // 128)
+    >>> configs = [fastmlp.TrainConfig(hidden=8, epochs=2, lr=lr) for lr in (0.01, 0.001)]
+    >>> runs = fastmlp.fit_many(configs, DataSplits(part, part, part, classes=2))
+    >>> [len(run.history) for run in runs]
+    [2, 2]
     """
     if not configs:
         return []
@@ -121,10 +130,11 @@ def _resumed_config(old: TrainConfig, checkpoint: Checkpoint, given: dict[str, A
             EXIT_USAGE,
             options=("epochs",),
         )
-    if config.epochs != old.epochs and config.lr_schedule == "cosine":
+    if config.epochs != old.epochs and config.lr_schedule != "constant":
         raise UserError(
-            f"The cosine learning-rate schedule of this run is laid out for {old.epochs} epochs, "
-            "so their number cannot change; start a new run, or use lr_schedule constant",
+            f"The {config.lr_schedule} learning-rate schedule of this run is laid out for "
+            f"{old.epochs} epochs, so their number cannot change; start a new run, or use "
+            "lr_schedule constant",
             EXIT_USAGE,
             options=("lr_schedule",),
         )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from fastmlp.engines.metrics import EpochRecord
+from fastmlp.training.options import NOT_NEGATIVE, one_of, whole
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.environment import in_notebook
 from fastmlp.utils.errors import UserError, describe_os_error
@@ -19,7 +23,18 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base class: does nothing. The methods are called in the order in which they stand here."""
+    """Base class: does nothing. The methods are called in the order in which they stand here.
+
+    >>> import fastmlp, numpy as np
+    >>> class Count(Callback):
+    ...     epochs = 0
+    ...     def on_epoch_end(self, trainer):
+    ...         self.epochs += 1
+    >>> count, X = Count(), np.random.default_rng(0).normal(size=(50, 3))
+    >>> run = fastmlp.fit(X, X[:, 0] > 0, epochs=3, callbacks=[count])
+    >>> count.epochs
+    3
+    """
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Training begins or resumes."""
@@ -50,13 +65,78 @@ class Callback:
 
 
 class StopWhen(Callback):
-    """Stops when a function returns true."""
+    """Stops when a function returns true.
+
+    >>> import fastmlp, numpy as np, time
+    >>> X, end = np.random.default_rng(0).normal(size=(50, 3)), time.monotonic() + 0.2
+    >>> stop = StopWhen(lambda: time.monotonic() > end)
+    >>> run = fastmlp.fit(X, X[:, 0] > 0, epochs=100_000, callbacks=[stop])
+    >>> run.interrupted
+    True
+    """
 
     def __init__(self, condition: Callable[[], bool]) -> None:
         self._condition = condition
 
     def should_stop(self) -> bool:
         return self._condition()
+
+
+class EarlyStopping(Callback):
+    """Ends a run after ``patience`` epochs in a row that are not better by more than ``min_delta``
+    than the best before them; it counts as finished, with the parameters of its best epoch.
+
+    ``monitor`` is a field of :class:`~fastmlp.engines.metrics.EpochRecord`, of which less is better
+    where its name ends in "loss"; without one it is what decides on the best epoch: accuracy in
+    validation, or loss in a regression. Without ``patience`` each run's is that of its
+    configuration, where 0 means never. Of several runs each is ended by itself. Only the history
+    counts, so a resumed run ends where it would have ended.
+
+    >>> import fastmlp
+    >>> EarlyStopping(patience=5, monitor="val_loss", min_delta=1e-4).patience
+    5
+
+    As ``keras.callbacks.EarlyStopping``. Raises :class:`UserError` for values that cannot be used.
+    """
+
+    def __init__(
+        self, patience: int | None = None, *, monitor: str | None = None, min_delta: float = 0.0
+    ) -> None:
+        if patience is not None:
+            whole(1).check("patience", patience)
+        NOT_NEGATIVE.check("min_delta", min_delta)
+        if monitor is not None:
+            one_of(field.name for field in fields(EpochRecord)).check("monitor", monitor)
+        self.patience, self._monitor, self._min_delta = patience, monitor, min_delta
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        for run in trainer.runs:
+            self._check(run)
+
+    def on_run_epoch_end(self, trainer: Trainer, run: TrainingRun, improved: bool) -> None:
+        self._check(run)
+
+    def _check(self, run: TrainingRun) -> None:
+        patience = run.config.patience if self.patience is None else self.patience
+        if patience and self._waited(run.checkpoint.history) >= patience:
+            run.stop_early()
+
+    def _waited(self, history: Sequence[EpochRecord]) -> int:
+        """Return the number of epochs since the last that was better than all before it."""
+        best, waited = -math.inf, 0
+        for record in history:
+            value = self._value(record)
+            if value > best + (self._min_delta if best > -math.inf else 0):
+                best, waited = value, 0
+            else:
+                waited += 1
+        return waited
+
+    def _value(self, record: EpochRecord) -> float:
+        if self._monitor is None:
+            return record.score
+        value = float(getattr(record, self._monitor))
+        return -value if self._monitor.endswith("loss") else value
 
 
 class StopOnSignals(Callback):
@@ -137,7 +217,8 @@ class SaveRun(Callback):
         if run.error is not None:  # the parameters are lost: resume.pt stays as it was
             if run.checkpoint.history:
                 self._folder.write_metrics(run.checkpoint)
-        elif not run.finished or not self._folder.whole:
+        elif not run.finished or run.stopped_early or not self._folder.whole:
+            # where it was stopped early, that was not known when its last epoch was told
             self._save(run)
         if run.checkpoint.history:
             self._draw(run)

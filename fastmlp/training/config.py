@@ -63,6 +63,15 @@ class TrainConfig:
     parameters, the loss and the optimizer stay float32.
 
     Raises :class:`UserError` (exit code 2) where a value cannot be used.
+
+    >>> import fastmlp
+    >>> config = fastmlp.TrainConfig(hidden=(512, 256), lr=0.01, epochs=10)
+    >>> config.momentum, round(config.lr_at(9), 6)
+    (0.9, 0.000245)
+    >>> fastmlp.TrainConfig(batch_size=0)
+    Traceback (most recent call last):
+        ...
+    fastmlp.utils.errors.UserError: batch_size must be a whole number of at least 1, got 0
     """
 
     dataset: str = option(
@@ -186,7 +195,7 @@ class TrainConfig:
     )
     lr_schedule: str = option(
         "cosine",
-        "cosine goes down to nearly 0 at the last epoch",
+        "cosine falls to nearly 0 at the last epoch; one_cycle, as OneCycleLR, rises to lr first",
         one_of(LR_SCHEDULES),
         varied=True,
     )
@@ -206,6 +215,12 @@ class TrainConfig:
         "float32", "bfloat16 runs the layers as torch.autocast does", one_of(PRECISIONS)
     )
     epochs: int = option(40, "passes over the data", whole(1), metavar="N")
+    patience: int = option(
+        0,
+        "stop after so many epochs in a row that are no better in validation; 0: never",
+        whole(0),
+        metavar="N",
+    )
     seed: int = option(0, "of all random numbers", whole(0), metavar="N")
     device: str = option(
         "auto",
@@ -280,7 +295,8 @@ class TrainConfig:
     def lr_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0.
 
-        ``lr * lr_decay**epoch``, times ``(1 + cos(pi * epoch / epochs)) / 2`` under "cosine".
+        ``lr * lr_decay**epoch``, times ``(1 + cos(pi * epoch / epochs)) / 2`` under "cosine" and
+        :func:`~fastmlp.training.schedules.one_cycle` under "one_cycle".
         """
         factor = LR_SCHEDULES[self.lr_schedule](epoch, self.epochs)
         return decayed(self.lr, self.lr_decay, epoch) * factor

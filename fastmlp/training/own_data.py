@@ -61,6 +61,12 @@ def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
     :class:`~fastmlp.utils.errors.UserError` for what the user can mend.
 
     With a configuration, ``fit(config, data)``, it is :func:`fastmlp.training.api.fit`.
+
+    >>> import fastmlp, numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(300, 4))
+    >>> run = fastmlp.fit(X, X[:, 0] + 1, epochs=30, lr=0.01, hidden=32, seed=1)
+    >>> [round(number) for number in run.predict([[0, 0, 0, 0], [-1, 0, 0, 0]])]
+    [1, 0]
     """
     if isinstance(x, TrainConfig) or "config" in options:
         config = options.pop("config", x)

@@ -51,7 +51,7 @@ class RunResult:
     diverged: str | None = None
     """For one of many: how its loss became nan or infinite."""
     finished: bool = False
-    """Whether it trained all its epochs."""
+    """Whether it trained all its epochs, or was ended early for want of progress."""
     predictor: Predictor | None = None
     """The network with the encoding of raw rows; None where it was not trained on rows and
     targets given to :func:`fastmlp.fit`."""
@@ -112,6 +112,8 @@ class TrainingRun:
         self.config, self.data = config, data
         self.engine, self.state = engine, state
         self.goal = config.epochs
+        self.stopped_early = False
+        """Whether a callback has ended it before its last epoch, as :meth:`stop_early` does."""
         self.sizes = layer_sizes(config, data)
         self.images = self._count_images()
         self.steps = -(-self.images // config.batch_size)
@@ -171,13 +173,17 @@ class TrainingRun:
 
     @property
     def finished(self) -> bool:
-        """Whether all its epochs are done."""
-        return self.epoch >= self.config.epochs
+        """Whether all its epochs are done, or it was ended early."""
+        return self.epoch >= self.config.epochs or self.stopped_early
 
     @property
     def active(self) -> bool:
         """Whether it has epochs left before its goal and has not diverged."""
-        return self.epoch < self.goal and self.error is None
+        return self.epoch < self.goal and self.error is None and not self.stopped_early
+
+    def stop_early(self) -> None:
+        """End the run after the epochs that it has: it counts as finished."""
+        self.stopped_early = True
 
     @cached_property
     def validation(self) -> Subset:

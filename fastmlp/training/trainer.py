@@ -15,7 +15,7 @@ from fastmlp.engines.base import Engine
 from fastmlp.engines.metrics import EpochMetrics
 from fastmlp.engines.registry import EnginePool, choose_engine, resolve_device
 from fastmlp.nn.init import initial_parameters
-from fastmlp.training.callbacks import Callback
+from fastmlp.training.callbacks import Callback, EarlyStopping
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run import TrainingRun, layer_sizes
@@ -39,7 +39,7 @@ class Trainer:
         callbacks: Iterable[Callback] = (),
     ) -> None:
         self.data = data
-        self.callbacks = list(callbacks)
+        self.callbacks = [*callbacks, EarlyStopping()]  # each run's own patience
         self.runs: list[TrainingRun] = []
         self._engines = EnginePool(data.train)
         self._in_epoch: list[TrainingRun] = []

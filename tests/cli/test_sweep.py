@@ -361,7 +361,7 @@ assert fastmlp.fit.__module__ == "fastmlp.training.own_data"
 assert fastmlp.fit_many.__module__ == "fastmlp.training.api"
 assert fastmlp.TrainConfig().hidden == (256,)
 assert "matplotlib" not in sys.modules and "rich" not in sys.modules
-assert set(fastmlp.__all__) <= set(dir(fastmlp)), set(fastmlp.__all__) - set(dir(fastmlp))
+assert all(hasattr(fastmlp, name) for name in dir(fastmlp))
 try:
     fastmlp.nothing
 except AttributeError as error:

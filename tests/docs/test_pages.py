@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -71,6 +73,24 @@ def test_the_readmes_example_prints_what_stands_below_it(
     exec(blocks(README, "python")[0], {})
     printed, shown = capsys.readouterr().out, blocks(README, "text")[0]
     assert re.sub(r"[\d.]+", "N", printed) == re.sub(r"[\d.]+", "N", shown)
+
+
+def test_the_page_on_callbacks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = types.ModuleType("mlflow")
+    calls = [Mock() for _ in range(4)]
+    names = ("start_run", "log_params", "log_metrics", "end_run")
+    for name, call in zip(names, calls, strict=True):
+        setattr(told, name, call)
+    monkeypatch.setitem(sys.modules, "mlflow", told)
+    monkeypatch.chdir(tmp_path)
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    names = {"X": rows, "y": rows[:, 0] > 0}
+    page = "\n".join(blocks(ROOT / "docs" / "callbacks.md", "python"))
+    pytest.importorskip("tensorboard")
+    exec(page, names)
+    assert [call.call_count for call in calls] == [1, 1, 3, 1]
+    assert len(list((tmp_path / "best").iterdir())) == 3
+    assert (tmp_path / "lr.png").exists()
 
 
 def test_the_pages_on_layers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-SETUP = Path(__file__).resolve().parents[2] / "setup.py"
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = ROOT / "setup.py"
 
 
 def setup(wish: str) -> subprocess.CompletedProcess[str]:
@@ -44,3 +48,67 @@ def test_cuda_is_not_built_against_a_cpu_build_of_torch():
     run = setup("1")
     assert run.returncode != 0
     assert "FASTMLP_CUDA=1 asks for the CUDA kernels, but this PyTorch is a CPU build" in run.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tracked files."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("this is not a git checkout")
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def hook(checkout: Path, call: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Call a hook of the build backend as a frontend does."""
+    code = f"""
+import sys
+sys.path.insert(0, ".")
+import build_backend
+{call}
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_sdist_has_every_file_and_asks_for_no_torch(checkout: Path, tmp_path: Path) -> None:
+    call = "print(build_backend.get_requires_for_build_sdist())\n"
+    call += f"build_backend.build_sdist({str(tmp_path)!r})"
+    run = hook(checkout, call, FASTMLP_CUDA="0")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("[]")
+    (archive,) = tmp_path.glob("fastmlp-*.tar.gz")
+    with tarfile.open(archive) as file:
+        held = {name.partition("/")[2] for name in file.getnames()}
+    wanted = {str(p.relative_to(checkout)) for p in checkout.rglob("*") if p.is_file()}
+    wanted = {n for n in wanted if not n.startswith(("build/", "fastmlp.egg-info/"))}
+    assert wanted - held <= {".gitignore"}
+    assert "fastmlp/py.typed" in held
+
+
+def test_without_a_compiler_the_package_is_pure_python(checkout: Path, tmp_path: Path) -> None:
+    run = hook(checkout, f"build_backend.build_wheel({str(tmp_path)!r})", CXX="no-such-compiler")
+    assert run.returncode == 0, run.stderr
+    assert "WARNING: there is no C++ compiler (no-such-compiler)" in run.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"fastmlp/py.typed", "fastmlp/report/report.html.jinja"} <= set(names)
+    assert not [name for name in names if name.startswith("tests") or name.endswith(".so")]

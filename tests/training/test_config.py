@@ -126,7 +126,11 @@ def test_widths(hidden: Any, widths: tuple[int, ...]) -> None:
         ("lr", math.inf, "lr must be"),
         ("lr", "fast", "lr must be a number above 0, got 'fast'"),
         ("lr_decay", 0.0, "lr_decay must be a number above 0, got 0.0"),
-        ("lr_schedule", "step", "lr_schedule must be one of constant, cosine, got 'step'"),
+        (
+            "lr_schedule",
+            "step",
+            "lr_schedule must be one of constant, cosine, one_cycle",
+        ),
         ("optimizer", "lion", "optimizer must be one of sgd, adam, adamw, got 'lion'"),
         ("optimizer", None, "optimizer must be one of sgd, adam, adamw, got None"),
         ("optimizer", ["adam"], "optimizer must be one of sgd, adam, adamw, got ['adam']"),

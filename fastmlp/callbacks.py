@@ -1,0 +1,14 @@
+"""Callbacks of ``fit``, ``fit_many`` and ``sweep``; see :mod:`fastmlp.training.callbacks`."""
+
+from fastmlp.training.callbacks import Callback, EarlyStopping, StopWhen
+from fastmlp.training.loggers import CSVLogger, JSONLogger, ModelCheckpoint, TensorBoard
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "EarlyStopping",
+    "JSONLogger",
+    "ModelCheckpoint",
+    "StopWhen",
+    "TensorBoard",
+]

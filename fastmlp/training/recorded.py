@@ -1,0 +1,72 @@
+"""Read what a run has left in its folder, to show it and to compare it with others."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fastmlp.engines.metrics import EpochRecord
+from fastmlp.training.config import TrainConfig
+from fastmlp.training.run_directory import RunDirectory
+from fastmlp.utils.errors import UserError, describe_os_error
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run as its folder has it; ``summary`` is None before its end."""
+
+    folder: Path
+    config: TrainConfig
+    history: list[EpochRecord]
+    summary: dict[str, Any] | None
+
+    @property
+    def best(self) -> EpochRecord:
+        """The epoch with the highest score."""
+        return max(self.history, key=lambda record: record.score)
+
+    @property
+    def seconds(self) -> float:
+        """The time spent training, without validation."""
+        return math.fsum(record.seconds for record in self.history)
+
+    @property
+    def state(self) -> str:
+        """How far it has come: "finished", or the number of epochs."""
+        return "finished" if self.summary else f"{len(self.history)}/{self.config.epochs} epochs"
+
+
+def read_run(path: str | Path) -> RecordedRun:
+    """Return the run in a folder; raise :class:`UserError` where there is none or a file is
+    damaged."""
+    folder = RunDirectory(path)
+    if not (folder.path / "config.json").is_file():
+        raise UserError(
+            f"{folder.path} is not the folder of a run: it has no config.json; pass a folder that "
+            "fastmlp train has made"
+        )
+    summary = folder.read_summary() if folder.finished else None
+    return RecordedRun(
+        folder.path, folder.read_config(), _history(folder.path / "metrics.csv"), summary
+    )
+
+
+def _history(path: Path) -> list[EpochRecord]:
+    """Return the epochs in ``metrics.csv``."""
+    names = [field.name for field in fields(EpochRecord)]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            EpochRecord(int(row["epoch"]), *(float(row[name]) for name in names[1:]))
+            for row in rows
+        ]
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
+    except (KeyError, TypeError, ValueError) as error:  # a column or a number is missing
+        raise UserError(
+            f"{path} is damaged: {error}; fastmlp train --resume {path.parent} writes it again"
+        ) from error
