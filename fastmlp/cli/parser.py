@@ -20,6 +20,10 @@ from fastmlp.utils.errors import (
     describe_device_error,
     describe_os_error,
 )
+from fastmlp.utils.untrusted import printable
+
+LONG = 10_000
+"""Characters of an error, which may list what is allowed."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -43,13 +47,13 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None)
         code = main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun all processes make one mistake
-            print(f"fastmlp: error: {with_flags(error)}", file=sys.stderr)
+            print(f"fastmlp: error: {printable(with_flags(error), LONG)}", file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:
         code = EXIT_FAILURE  # the reader of our output (head, less) has left
         sys.stderr.close()
     except OSError as error:
-        print(f"fastmlp: error: {describe_os_error(error)}", file=sys.stderr)
+        print(f"fastmlp: error: {printable(describe_os_error(error), LONG)}", file=sys.stderr)
         code = EXIT_FAILURE
     except (MemoryError, RuntimeError) as error:
         told = describe_device_error(error)
@@ -115,4 +119,4 @@ def _one_line(
     line: str | None = None,
 ) -> str:
     """Return a warning as a command shows it."""
-    return f"fastmlp: warning: {message}\n"
+    return f"fastmlp: warning: {printable(message, LONG)}\n"

@@ -220,9 +220,17 @@ class SaveRun(Callback):
         elif not run.finished or run.stopped_early or not self._folder.whole:
             # where it was stopped early, that was not known when its last epoch was told
             self._save(run)
+        finished = run.finished and run.error is None
         if run.checkpoint.history:
-            self._draw(run)
-        if run.finished and run.error is None:
+            try:
+                self._draw(run)
+            except UserError:
+                raise  # a disk that fails: the run is finished once its picture is there
+            except Exception:
+                if finished:
+                    self._folder.write_summary(run.summary)
+                raise
+        if finished:
             self._folder.write_summary(run.summary)
 
     def _save(self, run: TrainingRun) -> None:

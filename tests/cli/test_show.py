@@ -19,6 +19,7 @@ from fastmlp.training.api import fit
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.recorded import read_run
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.formats import read_json
 
 DATA = tiny_data()
 CONFIG = TrainConfig(
@@ -49,7 +50,7 @@ def test_a_run_is_read_as_it_was(runs: Path) -> None:
 def test_show(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show.main([str(runs / "a")]) == 0
     out = capsys.readouterr().out
-    summary = json.loads((runs / "a" / "summary.json").read_text())
+    summary = read_json(runs / "a" / "summary.json")
     best = summary["best"]
     assert f"best     epoch {best['epoch']}: validation loss {best['val_loss']:.4f}" in out
     assert f"accuracy {summary['test_accuracy']:.2%}, with the parameters" in out

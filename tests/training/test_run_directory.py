@@ -148,3 +148,10 @@ def test_a_folder_in_which_a_run_never_began(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an empty folder"):
         fit(CONFIG, DATA, out=other)
     assert (other / "config.json").read_text() == "{}"
+
+
+def test_a_password_is_in_no_file(tmp_path: Path) -> None:
+    config = replace(CONFIG, data_url="https://me:s3cret@host/cifar-10-binary.tar.gz?key=s3cret")
+    run = fit(config, DATA, out=tmp_path)
+    assert run.summary["config"]["data_url"] == "https://host/cifar-10-binary.tar.gz"
+    assert all(b"s3cret" not in path.read_bytes() for path in tmp_path.iterdir())
