@@ -236,14 +236,17 @@ class EngineEpochs:
         return (_subset(loader.dataset).images.dtype == torch.uint8) == (self._scale == "unit")
 
     def evaluator(self, loader: Any) -> Callable[[], Score]:
-        """Return a function that evaluates the model on the loader in its present order."""
-        data, rows = _subset(loader.dataset), loader.rows()
+        """Return a function that evaluates the model on the loader, in the order that it has when
+        the function is called."""
+        data, order = _subset(loader.dataset), loader.rows()
         _check_data(data, self._model)
         size = min(loader.batch_size, len(loader.dataset))
-        whole = len(rows) - len(rows) % size
-        parts = [_chosen(data, part) for part in (rows[:whole], rows[whole:]) if len(part)]
+        parts = _batched(data, order, size)
 
         def evaluate() -> Score:
+            nonlocal order, parts
+            if not torch.equal(rows := loader.rows(), order):  # it is shuffled for training, too
+                order, parts = rows, _batched(data, rows, size)
             correct, loss = 0, 0.0
             for part in parts:
                 (found,) = self._engine.evaluate([self._state], part)
@@ -252,6 +255,12 @@ class EngineEpochs:
             return Score(correct, len(rows), loss / len(rows))
 
         return evaluate
+
+
+def _batched(data: Subset, rows: Tensor, size: int) -> list[Subset]:
+    """Return the images of all whole batches, and those of the smaller one at the end."""
+    whole = len(rows) - len(rows) % size
+    return [_chosen(data, part) for part in (rows[:whole], rows[whole:]) if len(part)]
 
 
 def _turned(tensor: Tensor) -> Tensor:

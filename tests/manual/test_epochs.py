@@ -118,6 +118,20 @@ def test_arrays_of_a_data_set_that_are_replaced_are_taken_as_the_layers_take_the
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("window", ["disjoint", "sliding"])
+def test_one_loader_for_training_and_validation_is_validated_in_its_new_order(window):
+    """The images that are in no batch, or in the small one, change with every shuffle."""
+    fast, slow = ([], [])
+    for logs in (fast, slow):
+        model = Classifier(12, 8, 3)
+        if logs is slow:
+            model.forward = model.forward
+        loader = Dataloader(Dataset(*pictures(43)), 8, window=window)
+        logs.extend(model.training(loader, loader, 3, 0.5, verbose=0, model_path=None))
+    for one, other in zip(fast, slow, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
 def test_a_loader_that_does_not_know_its_length_is_run():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
