@@ -25,6 +25,7 @@ from fastmlp.manual.loader import (
     plain_dataset,
     plain_loader,
 )
+from fastmlp.manual.overrides import unchanged
 from fastmlp.ops._load import resolve_backend
 
 if TYPE_CHECKING:
@@ -156,21 +157,6 @@ def engine_reason(model: Classifier, loader: Any) -> str | None:
     ):
         return "the parameters are not all float32 or all float64 on one device"
     return None
-
-
-def unchanged(layer: Any, own: type) -> bool:
-    """Return whether a layer is of the class ``own`` with its forward and backward."""
-    return isinstance(layer, own) and all(
-        getattr(type(layer), name) is ORIGINALS[own][name] and name not in vars(layer)
-        for name in ORIGINALS[own]
-    )
-
-
-ORIGINALS: dict[type, dict[str, Any]] = {
-    own: {name: getattr(own, name) for name in ("forward", "backward", "dx") if hasattr(own, name)}
-    for own in (FullyConnectedLayer, ReLU, SoftmaxCrossEntropy)
-}
-"""The methods as they were imported: a student may replace those of a class."""
 
 
 class EngineEpochs:

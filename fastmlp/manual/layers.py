@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmlp.manual.overrides import watched
 from fastmlp.nn import functional
 from fastmlp.ops._load import resolve_backend
 from fastmlp.ops.activations import activation_backward, activation_backward_ref
@@ -120,6 +121,7 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+@watched("forward", "backward", "dx")
 class FullyConnectedLayer:
     """Compute ``y = x @ w + b``. Counterpart: ``F.linear`` with ``weight = w.T``.
 
@@ -188,6 +190,7 @@ class FullyConnectedLayer:
         return linear_backward(*args)
 
 
+@watched("forward", "backward")
 class ReLU:
     """Compute ``max(x, 0)`` of any shape. Counterpart: ``F.relu``."""
 
@@ -217,6 +220,7 @@ class ReLU:
         return activation_backward(backprop, y, "relu")
 
 
+@watched("forward", "backward")
 class SoftmaxCrossEntropy:
     """Compute the mean of -log softmax at the label. Counterpart: ``F.cross_entropy``."""
 
