@@ -23,12 +23,12 @@ from fastmlp.manual.epochs import (
     pair_of,
     run_batches,
     tensor_of,
-    unchanged,
 )
 from fastmlp.manual.files import NAMES, read_weights
 from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy, checked_device
 from fastmlp.manual.loader import as_loader
 from fastmlp.manual.model import check_model
+from fastmlp.manual.overrides import unchanged, watched
 from fastmlp.nn.init import init_parameters
 from fastmlp.nn.modules import MLP
 from fastmlp.utils.files import atomic_path, check_writable
@@ -47,6 +47,7 @@ class TrainingLogs(NamedTuple):
     valid_acc: list[float]
 
 
+@watched("forward", "backward")
 class Classifier:
     """A network of D inputs, H hidden units with ReLU and C classes, trained by plain SGD.
 
@@ -114,10 +115,8 @@ class Classifier:
 
     @property
     def unchanged(self) -> bool:
-        """Whether no subclass or instance has another ``forward`` or ``backward``."""
-        kind, mine = type(self), vars(self)
-        same = kind.forward is Classifier.forward and kind.backward is Classifier.backward
-        return same and "forward" not in mine and "backward" not in mine
+        """Whether ``forward`` and ``backward`` are those written here."""
+        return unchanged(self, Classifier)
 
     def training(
         self,

@@ -25,6 +25,7 @@ from fastmlp.manual.loader import (
     plain_dataset,
     plain_loader,
 )
+from fastmlp.manual.overrides import unchanged
 from fastmlp.ops._load import resolve_backend
 
 if TYPE_CHECKING:
@@ -158,21 +159,6 @@ def engine_reason(model: Classifier, loader: Any) -> str | None:
     return None
 
 
-def unchanged(layer: Any, own: type) -> bool:
-    """Return whether a layer is of the class ``own`` with its forward and backward."""
-    return isinstance(layer, own) and all(
-        getattr(type(layer), name) is ORIGINALS[own][name] and name not in vars(layer)
-        for name in ORIGINALS[own]
-    )
-
-
-ORIGINALS: dict[type, dict[str, Any]] = {
-    own: {name: getattr(own, name) for name in ("forward", "backward", "dx") if hasattr(own, name)}
-    for own in (FullyConnectedLayer, ReLU, SoftmaxCrossEntropy)
-}
-"""The methods as they were imported: a student may replace those of a class."""
-
-
 class EngineEpochs:
     """Runs the epochs of a classifier over a :class:`~fastmlp.manual.loader.Dataloader` in the
     fastest engine that its device has, and keeps the model's parameters up to date."""
@@ -236,14 +222,17 @@ class EngineEpochs:
         return (_subset(loader.dataset).images.dtype == torch.uint8) == (self._scale == "unit")
 
     def evaluator(self, loader: Any) -> Callable[[], Score]:
-        """Return a function that evaluates the model on the loader in its present order."""
-        data, rows = _subset(loader.dataset), loader.rows()
+        """Return a function that evaluates the model on the loader, in the order that it has when
+        the function is called."""
+        data, order = _subset(loader.dataset), loader.rows()
         _check_data(data, self._model)
         size = min(loader.batch_size, len(loader.dataset))
-        whole = len(rows) - len(rows) % size
-        parts = [_chosen(data, part) for part in (rows[:whole], rows[whole:]) if len(part)]
+        parts = _batched(data, order, size)
 
         def evaluate() -> Score:
+            nonlocal order, parts
+            if not torch.equal(rows := loader.rows(), order):  # it is shuffled for training, too
+                order, parts = rows, _batched(data, rows, size)
             correct, loss = 0, 0.0
             for part in parts:
                 (found,) = self._engine.evaluate([self._state], part)
@@ -252,6 +241,12 @@ class EngineEpochs:
             return Score(correct, len(rows), loss / len(rows))
 
         return evaluate
+
+
+def _batched(data: Subset, rows: Tensor, size: int) -> list[Subset]:
+    """Return the images of all whole batches, and those of the smaller one at the end."""
+    whole = len(rows) - len(rows) % size
+    return [_chosen(data, part) for part in (rows[:whole], rows[whole:]) if len(part)]
 
 
 def _turned(tensor: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmlp.manual.overrides import watched
 from fastmlp.nn import functional
 from fastmlp.ops._load import resolve_backend
 from fastmlp.ops.activations import activation_backward, activation_backward_ref
@@ -66,6 +67,20 @@ def as_tensor(value: Any, device: torch.device | None = None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
+def _gradient(backprop: Array, device: torch.device | None, like: Tensor) -> Any:
+    """Return a gradient as :func:`as_tensor` does, an array in the dtype of ``like``: NumPy's own
+    is float64. Raises TypeError for a tensor of another dtype."""
+    found = as_tensor(backprop, device)
+    if isinstance(backprop, np.ndarray):
+        return found.to(like.dtype)
+    if isinstance(found, Tensor) and found.dtype != like.dtype:
+        raise TypeError(
+            f"backprop: expected {like.dtype}, that of forward's input, got {found.dtype}; try "
+            "backprop.to(x.dtype)"
+        )
+    return found
+
+
 def _expect(name: str, tensor: Tensor, *shape: int | str) -> None:
     """Raise AssertionError unless ``tensor`` has ``shape``, where a letter matches any size."""
     wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
@@ -106,6 +121,7 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+@watched("forward", "backward", "dx")
 class FullyConnectedLayer:
     """Compute ``y = x @ w + b``. Counterpart: ``F.linear`` with ``weight = w.T``.
 
@@ -145,8 +161,8 @@ class FullyConnectedLayer:
     @torch.no_grad()
     def backward(self, backprop: Array) -> tuple[Tensor, Tensor]:
         """Return (dw (D, F), db (F,)) for ``backprop`` (N, F), the gradient of the output."""
-        backprop = as_tensor(backprop, self.device)
         x, w = self._saved.get("x"), self._saved.get("w")
+        backprop = _gradient(backprop, self.device, x)
         _expect("backprop", backprop, len(x), w.shape[1])
         self._saved.put(backprop=backprop)
         _, dw, db = self._linear_backward(backprop, x, w.t(), None, (False, True, True))
@@ -174,6 +190,7 @@ class FullyConnectedLayer:
         return linear_backward(*args)
 
 
+@watched("forward", "backward")
 class ReLU:
     """Compute ``max(x, 0)`` of any shape. Counterpart: ``F.relu``."""
 
@@ -195,14 +212,15 @@ class ReLU:
     @torch.no_grad()
     def backward(self, backprop: Array) -> Tensor:
         """Return the gradient of x for that of the output: 0 where the output is 0."""
-        backprop = as_tensor(backprop, self.device)
         y = self._saved.get("output")
+        backprop = _gradient(backprop, self.device, y)
         _expect("backprop", backprop, *y.shape)
         if resolve_backend(self.backend, y.device.type) == "reference":
             return activation_backward_ref(backprop, y, "relu")
         return activation_backward(backprop, y, "relu")
 
 
+@watched("forward", "backward")
 class SoftmaxCrossEntropy:
     """Compute the mean of -log softmax at the label. Counterpart: ``F.cross_entropy``."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastmlp.data.dataset import load_dataset
 from fastmlp.data.sampling import sliding_rows
 from fastmlp.manual.layers import class_indices
+from fastmlp.manual.overrides import unchanged, watched
 
 WINDOWS = ("disjoint", "sliding")
 BATCH_SIZE = 100
@@ -39,6 +40,7 @@ def load_data(
     return images, found.labels.numpy(), list(found.classes)
 
 
+@watched("__getitem__", "__len__")
 class Dataset:
     """Images and their labels, kept as they are.
 
@@ -127,6 +129,7 @@ def scaled(images: NDArray[Any]) -> NDArray[np.float32]:
     return rows * np.float32(1 / 255) if images.dtype == np.uint8 else rows
 
 
+@watched("__getitem__", "__len__", "__iter__", "rows")
 class Dataloader:
     """The batches of a data set, by number: ``dl[i]`` is images (B, D) float32 and labels (B,).
 
@@ -202,21 +205,12 @@ class Dataloader:
 
 def plain_dataset(dataset: Any) -> bool:
     """Return whether it is a :class:`Dataset` with nothing overridden."""
-    return isinstance(dataset, Dataset) and _unchanged(dataset, Dataset, "__getitem__", "__len__")
+    return unchanged(dataset, Dataset)
 
 
 def plain_loader(loader: Any) -> bool:
     """Return whether it is a :class:`Dataloader` with nothing overridden, over such a data set."""
-    names = ("__getitem__", "__len__", "__iter__", "rows")
-    plain = isinstance(loader, Dataloader) and _unchanged(loader, Dataloader, *names)
-    return plain and plain_dataset(loader.dataset)
-
-
-def _unchanged(thing: object, own: type, *names: str) -> bool:
-    return all(
-        getattr(type(thing), name) is getattr(own, name) and name not in vars(thing)
-        for name in names
-    )
+    return unchanged(loader, Dataloader) and plain_dataset(loader.dataset)
 
 
 def as_loader(data: Any) -> Any:

@@ -118,6 +118,20 @@ def test_arrays_of_a_data_set_that_are_replaced_are_taken_as_the_layers_take_the
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("window", ["disjoint", "sliding"])
+def test_one_loader_for_training_and_validation_is_validated_in_its_new_order(window):
+    """The images that are in no batch, or in the small one, change with every shuffle."""
+    fast, slow = ([], [])
+    for logs in (fast, slow):
+        model = Classifier(12, 8, 3)
+        if logs is slow:
+            model.forward = model.forward
+        loader = Dataloader(Dataset(*pictures(43)), 8, window=window)
+        logs.extend(model.training(loader, loader, 3, 0.5, verbose=0, model_path=None))
+    for one, other in zip(fast, slow, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
 def test_a_loader_that_does_not_know_its_length_is_run():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -127,12 +141,20 @@ def test_a_loader_that_does_not_know_its_length_is_run():
     assert Classifier(12, 8, 3).score(loader).images == 9
 
 
-@pytest.mark.parametrize("where", ["class", "instance", "loader", "data set", "averaging"])
+CLASSES = {
+    "class": (FullyConnectedLayer, "backward"),
+    "classifier's class": (Classifier, "forward"),
+    "loader's class": (Dataloader, "__getitem__"),
+    "data set's class": (Dataset, "__getitem__"),
+}
+
+
+@pytest.mark.parametrize("where", [*CLASSES, "instance", "loader", "data set", "averaging"])
 def test_what_is_overridden_is_not_run_by_an_engine(where, monkeypatch):
     model, loader = Classifier(12, 8, 3), Dataloader(Dataset(*pictures(43)), 8)
     assert epochs.engine_reason(model, loader) is None
-    if where == "class":
-        monkeypatch.setattr(FullyConnectedLayer, "backward", mock.Mock())
+    if where in CLASSES:  # written anew in a notebook's cell
+        monkeypatch.setattr(*CLASSES[where], lambda *_: None)
     elif where == "instance":
         model.loss_func.forward = mock.Mock()
     elif where == "loader":

@@ -67,6 +67,18 @@ def test_labels_that_are_no_integers_are_refused() -> None:
         manual.SoftmaxCrossEntropy().forward(np.zeros(4), torch.randn(4, 3))
 
 
+def test_a_gradient_of_another_dtype_is_told_and_an_array_of_it_taken() -> None:
+    x, w, b, g = (torch.randn(s) for s in ((4, 5), (5, 3), (3,), (4, 3)))
+    layer, relu = manual.FullyConnectedLayer(), manual.ReLU()
+    layer.forward(x, w, b)
+    relu.forward(g)
+    for each in (layer, relu):
+        with pytest.raises(TypeError, match=r"backprop: expected torch.float32, .*torch.float64"):
+            each.backward(g.double())
+    assert torch.equal(layer.backward(g.double().numpy())[0], layer.backward(g)[0])
+    assert torch.equal(relu.backward(g.double().numpy()), relu.backward(g))
+
+
 def test_layers_take_numpy_arrays_even_read_only_ones() -> None:
     x, w, b = (torch.randn(s) for s in ((4, 5), (5, 3), (3,)))
     array = x.numpy().copy()
