@@ -85,8 +85,8 @@ def keeping_objects(command: type) -> type:
         def run(self) -> None:
             files = sum(len(extension.sources) for extension in self.extensions)
             print(
-                f"fastmlp: compiling {files} files, those that have changed; the first time this "
-                "takes 1 to 3 minutes for the CPU, some 10 more for CUDA (MAX_JOBS=N: N at once)",
+                f"fastmlp: compiling those of {files} files that have changed; the first time this "
+                "takes some minutes on two cores, with CUDA more (MAX_JOBS=N: N at once)",
                 flush=True,
             )
             super().run()
@@ -132,9 +132,9 @@ if find_compiler() is None:
         file=sys.stderr,
     )
 elif find_torch():
-    options["ext_modules"], options["cmdclass"] = extensions()
-elif (
-    "sdist" not in sys.argv
-):  # pip then installs one into its build environment and runs this file again
+    if not {"egg_info", "dist_info", "sdist"} & set(sys.argv):  # these compile nothing
+        options["ext_modules"], options["cmdclass"] = extensions()
+elif "sdist" not in sys.argv:
+    # pip then installs one into its build environment and runs this file again
     options["setup_requires"] = ["torch>=2.11"]
 setup(**options)

@@ -20,17 +20,7 @@ from fastmlp.data.transforms import channel_statistics
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raises UserError for a user's mistake."""
-    parser = ArgumentParser(prog="python -m fastmlp.data", description="Shows or fetches the data.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser("info", help="print sizes, classes, counts and statistics")
-    add_data_arguments(info)
-    samples = commands.add_parser("samples", help="draw ten training images of each class")
-    add_source_arguments(samples)
-    samples.add_argument("--out", default="samples.png", help="image file to write")
-    download = commands.add_parser("download", help="download CIFAR-10 if it is missing")
-    add_source_arguments(download, dataset=False)
-    download.set_defaults(dataset="cifar10")
-    options = parser.parse_args(argv)
+    options = build_parser().parse_args(argv)
 
     dataset = load_dataset(options.dataset, options.data_dir, options.data_url)
     if options.command == "info":
@@ -43,6 +33,21 @@ def main(argv: list[str]) -> int:
     else:
         print(f"CIFAR-10 is in {dataset.source}")
     return 0
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
+    parser = ArgumentParser(prog="fastmlp data", description="Shows or fetches the data.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    info = commands.add_parser("info", help="print sizes, classes, counts and statistics")
+    add_data_arguments(info)
+    samples = commands.add_parser("samples", help="draw ten training images of each class")
+    add_source_arguments(samples)
+    samples.add_argument("--out", default="samples.png", help="image file to write")
+    download = commands.add_parser("download", help="download CIFAR-10 if it is missing")
+    add_source_arguments(download, dataset=False)
+    download.set_defaults(dataset="cifar10")
+    return parser
 
 
 def describe(dataset: Dataset, split: str = "60/20/20", test_set: str = "split") -> str:

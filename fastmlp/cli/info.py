@@ -123,6 +123,15 @@ def _parse_shape(text: str) -> tuple[int, int, int]:
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raises UserError for a user's mistake."""
+    args = build_parser().parse_args(argv)
+    shapes = [_parse_shape(text) for text in args.shape or ["8,3072,256", "1024,1024,1024"]]
+    info = collect(shapes)
+    print(json.dumps(info, indent=2) if args.json else render(info))
+    return 0
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = ArgumentParser(prog="fastmlp info", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--shape",
@@ -132,8 +141,4 @@ def main(argv: list[str]) -> int:
         help="say what computes a layer of this shape; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
-    shapes = [_parse_shape(text) for text in args.shape or ["8,3072,256", "1024,1024,1024"]]
-    info = collect(shapes)
-    print(json.dumps(info, indent=2) if args.json else render(info))
-    return 0
+    return parser

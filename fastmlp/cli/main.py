@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import torch
 
 from fastmlp.cli.parser import run_command
+from fastmlp.utils.environment import package_version
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 from fastmlp.utils.signals import interrupt_as_usual
 
@@ -20,6 +24,7 @@ COMMANDS = {
     "reproduce": "the whole report: sweeps, final training, what explains the figures",
     "data": "fetch, check and show the data",
     "info": "what was built, what runs here, and why not",
+    "completion": "print what completes this command line in bash, zsh or tcsh",
 }
 
 
@@ -33,11 +38,23 @@ def _dispatch(argv: list[str]) -> int:
     if name in ("-h", "--help"):
         print("usage: fastmlp COMMAND ...   (fastmlp COMMAND --help tells more)\n")
         for command, what in COMMANDS.items():
-            print(f"  {command:11}{what}")
+            print(f"  {command:12}{what}")
+        print("\n  --version, -V  the versions of fastmlp, PyTorch and Python")
+        return 0
+    if name in ("-V", "--version"):
+        print(
+            f"fastmlp {package_version()} (torch {torch.__version__}, "
+            f"Python {platform.python_version()})"
+        )
         return 0
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command; try {', '.join(COMMANDS)}", EXIT_USAGE)
-    module = importlib.import_module(f"fastmlp.cli.{name.replace('-', '_')}")
+    module = module_of(name)
     interrupt_as_usual()
     code: int = module.main(argv[1:])
     return code
+
+
+def module_of(name: str) -> Any:
+    """Return the module of a command: ``main(argv)`` runs it, ``build_parser()`` has its flags."""
+    return importlib.import_module(f"fastmlp.cli.{name.replace('-', '_')}")

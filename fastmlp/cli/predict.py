@@ -22,21 +22,7 @@ from fastmlp.utils.files import write_file
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raises UserError for a user's mistake."""
-    parser = ArgumentParser(
-        prog="fastmlp predict",
-        description="Predicts each row of a file with the network of a run on data of your own.",
-    )
-    parser.add_argument("run", metavar="RUN", help="the folder of the run")
-    parser.add_argument(
-        "--data", metavar="FILE", required=True, help="a .csv, .parquet, .npz or .npy file of rows"
-    )
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        required=True,
-        help="the .csv file to write, with the probability of each class, or .npy, predictions",
-    )
-    options = parser.parse_args(argv)
+    options = build_parser().parse_args(argv)
     out = Path(options.out).expanduser()
     if out.suffix.lower() not in (".csv", ".npy"):
         raise UserError(f"--out must end in .csv or .npy, got {options.out!r}", EXIT_USAGE)
@@ -63,6 +49,25 @@ def main(argv: list[str]) -> int:
         write_file(out, text.getvalue().encode())
     print(f"The predictions of {len(rows):,} rows are in {out}")
     return 0
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
+    parser = ArgumentParser(
+        prog="fastmlp predict",
+        description="Predicts each row of a file with the network of a run on data of your own.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder of the run")
+    parser.add_argument(
+        "--data", metavar="FILE", required=True, help="a .csv, .parquet, .npz or .npy file of rows"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        required=True,
+        help="the .csv file to write, with the probability of each class, or .npy, predictions",
+    )
+    return parser
 
 
 def load_predictor(run: str | Path) -> Predictor:

@@ -37,7 +37,7 @@ _SEEDS = ("sweep_seeds", "final_seeds", "ablation_seeds", "network_seeds")
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raises UserError for a user's mistake."""
-    options = _build_parser().parse_args(argv)
+    options = build_parser().parse_args(argv)
     folder = _checked_folder(options.out)
     budget = QUICK if options.quick else FULL
     if options.seeds is not None:
@@ -148,7 +148,8 @@ def _seed_count(text: str) -> int:
     return int(text)
 
 
-def _build_parser() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = ArgumentParser(
         prog="fastmlp reproduce",
         description="Repeats the course's experiments and writes a report of them.",

@@ -47,7 +47,7 @@ ROWS = 20
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raise :class:`UserError` for a user's mistake."""
-    flags = given_flags(_build_parser(), argv)
+    flags = given_flags(build_parser(), argv)
     if flags.get("out") == "":
         raise UserError("--out must be a folder, got an empty name", EXIT_USAGE)
     options = {name: flags.pop(name) for name in ("vary", "seeds", "halve") if name in flags}
@@ -195,7 +195,8 @@ def _mean_and_sd(pair: tuple[float, float], trial: Trial, regression: bool) -> s
     return f"{mean:.2%}{f' +- {100 * sd:.2f}' if several else ''}"
 
 
-def _build_parser() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = ArgumentParser(
         prog="fastmlp sweep",
         description="Trains many configurations side by side and compares them in validation.",

@@ -39,7 +39,7 @@ RESUME_FLAGS = ("resume", "epochs", "device", "data_dir", "quiet", "json")
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raise :class:`UserError` for a user's mistake."""
-    flags = given_flags(_build_parser(), argv)
+    flags = given_flags(build_parser(), argv)
     for name in ("out", "resume"):
         if flags.get(name) == "":
             raise UserError(f"{as_flag(name)} must be a folder, got an empty name", EXIT_USAGE)
@@ -190,7 +190,8 @@ def _new_folder(preset: str) -> Iterator[Path]:
             path.rmdir()
 
 
-def _build_parser() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = ArgumentParser(
         prog="fastmlp train",
         description="Trains a small network, on CIFAR-10 or data of your own, and keeps everything "
