@@ -378,7 +378,7 @@ def test_the_console_script(
     assert info.value.code == 2
     assert capsys.readouterr().err == (
         "fastmlp: error: 'trian' is not a command; try train, predict, sweep, "
-        "find-lr, show, compare, reproduce, data, info\n"
+        "find-lr, show, compare, reproduce, data, info, completion\n"
     )
     monkeypatch.setattr(sys, "argv", ["fastmlp", "--help"])
     with pytest.raises(SystemExit) as info:

@@ -98,7 +98,9 @@ def test_an_sdist_has_every_file_and_asks_for_no_torch(checkout: Path, tmp_path:
     with tarfile.open(archive) as file:
         held = {name.partition("/")[2] for name in file.getnames()}
     wanted = {str(p.relative_to(checkout)) for p in checkout.rglob("*") if p.is_file()}
-    wanted = {n for n in wanted if not n.startswith(("build/", "fastmlp.egg-info/"))}
+    wanted = {
+        n for n in wanted if not n.startswith(("build/", "fastmlp.egg-info/", "__pycache__/"))
+    }
     assert wanted - held <= {".gitignore"}
     assert "fastmlp/py.typed" in held
 
