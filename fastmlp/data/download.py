@@ -195,7 +195,7 @@ def _download(archive: Archive, mirror: Mirror, part: Path, progress: bool) -> N
                         raise DownloadError(
                             f"Could not download {mirror.name}: {describe_network_error(error)}"
                             f" (after {file.tell():,} of {archive.size:,} bytes); check the network"
-                            " and run again to resume, or name a mirror in ${URL_VARIABLE}."
+                            f" and run again to resume, or name a mirror in ${URL_VARIABLE}."
                         ) from error
                     time.sleep(pause)
 

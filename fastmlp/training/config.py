@@ -323,8 +323,8 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them (``hidden`` as a list), ``data_url`` without "
-        "secrets."""
+        """Return the fields as JSON has them: ``hidden`` as a list, ``data_url`` without its
+        secrets."""
         url = self.data_url and without_secrets(self.data_url)
         return {**asdict(self), "hidden": list(self.hidden), "data_url": url}
 

@@ -138,8 +138,11 @@ def test_fetch_goes_on_after_a_broken_connection(tiny, server, tmp_path):
 
 def test_fetch_gives_up_at_last_and_keeps_what_came(server, tmp_path):
     server.limits = [1000] + [0] * 9
-    with pytest.raises(DownloadError, match=r"closed the connection early \(after 1,000 of"):
+    with pytest.raises(
+        DownloadError, match=r"closed the connection early \(after 1,000 of"
+    ) as info:
         fetch(tmp_path, server.url)
+    assert str(info.value).endswith("or name a mirror in $FASTMLP_CIFAR10_URL.")
     assert part_of(tmp_path).read_bytes() == server.content[:1000]
     assert len(server.ranges) == 1 + len(download.RETRY_PAUSES)
 
