@@ -84,39 +84,29 @@ def run_report(
     :class:`UserError` where another process uses it.
     """
     with report_folder(folder):
-        return _run_report(plan, dataset, data, folder, quick, callback, should_stop)
-
-
-def _run_report(
-    plan: list[Study],
-    dataset: Dataset,
-    data: DataSplits,
-    folder: Path,
-    quick: bool,
-    callback: ReportCallback,
-    should_stop: Callable[[], bool],
-) -> list[Point]:
-    config = next(iter(plan[0].configs.values()))
-    device = torch.device(config.device)
-    checks = check_layers(device)
-    done = _train_all(plan, data, folder, callback, should_stop)
-    material = Material(
-        data,
-        plan,
-        {
-            study.name: {k: [part.outcomes[k] for part in done[study.name]] for k in study.configs}
-            for study in plan
-        },
-        checks,
-        quick,
-        {name: sum(part.seconds for part in parts) for name, parts in done.items()},
-        _facts(device, config.threads or torch.get_num_threads()),
-    )
-    callback.on_drawing()
-    best = material.best_outcome("network", "default")
-    parameters = None if best is None else done["network"][best.seed].parameters
-    _write(folder, material, dataset, parameters, should_stop)
-    return in_short(material)
+        config = next(iter(plan[0].configs.values()))
+        device = torch.device(config.device)
+        checks = check_layers(device)
+        done = _train_all(plan, data, folder, callback, should_stop)
+        material = Material(
+            data,
+            plan,
+            {
+                study.name: {
+                    k: [part.outcomes[k] for part in done[study.name]] for k in study.configs
+                }
+                for study in plan
+            },
+            checks,
+            quick,
+            {name: sum(part.seconds for part in parts) for name, parts in done.items()},
+            _facts(device, config.threads or torch.get_num_threads()),
+        )
+        callback.on_drawing()
+        best = material.best_outcome("network", "default")
+        parameters = None if best is None else done["network"][best.seed].parameters
+        _write(folder, material, dataset, parameters, should_stop)
+        return in_short(material)
 
 
 def _train_all(
