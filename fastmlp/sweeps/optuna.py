@@ -14,7 +14,7 @@ from fastmlp.training.callbacks import Callback
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.training.data import load_splits
 from fastmlp.training.options import whole
-from fastmlp.training.own_data import configured
+from fastmlp.training.own_data import resolve_base
 from fastmlp.training.trainer import Trainer, thread_count
 from fastmlp.utils.errors import UserError
 
@@ -71,14 +71,8 @@ def optimize(
     """
     whole(1).check("n_trials", n_trials)
     whole(1).check("batch", batch)
-    if isinstance(data, tuple):
-        if not isinstance(base, Mapping):
-            raise UserError("base must be a dict of the options of fit(X, y, ...) with data=(X, y)")
-        base, own = configured(*data, base)
-        data = own.splits
-    elif not isinstance(base, TrainConfig):
-        raise UserError("base must be a TrainConfig, or data=(X, y) must be given")
-    splits = data or load_splits(base)
+    base, splits = resolve_base(base, data)
+    splits = splits or load_splits(base)
     _check_direction(study, regression=splits.train.labels.is_floating_point())
     left = n_trials
     while left > 0 and _run_batch(

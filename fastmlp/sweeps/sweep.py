@@ -17,7 +17,7 @@ from fastmlp.sweeps.search_space import check_count, plan
 from fastmlp.training.callbacks import Callback, ShowBar, StopWhen
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
-from fastmlp.training.own_data import configured
+from fastmlp.training.own_data import resolve_base
 from fastmlp.training.trainer import Trainer, thread_count
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 from fastmlp.utils.signals import stop_on_signals
@@ -60,13 +60,7 @@ def sweep(
     """
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, got {seeds}", EXIT_USAGE)
-    if isinstance(data, tuple):
-        if not isinstance(base, Mapping):
-            raise UserError("base must be a dict of the options of fit(X, y, ...) with data=(X, y)")
-        base, own = configured(*data, base)
-        data = own.splits
-    elif not isinstance(base, TrainConfig):
-        raise UserError("base must be a TrainConfig, or data=(X, y) must be given")
+    base, data = resolve_base(base, data)
     base, configs = plan(base, values, vary)
     check_count(len(configs), seeds)
     lists = {

@@ -94,6 +94,24 @@ def configured(x: object, y: object, options: Mapping[str, Any]) -> tuple[TrainC
     return _config(given, own), own
 
 
+def resolve_base(
+    base: TrainConfig | Mapping[str, Any], data: DataSplits | tuple[object, object] | None
+) -> tuple[TrainConfig, DataSplits | None]:
+    """Return the configuration that a search starts from, and its data if there is any: ``base`` is
+    one or, with ``data=(X, y)``, the options of :func:`fit` on these rows and targets.
+
+    Raises :class:`UserError` where the two do not go together.
+    """
+    if isinstance(data, tuple):
+        if not isinstance(base, Mapping):
+            raise UserError("base must be a dict of the options of fit(X, y, ...) with data=(X, y)")
+        config, own = configured(*data, base)
+        return config, own.splits
+    if not isinstance(base, TrainConfig):
+        raise UserError("base must be a TrainConfig, or data=(X, y) must be given")
+    return base, data
+
+
 def prepare(
     x: object,
     y: object,
