@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.sweeps.search_space import shown
@@ -43,7 +43,7 @@ from fastmlp.utils.files import (
     write_file,
     write_text,
 )
-from fastmlp.utils.formats import DamagedFileError, read_tensors, tensor_bytes
+from fastmlp.utils.formats import parse_tensors, tensor_bytes
 
 if TYPE_CHECKING:
     from fastmlp.sweeps.distributed import ProcessGroup
@@ -128,11 +128,11 @@ class SweepDirectory:
 
     def _read(self, path: Path) -> dict[str, Checkpoint]:
         try:
-            return _read_states(path)
+            return parse_tensors(path, _states)
         except UserError as error:
             previous = previous_generation(path)
             try:
-                found = _read_states(previous)
+                found = parse_tensors(previous, _states)
             except UserError:
                 raise UserError(
                     f"{error}, so the sweep cannot go on; remove it to start anew"
@@ -187,20 +187,11 @@ class SaveSweep(Callback):
         }
 
 
-def _read_states(path: Path) -> dict[str, Checkpoint]:
-    """Return the states in a file; raise :class:`DamagedFileError` where it has none and
-    :class:`UserError` where it cannot be read."""
-    try:
-        values = read_tensors(path)
-        if not isinstance(values, dict):
-            raise ValueError("it does not hold the states of runs")
-        return {_present(key): state_from_dict(run) for key, run in values.items()}
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except OSError as error:
-        raise UserError(describe_os_error(error)) from error
-    except (TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
+def _states(values: Any) -> dict[str, Checkpoint]:
+    """Return the states in the content of a file; raise ValueError where it has none."""
+    if not isinstance(values, dict):
+        raise ValueError("it does not hold the states of runs")
+    return {_present(key): state_from_dict(run) for key, run in values.items()}
 
 
 def _progress(state: Checkpoint) -> tuple[int, int]:

@@ -49,6 +49,7 @@ from fastmlp.utils.formats import (
     DamagedFileError,
     has_digest,
     json_bytes,
+    parse_tensors,
     read_json,
     read_tensors,
     tensor_bytes,
@@ -195,10 +196,10 @@ class RunDirectory:
         before where it is missing or damaged."""
         path = self.path / "resume.pt"
         try:
-            return read_checkpoint(path)
+            return parse_tensors(path, state_from_dict)
         except UserError as error:
             try:
-                state = read_checkpoint(previous_generation(path))
+                state = parse_tensors(previous_generation(path), state_from_dict)
             except UserError:
                 raise self._no_state(error) from error
             self._damaged = [path]
@@ -260,16 +261,3 @@ class RunDirectory:
 
     def _write(self, name: str, data: bytes) -> None:
         write_file(self.path / name, data)
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the state in a ``resume.pt``; raise :class:`DamagedFileError` where it is none and
-    :class:`UserError` where it cannot be read."""
-    try:
-        return state_from_dict(read_tensors(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except OSError as error:
-        raise UserError(describe_os_error(error)) from error
-    except ValueError as error:
-        raise DamagedFileError(f"{path} is damaged: {error}") from error

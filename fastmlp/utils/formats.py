@@ -11,9 +11,9 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from fastmlp.utils.errors import UserError, describe_os_error
 
 DIGEST = "sha256"
 _MARK = b"fastmlp sha256 "
+Parsed = TypeVar("Parsed")
 
 
 class DamagedFileError(UserError):
@@ -86,6 +87,22 @@ def read_tensors(path: Path) -> Any:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises any, by the byte that is wrong
         raise DamagedFileError(f"{path} is damaged") from error
+
+
+def parse_tensors(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:
+    """Return what ``parse`` makes of the content of a file, see :func:`read_tensors`.
+
+    Raises :class:`DamagedFileError` also where ``parse`` raises TypeError or ValueError, and
+    :class:`UserError` where the file is missing or cannot be read.
+    """
+    try:
+        return parse(read_tensors(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from error
+    except (TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
 
 
 def _digest(values: Mapping[str, Any]) -> str:
