@@ -44,11 +44,10 @@ def main(argv: list[str]) -> int:
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console = Console(file=sys.stdout, highlight=False, width=width)
     console.print(_table(runs, names, regression))
-    kind = "val_loss" if regression else "val_acc"
     print_curves(
         f"validation {'loss' if regression else 'accuracy'} by epoch",
         {
-            name: [(record.epoch, getattr(record, kind)) for record in run.history]
+            name: [(record.epoch, record.shown[1]) for record in run.history]
             for name, run in zip(names[:CURVES], runs, strict=False)
         },
     )
@@ -102,7 +101,7 @@ def _table(runs: Sequence[RecordedRun], names: Sequence[str], regression: bool) 
         table.add_row(
             name,
             *settings,
-            _number(best.val_loss if regression else best.val_acc, regression),
+            _number(best.shown[1], regression),
             f"epoch {best.epoch}",
             _number(math.nan if tested is None else tested, regression),
             f"{run.seconds:.1f} s",

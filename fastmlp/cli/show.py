@@ -28,16 +28,12 @@ def main(argv: list[str]) -> int:
     for name, value in _lines(run):
         print(f"{name:9}{value}")
     if run.history:
-        regression = run.history[0].regression
-        what, kinds = ("loss", ("train_loss", "val_loss"))
-        if not regression:
-            what, kinds = ("accuracy", ("train_acc", "val_acc"))
         print()
         print_curves(
-            f"{what} by epoch",
+            f"{'loss' if run.history[0].regression else 'accuracy'} by epoch",
             {
-                name: [(record.epoch, getattr(record, kind)) for record in run.history]
-                for name, kind in zip(("training", "validation"), kinds, strict=True)
+                name: [(record.epoch, record.shown[i]) for record in run.history]
+                for i, name in enumerate(("training", "validation"))
             },
         )
     if options.open:

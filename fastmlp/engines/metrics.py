@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -178,3 +179,8 @@ class EpochRecord:
         if self.regression:
             return self.train_loss, self.val_loss
         return self.train_acc, self.val_acc
+
+
+def best_of(history: Sequence[EpochRecord]) -> EpochRecord:
+    """Return the epoch with the highest score, the first of equals."""
+    return max(history, key=lambda record: record.score)

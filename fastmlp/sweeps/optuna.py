@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastmlp.data.splits import DataSplits
-from fastmlp.sweeps.results import best_epoch
+from fastmlp.engines.metrics import best_of
 from fastmlp.training.api import stopping
 from fastmlp.training.callbacks import Callback
 from fastmlp.training.config import TrainConfig, config_from_dict
@@ -132,7 +132,7 @@ def _tell(study: optuna.Study, trial: optuna.Trial, result: RunResult, pruned: b
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)
     elif result.finished:
-        study.tell(trial, best_epoch(result).shown[1])
+        study.tell(trial, best_of(result.history).shown[1])
     else:
         study.tell(trial, state=TrialState.FAIL)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmlp.engines.metrics import best_of
 from fastmlp.sweeps.search_space import shown
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run import RunResult
@@ -18,7 +19,6 @@ from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import write_text
 
 if TYPE_CHECKING:
-    from fastmlp.engines.metrics import EpochRecord
     from fastmlp.plotting.sweeps import SweepPoint
     from fastmlp.training.trainer import Trainer
 
@@ -42,7 +42,9 @@ class Trial:
     @property
     def best_val(self) -> tuple[float, float]:
         """Mean and standard deviation over the seeds of the best epoch in validation."""
-        return mean_sd([best_epoch(run).shown[1] if run.history else math.nan for run in self.runs])
+        return mean_sd(
+            [best_of(run.history).shown[1] if run.history else math.nan for run in self.runs]
+        )
 
     @property
     def final_val(self) -> tuple[float, float]:
@@ -61,12 +63,7 @@ class Trial:
         """
         if self.status == "diverged" or not all(run.history for run in self.runs):
             return -math.inf
-        return statistics.fmean(best_epoch(run).score for run in self.runs)
-
-
-def best_epoch(run: RunResult) -> EpochRecord:
-    """Return the record of a run's best epoch."""
-    return max(run.history, key=lambda record: record.score)
+        return statistics.fmean(best_of(run.history).score for run in self.runs)
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -150,7 +147,7 @@ class SweepResult:
         for run in self.runs:
             settings = [shown(getattr(run.config, name)) for name in self.values]
             last = run.history[-1] if run.history else None
-            best = best_epoch(run) if run.history else None
+            best = best_of(run.history) if run.history else None
             results = (
                 [last.train_loss, last.train_acc, last.val_loss, last.val_acc, best.epoch]
                 if last and best

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.data.dataset import current_name
-from fastmlp.engines.metrics import EpochMetrics, EpochRecord
+from fastmlp.engines.metrics import EpochMetrics, EpochRecord, best_of
 
 FORMAT = 1
 """The version of ``resume.pt``."""
@@ -41,7 +41,7 @@ class Checkpoint:
     @property
     def best_record(self) -> EpochRecord:
         """The epoch with the highest score, the first of equals."""
-        return max(self.history, key=lambda record: record.score)
+        return best_of(self.history)
 
 
 def state_to_dict(state: Checkpoint) -> dict[str, Any]:

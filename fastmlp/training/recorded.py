@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastmlp.engines.metrics import EpochRecord
+from fastmlp.engines.metrics import EpochRecord, best_of
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import UserError, describe_os_error
@@ -26,7 +26,7 @@ class RecordedRun:
     @property
     def best(self) -> EpochRecord:
         """The epoch with the highest score."""
-        return max(self.history, key=lambda record: record.score)
+        return best_of(self.history)
 
     @property
     def seconds(self) -> float:
@@ -43,7 +43,7 @@ def read_run(path: str | Path) -> RecordedRun:
     """Return the run in a folder; raise :class:`UserError` where there is none or a file is
     damaged."""
     folder = RunDirectory(path)
-    if not (folder.path / "config.json").is_file():
+    if not folder.whole:
         raise UserError(
             f"{folder.path} is not the folder of a run: it has no config.json; pass a folder that "
             "fastmlp train has made"
