@@ -1,9 +1,12 @@
 // linear and linear_backward on the CPU: skinny products by our kernels, large ones by ATen's BLAS.
-#define FASTMLP_KERNELS "cpu/linear_kernels.h"
+#define FASTMLP_KERNELS "cpu/linear_panels.h"
 #include "common/linear_aten.h"
 #include "common/tensor.h"
-#include "cpu/simd/foreach_isa.h"
+#include "cpu/simd/panel_shape.h"
+#include "cpu/threads/parallel.h"
 #include "plan.h"
+//
+#include "cpu/simd/foreach_isa.h"
 
 namespace fastmlp {
 namespace {
@@ -26,8 +29,8 @@ std::string linear_plan(int64_t batch, int64_t in, int64_t out, ScalarType type)
   return std::string(plan.ours ? "fastmlp's kernels" : "ATen's BLAS") + " (" + plan.reason + ")";
 }
 
-// Sums of at most this many products take less time than storing them.
-constexpr int64_t kShortSum = 16;
+// Rows up to which a product is taken by dots of rows, without any packing.
+constexpr int64_t kDotRows = 11;
 
 // Items a thread should take at least, when an item is `work` multiply-adds.
 int64_t grain(int64_t work) {
@@ -48,7 +51,7 @@ struct Widened {
     } else {
       copy.resize(x.rows * x.columns);
       FASTMLP_BEST_ISA(activation_gradient<T>)(x.data<T>(), x.stride, nullptr, 0, Activation::kNone,
-                                               x.rows, x.columns, copy.data(), nullptr);
+                                               x.rows, x.columns, copy.data(), x.columns, nullptr);
       data = copy.data();
       stride = x.columns;
     }
@@ -72,48 +75,71 @@ void linear_by_rows(const Rows& x, const Rows& w, const T* bias, Activation acti
     }
   };
   const int64_t tiles = (w.rows + kColumns - 1) / kColumns;
-  if (x.rows <= 8 * tiles) {
-    parallel_for(0, tiles, grain(kColumns * x.rows * x.columns), [&](int64_t begin, int64_t end) {
-      run(0, x.rows, begin * kColumns, std::min(end * kColumns, w.rows));
-    });
-    return;
-  }
-  constexpr int64_t kBlockRows = 64;  // a multiple of every tile's rows
-  const int64_t blocks = (x.rows + kBlockRows - 1) / kBlockRows;
-  parallel_for(0, blocks, grain(kBlockRows * w.rows * x.columns), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      run(block * kBlockRows, std::min((block + 1) * kBlockRows, x.rows), 0, w.rows);
-    }
+  parallel_for(0, tiles, grain(kColumns * x.rows * x.columns), [&](int64_t begin, int64_t end) {
+    run(0, x.rows, begin * kColumns, std::min(end * kColumns, w.rows));
   });
 }
 
-// c (rows, columns) = act(a b + bias) with b (k, columns) of contiguous rows, in column ranges.
+// The operands of c (rows, columns) = a b, sums over k: a(m, i) = a[m * stride + i], or where
+// `across` a[m + i * stride]; b(i, n) = b[i * step + n * column], step or column being 1.
 template <typename T>
-void axpy_parallel(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t rows, const T* b,
-                   int64_t b_stride, int64_t columns, int64_t k, const T* bias,
-                   Activation activation, T* c) {
-  constexpr int64_t kColumns = 48 * 4 / sizeof(acc_t<T>);  // whole register tiles in every set
-  const int64_t tiles = (columns + kColumns - 1) / kColumns;
-  if (tiles > 1 || rows <= 8) {
-    // A short sum is bound by writing c: eight rows at a time are few streams of long runs.
-    const int64_t chunk = k <= kShortSum ? 8 : rows;
-    parallel_for(0, tiles, grain(kColumns * rows * k), [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * kColumns, width = std::min(end * kColumns, columns) - first;
-      for (int64_t m = 0; m < rows; m += chunk) {
-        FASTMLP_BEST_ISA(axpy_linear<T>)(
-            a + m * a_row, a_row, a_step, std::min(chunk, rows - m), b + first, b_stride, width, k,
-            bias ? bias + first : nullptr, activation, c + m * columns + first, columns);
-      }
-    });
-    return;
+struct Product {
+  int64_t rows, columns, k;
+  const acc_t<T>* a;
+  int64_t stride;
+  bool across;
+  const T* b;
+  int64_t step, column;
+};
+
+// c = act(a b + bias), where b's rows are read from beginning to end, a range of columns a thread.
+template <typename T>
+void multiply_streamed(const Product<T>& p, const T* bias, Activation activation, T* c) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t lines = (p.columns + kLine - 1) / kLine;
+  parallel_for(0, lines, grain(p.rows * kLine * p.k), [&](int64_t begin, int64_t end) {
+    const int64_t n = begin * kLine;
+    FASTMLP_BEST_ISA(linear_stream<T>)(p.a, p.stride, p.across, p.rows, p.b + n, p.step,
+                                       std::min(end * kLine, p.columns) - n, p.k,
+                                       bias ? bias + n : nullptr, activation, c + n, p.columns);
+  });
+}
+
+// c = act(a b + bias)
+template <typename T>
+void multiply(const Product<T>& p, const T* bias, Activation activation, T* c) {
+  using Acc = acc_t<T>;
+  if (p.rows == 0 || p.columns == 0) return;
+  if constexpr (std::is_same_v<T, Acc>) {
+    constexpr int64_t kStreamedRows = 2, kLongSum = 16;
+    if (p.column == 1 && p.rows <= kStreamedRows && p.k >= kLongSum) {
+      return multiply_streamed(p, bias, activation, c);
+    }
   }
-  constexpr int64_t kBlockRows = 8;
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  parallel_for(0, blocks, grain(kBlockRows * columns * k), [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kBlockRows;
-    FASTMLP_BEST_ISA(axpy_linear<T>)(a + first * a_row, a_row, a_step,
-                                     std::min(end * kBlockRows, rows) - first, b, b_stride, columns,
-                                     k, bias, activation, c + first * columns, columns);
+  const std::vector<Panel> panels = panels_of(p.columns, FASTMLP_BEST_ISA(lanes_of<Acc>)());
+  // Each panel's rows in as many parts as there are threads, of 16 rows at least, so that all
+  // threads get the same; neighbouring parts that fall to one are one.
+  constexpr int64_t kLeastRows = 16;
+  const int64_t wanted = std::min<int64_t>(torch::stable::get_num_threads(), p.rows / kLeastRows);
+  const int64_t part = (p.rows / std::max<int64_t>(wanted, 1) + 7) / 8 * 8;
+  const int64_t parts = (p.rows + part - 1) / part, items = parts * panels.size();
+  parallel_for(0, items, grain(p.rows * p.columns * p.k / items), [&](int64_t item, int64_t end) {
+    constexpr int64_t kPacked = 24576 / sizeof(Acc), kWidest = 3 * 64 / sizeof(Acc);
+    const Buffer<Acc> packed(kPacked), sums(p.rows * kWidest);
+    while (item < end) {
+      const int64_t first = item % parts, whole = first == 0 ? (end - item) / parts : 0;
+      const int64_t count = std::min(parts - first, end - item);
+      const int64_t next = item / parts + std::max<int64_t>(whole, 1);
+      const int64_t n = panels[item / parts].first, m = first * part;
+      const int64_t n_end =
+          next < static_cast<int64_t>(panels.size()) ? panels[next].first : p.columns;
+      const int64_t rows = std::min((first + count) * part, p.rows) - m;
+      FASTMLP_BEST_ISA(linear_panels<T>)(
+          p.a + m * (p.across ? 1 : p.stride), p.stride, p.across, rows, p.b + n * p.column, p.step,
+          p.column, n_end - n, p.k, bias ? bias + n : nullptr, activation, c + m * p.columns + n,
+          p.columns, packed.get(), sums.get());
+      item += whole > 0 ? whole * parts : count;
+    }
   });
 }
 
@@ -132,10 +158,13 @@ Tensor linear_ours(const Tensor& x, const Tensor& weight, const std::optional<Te
     using T = std::remove_pointer_t<decltype(type)>;
     const T* b = flat_bias ? static_cast<const T*>(flat_bias->data_ptr()) : nullptr;
     T* out = static_cast<T*>(y.data_ptr());
-    if (by_columns) {
+    if (by_columns || rows.rows > kDotRows) {
       const Widened<T> a(rows);
-      axpy_parallel<T>(a.data, a.stride, 1, rows.rows, static_cast<const T*>(weight.data_ptr()),
-                       weight.stride(1), weight.size(0), rows.columns, b, activation, out);
+      const Rows w = by_columns ? rows_of(torch::stable::transpose(weight, 0, 1)) : rows_of(weight);
+      const int64_t step = by_columns ? w.stride : 1, column = by_columns ? 1 : w.stride;
+      multiply<T>({rows.rows, weight.size(0), rows.columns, a.data, a.stride, false, w.data<T>(),
+                   step, column},
+                  b, activation, out);
     } else {
       linear_by_rows<T>(rows, rows_of(weight), b, activation, out);
     }
@@ -157,19 +186,22 @@ void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
                             const std::optional<Tensor>& saved, Activation activation, Tensor* dx,
                             Tensor* dw, Tensor* db) {
   const int64_t batch = dy.rows, out = dy.columns, in = x.columns;
-  std::vector<acc_t<T>> g(batch * out);
+  const int64_t stride = row_stride<acc_t<T>>(out);
+  const Buffer<acc_t<T>> g(batch * stride);
   const std::optional<Rows> kept = saved ? std::optional<Rows>(rows_of(*saved)) : std::nullopt;
   FASTMLP_BEST_ISA(activation_gradient<T>)(
       dy.data<T>(), dy.stride, kept ? kept->data<T>() : nullptr, kept ? kept->stride : 0,
-      activation, batch, out, g.data(), db ? static_cast<T*>(db->data_ptr()) : nullptr);
+      activation, batch, out, g.get(), stride, db ? static_cast<T*>(db->data_ptr()) : nullptr);
   if (dw) {
-    axpy_parallel<T>(g.data(), 1, out, out, x.data<T>(), x.stride, in, batch, nullptr,
-                     Activation::kNone, static_cast<T*>(dw->data_ptr()));
+    multiply<T>({out, in, batch, g.get(), stride, true, x.data<T>(), x.stride, 1}, nullptr,
+                Activation::kNone, static_cast<T*>(dw->data_ptr()));
   }
   if (dx) {
-    const Rows w = rows_of(weight);
-    axpy_parallel<T>(g.data(), out, 1, batch, w.data<T>(), w.stride, in, out, nullptr,
-                     Activation::kNone, static_cast<T*>(dx->data_ptr()));
+    const bool by_columns = weight.stride(0) == 1 && weight.stride(1) != 1;
+    const Rows w = by_columns ? rows_of(torch::stable::transpose(weight, 0, 1)) : rows_of(weight);
+    const int64_t step = by_columns ? 1 : w.stride, column = by_columns ? w.stride : 1;
+    multiply<T>({batch, in, out, g.get(), stride, false, w.data<T>(), step, column}, nullptr,
+                Activation::kNone, static_cast<T*>(dx->data_ptr()));
   }
 }
 

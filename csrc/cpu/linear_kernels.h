@@ -76,7 +76,8 @@ void axpy_linear(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t rows,
 // taken in double, unless null.
 template <typename T>
 void activation_gradient(const T* dy, int64_t dy_stride, const T* saved, int64_t saved_stride,
-                         Activation activation, int64_t rows, int64_t columns, acc_t<T>* g, T* db) {
+                         Activation activation, int64_t rows, int64_t columns, acc_t<T>* g,
+                         int64_t g_stride, T* db) {
   using Acc = acc_t<T>;
   constexpr int kStep = kLanes<Acc>;
   typedef double Doubles __attribute__((vector_size(kStep * sizeof(double))));
@@ -89,7 +90,7 @@ void activation_gradient(const T* dy, int64_t dy_stride, const T* saved, int64_t
         v = ActivationTable::backward(activation, v,
                                       load_lanes(saved + m * saved_stride + n, lanes));
       }
-      store_lanes(g + m * columns + n, v, lanes);
+      store_lanes(g + m * g_stride + n, v, lanes);
       if (db) total += __builtin_convertvector(v, Doubles);
     }
     if (db) store_lanes(db + n, __builtin_convertvector(total, vec<Acc>), lanes);

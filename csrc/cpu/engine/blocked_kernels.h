@@ -45,7 +45,7 @@ FASTMLP_INLINE void normalize_lanes(const uint8_t* pixels, int64_t stride, int64
         tile[m] = load(pixels + (group + m) * stride + first) * scales + shifts;
         if (x) store(x + (group + m) * features + first, tile[m]);
       }
-      transpose(tile);
+      transpose<float>(tile);
       for (int64_t i = 0; i < kStep; ++i) {
         store(panel + (first + i) * panel_stride + group, tile[i]);
       }

@@ -4,31 +4,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/simd/panel_shape.h"
 #include "cpu/threads/parallel.h"
 
 namespace fastmlp {
-
-// Numbers from one row of a batch to the next: whole cache lines, with room for a one beside the
-// row, and an odd number of them, so that rows do not fall into the same few sets of a cache.
-template <typename T>
-int64_t row_stride(int64_t columns) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  return ((columns + 1 + kLine - 1) / kLine | 1) * kLine;
-}
-
-// A panel of a matrix's columns: `vectors` vectors of them, from `first` on.
-struct Panel {
-  int64_t first, vectors;
-};
-
-inline std::vector<Panel> panels_of(int64_t columns, int64_t lanes) {
-  std::vector<Panel> panels;
-  const int64_t vectors = (columns + lanes - 1) / lanes;
-  for (int64_t n = 0; n < vectors; n += panels.back().vectors) {
-    panels.push_back({n * lanes, panel_vectors(vectors - n)});
-  }
-  return panels;
-}
 
 // One layer: y = x w^T + b.
 template <typename T>

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/scalar_math.h"
+#include "cpu/simd/panel_shape.h"
 
 namespace fastmlp {
 
@@ -84,10 +85,6 @@ struct SparseMatrix {
   const int32_t* places;
   const T* values;
 };
-
-// Vectors in the next panel where `left` vectors of columns are left: two panels of two rather than
-// one of three and one of one.
-inline int64_t panel_vectors(int64_t left) { return left == 4 ? 2 : left < 3 ? left : 3; }
 
 // What of rows of data a loss looks at.
 template <typename T>

@@ -1,77 +1,12 @@
 // The kernels of a training step on the CPU: products of a batch with weights in panels, the
 // activations between them, and the update of the weights, whose gradients are made in registers.
 // Included by foreach_isa.h, once for each instruction set, after cpu/engine/steps.h.
+#include "cpu/simd/panel_tiles.h"
 //
-// An element's sum runs along the inner dimension in an order that depends on its length alone: not
-// on the tile it falls in, nor on the rows that a thread was given.
-
 #include "cpu/engine/loss_kernels.h"
 #include "cpu/engine/rows_kernels.h"
 
-// Rows of a register tile that is V vectors wide.
-template <int V>
-constexpr int kPanelTileRows = FASTMLP_VECTOR_BYTES == 64 ? 8
-                               : V == 3                   ? 4
-                               : V == 2                   ? 6
-                                                          : 8;
-
-// The part of a long sum whose panel stays in a level-1 cache; parts are added up.
-constexpr int64_t kInnerBlock = 24576 / (kTileVectors * FASTMLP_VECTOR_BYTES);
 constexpr int64_t kBatchBlock = 512;
-
-// Numbers in a vector, which panels are whole vectors of.
-template <typename T>
-int64_t lanes_of() {
-  return kLanes<T>;
-}
-
-// acc[m][v] = sum_i a(m, i) b[i][v], i < k: a(m, i) = a[m * stride + i], or where kAcross
-// a[m + i * stride].
-template <int M, int V, bool kAcross, typename T>
-FASTMLP_INLINE void multiply(const T* a, int64_t stride, const T* b, int64_t b_stride, int64_t k,
-                             vec<T> (&acc)[M][V]) {
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) acc[m][v] = vec<T>{};
-  }
-  for (int64_t i = 0; i < k; ++i) {
-    vec<T> bv[V];
-    for (int v = 0; v < V; ++v) bv[v] = load(b + i * b_stride + v * kLanes<T>);
-    for (int m = 0; m < M; ++m) {
-      const vec<T> av = broadcast(kAcross ? a[m + i * stride] : a[m * stride + i]);
-      for (int v = 0; v < V; ++v) acc[m][v] = fma(av, bv[v], acc[m][v]);
-    }
-  }
-}
-
-// M rows of y (rows, y_stride) = or += a (rows, k) b, b a panel of V vectors.
-template <int M, int V, typename T>
-FASTMLP_INLINE void forward_tile(const T* a, int64_t stride, const T* b, int64_t k, bool first,
-                                 T* y, int64_t y_stride) {
-  vec<T> acc[M][V];
-  multiply<M, V, false>(a, stride, b, V * kLanes<T>, k, acc);
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) {
-      T* at = y + m * y_stride + v * kLanes<T>;
-      store(at, first ? acc[m][v] : load(at) + acc[m][v]);
-    }
-  }
-}
-
-template <int V, typename T>
-FASTMLP_INLINE void forward_panel(const T* a, int64_t stride, int64_t rows, const T* b, int64_t k,
-                                  bool first, T* y, int64_t y_stride) {
-  constexpr int kRows = kPanelTileRows<V>;
-  int64_t m = 0;
-  for (; m + kRows <= rows; m += kRows) {
-    forward_tile<kRows, V>(a + m * stride, stride, b, k, first, y + m * y_stride, y_stride);
-  }
-  for (; m + 2 <= rows; m += 2) {
-    forward_tile<2, V>(a + m * stride, stride, b, k, first, y + m * y_stride, y_stride);
-  }
-  if (m < rows) {
-    forward_tile<1, V>(a + m * stride, stride, b, k, first, y + m * y_stride, y_stride);
-  }
-}
 
 // Computes: y = a b, of a layer's inputs (with a one for the bias) and weights, or of its outputs'
 //   gradients and transposed weights.
@@ -87,12 +22,13 @@ void panel_forward(const T* a, int64_t stride, int64_t rows, const T* b, int64_t
     for (int64_t i = 0; i < k; i += kInnerBlock) {
       const int64_t length = k - i < kInnerBlock ? k - i : kInnerBlock;
       const T* panel = b + n * kLanes<T> * k + i * width;
+      const PanelSums<T> sums{out, y_stride}, before{i == 0 ? nullptr : out, y_stride};
       if (wide == 3) {
-        forward_panel<3>(a + i, stride, rows, panel, length, i == 0, out, y_stride);
+        panel_rows<3, false>(a + i, stride, rows, panel, width, length, before, sums);
       } else if (wide == 2) {
-        forward_panel<2>(a + i, stride, rows, panel, length, i == 0, out, y_stride);
+        panel_rows<2, false>(a + i, stride, rows, panel, width, length, before, sums);
       } else {
-        forward_panel<1>(a + i, stride, rows, panel, length, i == 0, out, y_stride);
+        panel_rows<1, false>(a + i, stride, rows, panel, width, length, before, sums);
       }
     }
     n += wide;

@@ -22,6 +22,7 @@ constexpr int kTileVectors = 3;
 typedef uint16_t vec_u16 __attribute__((vector_size(FASTMLP_VECTOR_BYTES / 2)));
 typedef uint32_t vec_u32 __attribute__((vector_size(FASTMLP_VECTOR_BYTES)));
 typedef int32_t vec_i32 __attribute__((vector_size(FASTMLP_VECTOR_BYTES)));
+typedef int64_t vec_i64 __attribute__((vector_size(FASTMLP_VECTOR_BYTES)));
 
 template <typename Acc>
 FASTMLP_INLINE vec<Acc> broadcast(Acc x) {
@@ -192,6 +193,18 @@ FASTMLP_INLINE vec<float> load_partial(const float* p, int64_t n) {
 
 FASTMLP_INLINE void store_partial(float* p, vec<float> v, int64_t n) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+}
+#elif FASTMLP_VECTOR_BYTES == 32
+FASTMLP_INLINE __m256i first_lanes(int64_t n) {
+  return (__m256i)(vec_i32{0, 1, 2, 3, 4, 5, 6, 7} < (int32_t)n);
+}
+
+FASTMLP_INLINE vec<float> load_partial(const float* p, int64_t n) {
+  return (vec<float>)_mm256_maskload_ps(p, first_lanes(n));
+}
+
+FASTMLP_INLINE void store_partial(float* p, vec<float> v, int64_t n) {
+  _mm256_maskstore_ps(p, first_lanes(n), (__m256)v);
 }
 #endif
 

@@ -8,6 +8,14 @@
 #define FASTMLP_LANES(type, a, b, ...) __builtin_shuffle(a, b, type{__VA_ARGS__})
 #endif
 
+template <typename Acc>
+struct LaneMask {
+  typedef vec_i32 type;
+};
+template <>
+struct LaneMask<double> {
+  typedef vec_i64 type;
+};
 template <int... I>
 struct LaneNumbers {};
 template <int N, int... I>
@@ -17,27 +25,31 @@ struct UpTo<0, I...> {
   typedef LaneNumbers<I...> type;
 };
 
-template <int D, int... I>
-FASTMLP_INLINE void swap_lanes(vec<float>& a, vec<float>& b, LaneNumbers<I...>) {
+template <int D, typename Acc, int... I>
+FASTMLP_INLINE void swap_lanes(vec<Acc>& a, vec<Acc>& b, LaneNumbers<I...>) {
+  typedef typename LaneMask<Acc>::type Mask;
   constexpr int kCount = sizeof...(I);
-  const vec<float> low = FASTMLP_LANES(vec_i32, a, b, ((I & D) ? kCount + I - D : I)...);
-  const vec<float> high = FASTMLP_LANES(vec_i32, a, b, ((I & D) ? kCount + I : I + D)...);
+  const vec<Acc> low = FASTMLP_LANES(Mask, a, b, ((I & D) ? kCount + I - D : I)...);
+  const vec<Acc> high = FASTMLP_LANES(Mask, a, b, ((I & D) ? kCount + I : I + D)...);
   a = low;
   b = high;
 }
 #undef FASTMLP_LANES
 
-template <int D>
-FASTMLP_INLINE void transpose_from(vec<float>* rows) {
+template <int D, typename Acc>
+FASTMLP_INLINE void transpose_from(vec<Acc>* rows) {
   if constexpr (D > 0) {
-    for (int i = 0; i < kLanes<float>; ++i) {
+    for (int i = 0; i < kLanes<Acc>; ++i) {
       if ((i & D) == 0) {
-        swap_lanes<D>(rows[i], rows[i + D], typename UpTo<kLanes<float>>::type());
+        swap_lanes<D, Acc>(rows[i], rows[i + D], typename UpTo<kLanes<Acc>>::type());
       }
     }
-    transpose_from<D / 2>(rows);
+    transpose_from<D / 2, Acc>(rows);
   }
 }
 
 // rows[m][n] <-> rows[n][m], as many rows as lanes.
-FASTMLP_INLINE void transpose(vec<float>* rows) { transpose_from<kLanes<float> / 2>(rows); }
+template <typename Acc>
+FASTMLP_INLINE void transpose(vec<Acc>* rows) {
+  transpose_from<kLanes<Acc> / 2, Acc>(rows);
+}
