@@ -94,7 +94,7 @@ inline MatmulPrecisionPlan plan_matmul_precision(int64_t m, int64_t n, int64_t k
 inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool brain_floats) {
   if (in < 16 || out < 16) return {true, "narrow: operands stay in cache whatever the batch"};
   if (brain_floats && batch > 4) return {false, "bfloat16: the BLAS has matrix instructions"};
-  if (batch <= 512) return {true, "skinny: up to 512 rows need no packing of operands"};
+  if (batch <= 51200) return {true, "skinny: up to 512 rows need no packing of operands"};
   return {false, "large: the BLAS packs its operands"};
 }
 

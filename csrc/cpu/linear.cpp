@@ -50,8 +50,9 @@ struct Widened {
       stride = x.stride;
     } else {
       copy.resize(x.rows * x.columns);
-      FASTMLP_BEST_ISA(activation_gradient<T>)(x.data<T>(), x.stride, nullptr, 0, Activation::kNone,
-                                               x.rows, x.columns, copy.data(), x.columns, nullptr);
+      FASTMLP_BEST_ISA(activation_gradient<0, T>)(x.data<T>(), x.stride, nullptr, 0,
+                                                  Activation::kNone, x.rows, x.columns, copy.data(),
+                                                  x.columns, nullptr);
       data = copy.data();
       stride = x.columns;
     }
@@ -186,21 +187,32 @@ void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
                             const std::optional<Tensor>& saved, Activation activation, Tensor* dx,
                             Tensor* dw, Tensor* db) {
   const int64_t batch = dy.rows, out = dy.columns, in = x.columns;
-  const int64_t stride = row_stride<acc_t<T>>(out);
-  const Buffer<acc_t<T>> g(batch * stride);
+  // The gradients behind the activation; those before it where they are the same and their rows do
+  // not push each other out of a level-1 cache.
+  const acc_t<T>* g = nullptr;
+  int64_t stride = dy.stride;
+  if constexpr (std::is_same_v<T, acc_t<T>>) {
+    if (!saved && stride * sizeof(T) % 256 != 0) g = dy.data<T>();
+  }
+  if (!g) stride = row_stride<acc_t<T>>(out);
+  const Buffer<acc_t<T>> copy(g ? 0 : batch * stride);
   const std::optional<Rows> kept = saved ? std::optional<Rows>(rows_of(*saved)) : std::nullopt;
-  FASTMLP_BEST_ISA(activation_gradient<T>)(
-      dy.data<T>(), dy.stride, kept ? kept->data<T>() : nullptr, kept ? kept->stride : 0,
-      activation, batch, out, g.get(), stride, db ? static_cast<T*>(db->data_ptr()) : nullptr);
+  if (!g || db) {
+    FASTMLP_BEST_ISA(activation_gradient<0, T>)(
+        dy.data<T>(), dy.stride, kept ? kept->data<T>() : nullptr, kept ? kept->stride : 0,
+        kept ? activation : Activation::kNone, batch, out, g ? nullptr : copy.get(), stride,
+        db ? static_cast<T*>(db->data_ptr()) : nullptr);
+  }
+  if (!g) g = copy.get();
   if (dw) {
-    multiply<T>({out, in, batch, g.get(), stride, true, x.data<T>(), x.stride, 1}, nullptr,
+    multiply<T>({out, in, batch, g, stride, true, x.data<T>(), x.stride, 1}, nullptr,
                 Activation::kNone, static_cast<T*>(dw->data_ptr()));
   }
   if (dx) {
     const bool by_columns = weight.stride(0) == 1 && weight.stride(1) != 1;
     const Rows w = by_columns ? rows_of(torch::stable::transpose(weight, 0, 1)) : rows_of(weight);
     const int64_t step = by_columns ? 1 : w.stride, column = by_columns ? w.stride : 1;
-    multiply<T>({batch, in, out, g.get(), stride, false, w.data<T>(), step, column}, nullptr,
+    multiply<T>({batch, in, out, g, stride, false, w.data<T>(), step, column}, nullptr,
                 Activation::kNone, static_cast<T*>(dx->data_ptr()));
   }
 }

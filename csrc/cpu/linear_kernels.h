@@ -71,28 +71,56 @@ void axpy_linear(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t rows,
   activate_rows(rows, columns, activation, c, c_stride);
 }
 
-// g (rows, columns) = dy through the activation's derivative, as sums are kept; saved is what it
-// kept of the forward pass, or null where there was none. db (columns) = the sums of g's columns,
-// taken in double, unless null.
-template <typename T>
+template <Activation kActivation, typename T>
+FASTMLP_INLINE void activation_gradient_each(const T* dy, int64_t dy_stride, const T* saved,
+                                             int64_t saved_stride, int64_t rows, int64_t columns,
+                                             acc_t<T>* g, int64_t g_stride, T* db) {
+  using Acc = acc_t<T>;
+  constexpr int kStep = kLanes<Acc>, kVectors = 4;
+  constexpr int64_t kSummed = 16;  // rows before a sum goes on in double
+  typedef double Doubles __attribute__((vector_size(kStep * sizeof(double))));
+  for (int64_t first = 0; first < columns; first += kVectors * kStep) {
+    Doubles total[kVectors] = {};
+    for (int64_t begin = 0; begin < rows; begin += kSummed) {
+      const int64_t end = rows - begin < kSummed ? rows : begin + kSummed;
+      vec<Acc> sum[kVectors] = {};
+      for (int64_t m = begin; m < end; ++m) {
+        for (int j = 0; j < kVectors; ++j) {
+          const int64_t n = first + j * kStep, left = columns - n;
+          if (left <= 0) break;
+          const int64_t lanes = left < kStep ? left : kStep;
+          vec<Acc> v = load_lanes(dy + m * dy_stride + n, lanes);
+          if constexpr (kActivation != Activation::kNone) {
+            v = ActivationRow<kActivation>::backward(
+                v, load_lanes(saved + m * saved_stride + n, lanes));
+          }
+          if (g) store_lanes(g + m * g_stride + n, v, lanes);
+          sum[j] += v;
+        }
+      }
+      for (int j = 0; j < kVectors; ++j) total[j] += __builtin_convertvector(sum[j], Doubles);
+    }
+    for (int j = 0; db && j < kVectors; ++j) {
+      const int64_t n = first + j * kStep, left = columns - n;
+      if (left <= 0) break;
+      store_lanes(db + n, __builtin_convertvector(total[j], vec<Acc>), left < kStep ? left : kStep);
+    }
+  }
+}
+
+// g (rows, columns) = dy through the activation's derivative, as sums are kept, unless null; saved
+// is what it kept of the forward pass, or null where there was none. db (columns) = the sums of g's
+// columns, unless null.
+template <int kFirst = 0, typename T>
 void activation_gradient(const T* dy, int64_t dy_stride, const T* saved, int64_t saved_stride,
                          Activation activation, int64_t rows, int64_t columns, acc_t<T>* g,
                          int64_t g_stride, T* db) {
-  using Acc = acc_t<T>;
-  constexpr int kStep = kLanes<Acc>;
-  typedef double Doubles __attribute__((vector_size(kStep * sizeof(double))));
-  for (int64_t n = 0; n < columns; n += kStep) {
-    const int64_t lanes = columns - n < kStep ? columns - n : kStep;
-    Doubles total = {};
-    for (int64_t m = 0; m < rows; ++m) {
-      vec<Acc> v = load_lanes(dy + m * dy_stride + n, lanes);
-      if (saved) {
-        v = ActivationTable::backward(activation, v,
-                                      load_lanes(saved + m * saved_stride + n, lanes));
-      }
-      store_lanes(g + m * g_stride + n, v, lanes);
-      if (db) total += __builtin_convertvector(v, Doubles);
+  if constexpr (Activation{kFirst + 1} != Activation::kCount) {
+    if (activation != Activation{kFirst}) {
+      return activation_gradient<kFirst + 1>(dy, dy_stride, saved, saved_stride, activation, rows,
+                                             columns, g, g_stride, db);
     }
-    if (db) store_lanes(db + n, __builtin_convertvector(total, vec<Acc>), lanes);
   }
+  activation_gradient_each<Activation{kFirst}>(dy, dy_stride, saved, saved_stride, rows, columns, g,
+                                               g_stride, db);
 }

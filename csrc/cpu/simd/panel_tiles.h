@@ -12,7 +12,7 @@ constexpr int kPanelTileRows = FASTMLP_VECTOR_BYTES == 64 ? 8
                                                           : 8;
 
 // The part of a long sum whose panel stays in a level-1 cache; parts are added up.
-constexpr int64_t kInnerBlock = 24576 / (kTileVectors * FASTMLP_VECTOR_BYTES);
+constexpr int64_t kInnerBlock = 128;
 
 // Numbers in a vector, which panels are whole vectors of.
 template <typename T>
