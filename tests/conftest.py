@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from fastmlp import native_available, set_backend
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; threads of several that wait for each other take many times as long.
@@ -34,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _seed() -> None:
     """Random inputs are the same in every run."""
     torch.manual_seed(20)
+
+
+@pytest.fixture(autouse=True)
+def _kernels() -> Iterator[None]:
+    """The layers run our kernels, also where their default would take PyTorch's operators as the
+    quicker ones, which tests/nn/test_quickest.py is about."""
+    if native_available():
+        set_backend("native")
+    yield
+    set_backend(None)
 
 
 @pytest.fixture

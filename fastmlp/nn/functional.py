@@ -10,13 +10,16 @@ quantised weights), which knows PyTorch's functions.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction
 
-from fastmlp.ops import activations
+from fastmlp.ops import activations, quickest
 from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
+from fastmlp.ops import mlp as mlp_ops
 from fastmlp.ops._load import is_exporting, runs_reference
 from fastmlp.ops.checks import check_floating, is_foreign
 
@@ -43,10 +46,39 @@ def linear(
     """
     if is_foreign(x, weight) or is_exporting():
         return linear_ops.linear_ref(x, weight, bias, activation)
+    if backend is None and quickest.is_linear_of_pytorch(x, weight, bias):
+        return linear_ops.linear_ref(x, weight, bias, activation)
     linear_ops.check_linear(x, weight, bias, activation)
     if runs_reference(backend, x):
         return linear_ops.linear_ref(x, weight, bias, activation)
     return linear_ops.linear(x, weight, bias, activation)
+
+
+def mlp(x: Tensor, layers: list[mlp_ops.Layer], *, backend: str | None = None) -> Tensor:
+    """Return what linear layers make of x, one after the other; errors are :func:`linear`'s."""
+    if len(layers) > 1 and not runs_reference(backend, x) and _fit(x, layers):
+        linear_ops.check_linear(x, *layers[0])
+        return mlp_ops.mlp(x, layers)
+    for weight, bias, activation in layers:
+        x = linear(x, weight, bias, activation, backend=backend)
+    return x
+
+
+def _fit(x: Tensor, layers: list[mlp_ops.Layer]) -> bool:
+    """Return whether every layer fits the one before it; where one does not, linear says why."""
+    dtype, device, width = x.dtype, x.device, layers[0].weight.shape[-1]
+    for weight, bias, _ in layers:
+        for tensor in (weight, bias):
+            if tensor is not None and (
+                is_foreign(tensor) or tensor.dtype != dtype or tensor.device != device
+            ):
+                return False
+        if weight.dim() != 2 or weight.shape[1] != width:
+            return False
+        width = weight.shape[0]
+        if bias is not None and bias.shape != weight.shape[:1]:
+            return False
+    return True
 
 
 def linear_relu(
@@ -98,7 +130,7 @@ def relu(x: Tensor, inplace: bool = False, *, backend: str | None = None) -> Ten
     if is_foreign(x) or is_exporting():
         return F.relu(x, inplace)
     check_floating("x", x)
-    if inplace:
+    if inplace or (backend is None and quickest.is_relu_of_pytorch(x)):
         return F.relu(x, inplace)
     if runs_reference(backend, x):
         return activations.activation_ref(x, "relu")
@@ -137,6 +169,9 @@ def cross_entropy(
     args = (logits, target, weight, reduction, ignore_index, label_smoothing)
     if is_foreign(logits, target) or is_exporting():
         return cross_entropy_ops.cross_entropy_ref(*args)
+    if backend is None and quickest.is_cross_entropy_of_pytorch(logits, target, weight):
+        with suppress(ValueError, RuntimeError):  # the check says better what does not fit
+            return cross_entropy_ops.cross_entropy_ref(*args)
     cross_entropy_ops.check_cross_entropy(*args)
     if target.is_floating_point() or runs_reference(backend, logits):
         return cross_entropy_ops.cross_entropy_ref(*args)

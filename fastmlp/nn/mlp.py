@@ -26,6 +26,7 @@ from fastmlp.nn.layers import Linear, LinearActivation, ReLU, checked_backend, w
 from fastmlp.ops._load import is_exporting
 from fastmlp.ops.activations import ACTIVATIONS, row_of
 from fastmlp.ops.checks import is_foreign
+from fastmlp.ops.mlp import Layer
 
 _LINEARS = (nn.Linear, Linear)
 
@@ -97,20 +98,22 @@ class MLP(nn.Sequential):
             or _has_any_global_hook()  # type: ignore[no-untyped-call]
         ):
             return cast(Tensor, super().forward(input))  # type: ignore[no-untyped-call]
-        layers = [*self, None]
+        modules = [*self, None]
         x, position = input, 0
-        while (layer := layers[position]) is not None:
+        layers: list[Layer] = []
+        while (module := modules[position]) is not None:
             position += 1
-            if type(layer) not in _LINEARS or not _is_untouched(layer):
-                x = layer(x)
+            if type(module) not in _LINEARS or not _is_untouched(module):
+                x = module(functional.mlp(x, layers, backend=self.backend))
+                layers = []
                 continue
-            name, following = "none", layers[position]
+            name, following = "none", modules[position]
             if following is not None and _is_untouched(following):
                 found = name_of(following)
                 if found is not None:
                     name, position = found, position + 1
-            x = functional.linear(x, layer.weight, layer.bias, name, backend=self.backend)
-        return x
+            layers.append(Layer(module.weight, module.bias, name))
+        return functional.mlp(x, layers, backend=self.backend)
 
     def __getitem__(self, index: Any) -> Any:
         """As ``nn.Sequential``; a slice is a plain ``nn.Sequential`` of the same layers."""

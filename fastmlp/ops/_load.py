@@ -126,6 +126,12 @@ def runs_reference(backend: str | None, tensor: Tensor) -> bool:
     return resolve_backend(backend, tensor.device.type) == "reference"
 
 
+def leaves_choice(tensor: Tensor) -> bool:
+    """Return whether our kernels would run on a CPU without anybody having asked for them, so that
+    the layers may take what is quickest."""
+    return _default is None and tensor.is_cpu and NATIVE_ERROR is None
+
+
 def is_exporting() -> bool:
     """Return whether the call is recorded by torch.export, torch.jit.trace or an exporter to ONNX:
     for use without fastmlp, so that the reference is what has to run."""

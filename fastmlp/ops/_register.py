@@ -56,12 +56,12 @@ class Operator:
         if not native_available():
             return  # there is no operator to register on or to call
         packet = getattr(torch.ops.fastmlp, name)
-        self._operator: Any = packet.default
+        self.operator: Any = packet.default
         register_fake(name, fake)
         _implement(name, self._autograd_kernel, "Autograd")
         _implement(name, lambda _keyset, *args: composition(*args), "FuncTorchBatched")
         for key in ("AutocastCPU", "AutocastCUDA") if autocast else ():
-            _implement(name, _make_autocast(self._operator, autocast == "float32"), key)
+            _implement(name, _make_autocast(self.operator, autocast == "float32"), key)
         if flops is not None:
             register_flop_formula(packet)(flops)
 
@@ -72,13 +72,13 @@ class Operator:
             or torch._C._are_functorch_transforms_active()
             or forward_ad._current_level >= 0
         ):
-            return self._operator(*args)
+            return self.operator(*args)
         return self._with_gradient(*args)
 
     def kernel(self, *args: Any) -> Any:
         """Call the operator without autograd."""
         with _below_autograd():
-            return self._operator(*args)
+            return self.operator(*args)
 
     def _with_gradient(self, *args: Any) -> Any:
         if torch.is_grad_enabled():
@@ -91,7 +91,7 @@ class Operator:
 
     def _autograd_kernel(self, _keyset: Any, *args: Any) -> Any:
         # The dispatcher leaves out arguments that have their default values.
-        args, _ = fill_defaults(self._operator._schema, args, {})  # type: ignore[no-untyped-call]
+        args, _ = fill_defaults(self.operator._schema, args, {})  # type: ignore[no-untyped-call]
         if any(map(_has_tangent, args)):
             return self._composition(*args)
         with enable_single_level_autograd_function():  # torch.func calls this for each level

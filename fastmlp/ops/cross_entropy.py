@@ -98,13 +98,14 @@ def _checked_cross_entropy(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cross_entropy_with_grad(
-    logits: Tensor, target: Tensor, dloss: Tensor | None = None
+    logits: Tensor, target: Tensor, dloss: Tensor | None = None, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss () and its gradient (N, C) at once, for training loops without autograd.
     ``dloss`` () multiplies the gradient; None is 1."""
-    loss, stats, total = _checked_cross_entropy(logits, target)
+    options = None, REDUCTIONS["mean"], ignore_index
+    loss, stats, total = _checked_cross_entropy(logits, target, *options)
     dloss = torch.ones_like(loss) if dloss is None else dloss
-    return loss, _cross_entropy_backward_op(dloss, logits, target, stats, total)
+    return loss, _cross_entropy_backward_op(dloss, logits, target, stats, total, *options)
 
 
 def _cross_entropy_fake(

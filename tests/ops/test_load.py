@@ -99,6 +99,7 @@ def test_without_the_extension_the_reference_serves_after_one_warning():
 
 def test_a_device_without_kernels_gets_the_reference_and_one_warning():
     backend._warned.clear()
+    fastmlp.set_backend(None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert backend.resolve_backend(None, "mps") == "reference"

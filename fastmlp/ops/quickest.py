@@ -1,0 +1,66 @@
+"""Where PyTorch's own operators are quicker on a CPU than ours, so that the layers take those.
+
+The bounds are measured (``benchmarks/layer_time.py``). A node of autograd written in Python costs
+some 20 us more than one of PyTorch's; where a product is large, or PyTorch's kernels are slow, ours
+save more. It is the layers' default alone that chooses: ``backend="native"`` is always our kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastmlp.ops._load import leaves_choice
+
+LARGE_PRODUCT = 1 << 24
+"""Multiply-adds that take so long that a node written in Python does not count."""
+FEW_ROWS, LARGE_WEIGHT = 16, 1 << 17
+"""Up to so many rows, but for a single one, PyTorch's products with so large a weight are slow."""
+FEW_CLASSES, MANY_ROWS, LARGE_LOGITS = 32, 256, 100_000
+"""PyTorch goes through the logits row by row, which takes long where there are many short rows."""
+
+_DTYPES = (torch.float32, torch.float64)  # in the others, PyTorch's kernels are slow or none
+
+
+def linear_reason(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> str | None:
+    """Return why a layer is quicker by PyTorch's operators on the CPU; None where it is not."""
+    if dtype not in _DTYPES or rows * inputs * outputs >= LARGE_PRODUCT:
+        return None
+    if 1 < rows <= FEW_ROWS and inputs * outputs >= LARGE_WEIGHT:
+        return None
+    return "small: autograd's overhead counts for more than the kernels"
+
+
+def is_linear_of_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether the layers take PyTorch's operators for arguments that fit each other; False
+    for any others, about which :func:`fastmlp.ops.linear.check_linear` has its say."""
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) or not leaves_choice(x):
+        return False
+    dtype, sizes = x.dtype, weight.shape
+    if len(sizes) != 2 or weight.dtype != dtype or not weight.is_cpu:
+        return False
+    outputs, inputs = sizes
+    if not x.dim() or x.shape[-1] != inputs:
+        return False
+    if bias is not None and (
+        bias.dtype != dtype or bias.dim() != 1 or len(bias) != outputs or not bias.is_cpu
+    ):
+        return False
+    return linear_reason(x.numel() // max(inputs, 1), inputs, outputs, dtype) is not None
+
+
+def is_relu_of_pytorch(x: Tensor) -> bool:
+    """Return whether the layers take PyTorch's ReLU, which is the quicker at any size."""
+    return leaves_choice(x) and x.dtype in _DTYPES
+
+
+def is_cross_entropy_of_pytorch(logits: Tensor, target: Tensor, weight: Tensor | None) -> bool:
+    """Return whether the layers take PyTorch's loss for logits (N, C) and class indices (N,)."""
+    if not (isinstance(logits, Tensor) and isinstance(target, Tensor)) or not leaves_choice(logits):
+        return False
+    if logits.dtype not in _DTYPES or target.dtype != torch.int64 or not target.is_cpu:
+        return False
+    if weight is not None or logits.dim() != 2 or target.dim() != 1:
+        return False
+    rows, classes = logits.shape
+    return rows < MANY_ROWS if classes < FEW_CLASSES else rows * classes < LARGE_LOGITS

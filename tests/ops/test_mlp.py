@@ -1,0 +1,126 @@
+"""Layers as one node of autograd give what one node each gives, to every derivative."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from support.marks import needs_native
+from torch import Tensor, nn
+
+from fastmlp.nn import functional
+from fastmlp.ops import mlp as mlp_ops
+from fastmlp.ops.activations import ACTIVATIONS
+from fastmlp.ops.mlp import Layer
+
+pytestmark = needs_native
+SIZES = (5, 7, 6, 3)
+
+
+def layers_of(activation: str, bias: bool = True) -> list[Layer]:
+    made = []
+    for i, (fan_in, fan_out) in enumerate(pairwise(SIZES)):
+        weight = torch.randn(fan_out, fan_in, dtype=torch.float64).requires_grad_()
+        b = torch.randn(fan_out, dtype=torch.float64).requires_grad_() if bias else None
+        made.append(Layer(weight, b, activation if i + 2 < len(SIZES) else "none"))
+    return made
+
+
+def leaves_of(x: Tensor, layers: list[Layer]) -> list[Tensor]:
+    return [t for t in (x, *(t for layer in layers for t in layer[:2])) if t is not None]
+
+
+def by_pytorch(x: Tensor, layers: list[Layer]) -> Tensor:
+    for weight, bias, name in layers:
+        x = ACTIVATIONS[name].forward(nn.functional.linear(x, weight, bias))
+    return x
+
+
+def is_one_node(y: Tensor) -> bool:
+    return type(y.grad_fn).__name__ == "_MlpBackward"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_values_gradients_and_second_derivatives(activation, bias):
+    layers = layers_of(activation, bias)
+    x = torch.randn(4, 2, SIZES[0], dtype=torch.float64, requires_grad=True)
+    leaves = leaves_of(x, layers)
+    results = []
+    for function in (functional.mlp, by_pytorch):
+        y = function(x, layers)
+        first = torch.autograd.grad(y.sin().sum(), leaves, create_graph=True)
+        plain = torch.autograd.grad(function(x, layers).sin().sum(), leaves)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), leaves, allow_unused=True)
+        results.append([y, *plain, *first, *second])
+    assert is_one_node(functional.mlp(x, layers))
+    for ours, theirs in zip(*results, strict=True):
+        if theirs is None:
+            assert ours is None or not ours.any()
+        else:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_inputs_without_a_gradient_are_a_first_layers():
+    layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
+    y = functional.mlp(x, layers)
+    assert is_one_node(y)
+    wanted = torch.autograd.grad(by_pytorch(x, layers).sum(), leaves_of(x, layers)[1:])
+    found = torch.autograd.grad(y.sum(), leaves_of(x, layers)[1:])
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_frozen_layer_goes_the_long_way_and_keeps_no_input():
+    layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
+    layers[0].weight.requires_grad_(False)
+    y = functional.mlp(x, layers)
+    assert not is_one_node(y)
+    x.zero_()  # nobody needs it any more
+    y.sum().backward()
+    assert layers[0].weight.grad is None
+    assert layers[0].bias.grad is not None
+
+
+def test_a_parameter_changed_before_backward_is_an_error():
+    layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
+    y = functional.mlp(x, layers)
+    with torch.no_grad():
+        layers[1].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_nothing_is_recorded_without_need(monkeypatch):
+    layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
+    monkeypatch.setattr(mlp_ops, "_Mlp", None)
+    with torch.no_grad():
+        assert functional.mlp(x, layers).grad_fn is None
+
+
+def test_transforms_go_layer_by_layer():
+    layers, x = layers_of("tanh"), torch.randn(4, SIZES[0], dtype=torch.float64)
+
+    def loss(x: Tensor, function: object) -> Tensor:
+        return function(x, layers).sin().sum()
+
+    for transform in (torch.func.grad, torch.func.jacfwd, torch.func.hessian):
+        ours = transform(lambda x: loss(x, functional.mlp))(x)
+        torch.testing.assert_close(ours, transform(lambda x: loss(x, by_pytorch))(x))
+    batched = torch.func.vmap(lambda row: functional.mlp(row, layers))(x)
+    torch.testing.assert_close(batched, by_pytorch(x, layers))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:, :-1], "x must have shape"),
+        (lambda t: t[0], "weight must have shape"),
+        (lambda t: t.float(), "weight must have the dtype of x"),
+    ],
+)
+def test_layers_that_do_not_fit_are_told_in_linears_words(change, message):
+    layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
+    layers[1] = layers[1]._replace(weight=change(layers[1].weight))
+    with pytest.raises((ValueError, TypeError), match=message):
+        functional.mlp(x, layers)
