@@ -89,13 +89,16 @@ inline MatmulPrecisionPlan plan_matmul_precision(int64_t m, int64_t n, int64_t k
   return {MatmulPrecision::kThreeTf32, "three TF32 products: bound by arithmetic"};
 }
 
-// `brain_floats`: the operands are bfloat16, for which processors have matrix instructions that
-// BLAS libraries use and we do not.
-inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, bool brain_floats) {
+enum class Numbers { kFloat16, kBrainFloat16, kWider };
+
+// By measurement (benchmarks/layer_time.py).
+inline LinearPlan plan_linear_cpu(int64_t batch, int64_t in, int64_t out, Numbers numbers) {
   if (in < 16 || out < 16) return {true, "narrow: operands stay in cache whatever the batch"};
-  if (brain_floats && batch > 4) return {false, "bfloat16: the BLAS has matrix instructions"};
-  if (batch <= 51200) return {true, "skinny: up to 512 rows need no packing of operands"};
-  return {false, "large: the BLAS packs its operands"};
+  if (numbers == Numbers::kFloat16) return {true, "float16: ATen's own products are slow"};
+  if (numbers == Numbers::kBrainFloat16 && batch > 4)
+    return {false, "bfloat16: the BLAS has matrix instructions"};
+  if (batch <= 512) return {true, "skinny: up to 512 rows, panel by panel through the cache"};
+  return {false, "large: the BLAS packs both operands"};
 }
 
 // Steps in a block of blocked SGD, of about one, two, three or six panels of 48 rows. Longer blocks

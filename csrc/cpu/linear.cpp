@@ -17,7 +17,10 @@ using torch::stable::parallel_for;
 constexpr int64_t kWorkPerThread = 1 << 16;
 
 LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) {
-  return plan_linear_cpu(batch, in, out, type == ScalarType::BFloat16);
+  return plan_linear_cpu(batch, in, out,
+                         type == ScalarType::Half       ? Numbers::kFloat16
+                         : type == ScalarType::BFloat16 ? Numbers::kBrainFloat16
+                                                        : Numbers::kWider);
 }
 
 bool is_ours(const Tensor& x, const Tensor& weight) {

@@ -18,6 +18,7 @@ from fastmlp.cli.parser import ArgumentParser
 from fastmlp.engines.registry import ENGINES, choose_engine, engine_for, resolve_device
 from fastmlp.ops._load import load_error, native_available, unsupported_reason
 from fastmlp.ops.matmul_precision import allowed_matmul_precision
+from fastmlp.ops.quickest import linear_reason
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -57,7 +58,9 @@ def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
 def _plans(shapes: list[tuple[int, int, int]], device: torch.device) -> dict[str, str]:
     def plan(*args: Any) -> str:
         if device.type != "cuda" or not native_available("cuda"):
-            return str(torch.ops.fastmlp.linear_plan(*args))
+            kernels = str(torch.ops.fastmlp.linear_plan(*args))
+            reason = linear_reason(*args)
+            return f"PyTorch's operators ({reason}); asked for: {kernels}" if reason else kernels
         gpu = torch.cuda.get_device_properties(device)
         described = gpu.multi_processor_count, 10 * gpu.major + gpu.minor
         return str(

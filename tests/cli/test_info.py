@@ -24,11 +24,13 @@ def test_says_what_is_there(capsys):
 
 @needs_native
 def test_a_shape_is_planned_as_the_operators_do_it(capsys):
-    assert info.main(["--json", "--shape", "8,3072,256", "--shape", "4096,512,512"]) == 0
+    shapes = ("8,3072,256", "4096,512,512", "8,64,100")
+    assert info.main(["--json", *(word for shape in shapes for word in ("--shape", shape))]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["native"]["built"] is True
     assert result["native"]["cpu_kernels"] == torch.ops.fastmlp.cpu_isa()
     assert result["plans"]["8 x 3072 -> 256, float32"].startswith("fastmlp's kernels")
+    assert result["plans"]["8 x 64 -> 100, float32"].startswith("PyTorch's operators (small")
     assert result["plans"]["4096 x 512 -> 512, float32"].startswith("ATen's BLAS")
     assert result["auto"]["engine"] in result["engines"]
 

@@ -47,6 +47,10 @@ std::tuple<int, std::string> matmul_precision_plan(int64_t m, int64_t n, int64_t
 }
 
 void bind_plans(py::module_& m) {
+  py::enum_<Numbers>(m, "Numbers")
+      .value("float16", Numbers::kFloat16)
+      .value("bfloat16", Numbers::kBrainFloat16)
+      .value("wider", Numbers::kWider);
   m.def("plan_linear_cpu", linear_plan(plan_linear_cpu));
   m.def("plan_linear_cuda", linear_plan(plan_linear_cuda));
   m.def("plan_product", product_plan);

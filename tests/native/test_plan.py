@@ -36,16 +36,18 @@ def plans() -> ModuleType:
 
 
 def test_who_computes_a_layer_on_the_cpu(plans):
-    for batch, inputs, outputs, brain_floats, ours, reason in (
-        (8, 3072, 256, False, True, "skinny: up to 512 rows"),
-        (512, 3072, 256, False, True, "skinny"),
-        (513, 3072, 256, False, False, "large"),
-        (513, 15, 256, False, True, "narrow"),
-        (513, 256, 15, True, True, "narrow"),
-        (4, 256, 256, True, True, "skinny"),
-        (5, 256, 256, True, False, "bfloat16: the BLAS"),
+    for batch, inputs, outputs, numbers, ours, reason in (
+        (8, 3072, 256, "wider", True, "skinny: up to 512 rows"),
+        (512, 3072, 256, "wider", True, "skinny"),
+        (513, 3072, 256, "wider", False, "large"),
+        (513, 3072, 256, "float16", True, "float16: ATen's"),
+        (513, 15, 256, "wider", True, "narrow"),
+        (513, 256, 15, "bfloat16", True, "narrow"),
+        (4, 256, 256, "bfloat16", True, "skinny"),
+        (5, 256, 256, "bfloat16", False, "bfloat16: the BLAS"),
     ):
-        mine, why = plans.plan_linear_cpu(batch, inputs, outputs, brain_floats)
+        kind = getattr(plans.Numbers, numbers)
+        mine, why = plans.plan_linear_cpu(batch, inputs, outputs, kind)
         assert mine == ours
         assert why.startswith(reason)
 
