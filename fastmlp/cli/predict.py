@@ -17,7 +17,7 @@ from fastmlp.data.tables import read_table
 from fastmlp.training.predictor import Encoding, Predictor
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_USAGE, UserError
-from fastmlp.utils.files import write_file
+from fastmlp.utils.files import leftovers, remove_files, write_file
 
 
 def main(argv: list[str]) -> int:
@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     predictor = load_predictor(options.run)
     rows = read_table(options.data)
     target = predictor.encoding.target
+    remove_files(leftovers(out.parent, out.name))  # of a process that was killed
     predicted = predictor.predict(rows)
     if out.suffix.lower() == ".npy":
         buffer = io.BytesIO()

@@ -11,16 +11,24 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from support.file_faults import NAMES, Outcome, run_forked
+from support.small_set import no_drawings, small_set
 from support.tiny import assert_same_run, stop_after, tiny_data
 from support.tiny_sweep import BASE, assert_same_sweep
 
+from fastmlp.cli import predict, train
+from fastmlp.data.splits import split_dataset
+from fastmlp.report import figures
+from fastmlp.report.experiments import Budget, studies
+from fastmlp.report.html import Point
+from fastmlp.report.runner import run_report
 from fastmlp.sweeps.sweep import sweep
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig
-from fastmlp.utils.errors import UserError
+from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.files import write_text
 
 DATA = tiny_data()
@@ -32,8 +40,9 @@ FAULTS = pytest.mark.parametrize("error", [None, *NAMES], ids=["kill", *NAMES.va
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]) -> None:
     """A picture is a file like the others, which takes no second to draw."""
+    threads(1)  # a fork has none of the others
     monkeypatch.setattr("fastmlp.utils.files.os.fsync", lambda handle: None)
     monkeypatch.setattr(
         "fastmlp.plotting.curves.learning_curves", lambda *args: write_text(args[-1], "drawn")
@@ -154,3 +163,51 @@ def test_a_sweep(error: int | None, tmp_path: Path) -> None:
         assert names[0] == names[1]
 
     assert at_every_operation(train, go_on, tmp_path / "sweeps", error) > 30
+
+
+@FAULTS
+def test_a_prediction(error: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a,b,y\n" + "".join(f"{i % 7},{i % 5},{i % 2}\n" for i in range(60)))
+    assert (
+        train.main(["--data", str(rows), "--target=y", "--epochs=1", f"--out={tmp_path}/run"]) == 0
+    )
+
+    def predicted(place: Path) -> None:
+        assert predict.main([f"{tmp_path}/run", f"--data={rows}", f"--out={place}/y.csv"]) == 0
+
+    for name in ("whole", "empty"):
+        (tmp_path / name).mkdir()
+    predicted(tmp_path / "whole")
+
+    def go_on(place: Path) -> None:
+        predicted(place)
+        assert [path.name for path in place.iterdir()] == ["y.csv"]
+        assert (place / "y.csv").read_bytes() == (tmp_path / "whole/y.csv").read_bytes()
+
+    monkeypatch.setenv("FASTMLP_FAULTS", "all")
+    folders = tmp_path / "predictions", error, tmp_path / "empty"
+    assert at_every_operation(predicted, go_on, *folders) > 3
+
+
+@FAULTS
+def test_a_report(error: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "drawings", no_drawings)
+    dataset = small_set()
+    plan = studies({"device": "cpu", "threads": 1}, Budget(1, 1, 1, 1, 1, 1, 1, 1))
+
+    def report(place: Path) -> list[Point]:
+        splits, silent = split_dataset(dataset), mock.MagicMock()
+        try:
+            return run_report(plan, dataset, splits, place, True, silent, lambda: False)
+        except OSError as failed:  # as run_command tells it
+            raise UserError(describe_os_error(failed)) from failed
+
+    findings = report(tmp_path / "whole")
+    names = {str(path.relative_to(tmp_path / "whole")) for path in (tmp_path / "whole").rglob("*")}
+
+    def go_on(place: Path) -> None:
+        assert report(place) == findings
+        assert {str(path.relative_to(place)) for path in place.rglob("*")} == names
+
+    assert at_every_operation(report, go_on, tmp_path / "reports", error) > 30
