@@ -1,7 +1,7 @@
 """Killed, or with a disk that fails, at every file operation: the same command, or the one that
 resumes, comes to the result of an undisturbed run, bit by bit, and leaves nothing behind.
 
-``FASTMLP_FAULTS=all`` takes every operation, otherwise each fifth.
+``FASTMLP_FAULTS=all`` takes every operation, otherwise each fifth, of a report each thirtieth.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def at_every_operation(
     folder: Path,
     error: int | None,
     before: Path | None = None,
+    every: int = 5,
 ) -> int:
     """Disturb ``work`` at each of its operations in turn, from a copy of ``before``, then
     ``go_on``; return their number."""
@@ -73,7 +74,7 @@ def at_every_operation(
     place, undisturbed = start("undisturbed", None)
     assert undisturbed.end == "done", undisturbed.said
     go_on(place)
-    every = 1 if os.environ.get("FASTMLP_FAULTS") == "all" else 5
+    every = 1 if os.environ.get("FASTMLP_FAULTS") == "all" else every
     for at in range(len(folder.parent.name) % every, len(undisturbed.operations), every):
         operation = undisturbed.operations[at]
         place, outcome = start(str(at), at)
@@ -210,4 +211,4 @@ def test_a_report(error: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert report(place) == findings
         assert {str(path.relative_to(place)) for path in place.rglob("*")} == names
 
-    assert at_every_operation(report, go_on, tmp_path / "reports", error) > 30
+    assert at_every_operation(report, go_on, tmp_path / "reports", error, every=30) > 30
