@@ -8,12 +8,14 @@ import torch
 from support.blocked import (
     ENDS,
     OPTIMIZER,
+    OPTIMIZERS,
     assert_as_close_as_pytorch,
     assert_is_sgd,
     assert_threads_change_nothing,
     problem,
 )
 from support.marks import needs_native
+from support.pairwise import pairwise
 
 from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.transforms import RandomFlipShift
@@ -54,9 +56,7 @@ REPEATS = {
 }
 
 
-@OPTIMIZER
-@pytest.mark.parametrize("order", REPEATS.values(), ids=REPEATS)
-@pytest.mark.parametrize("batch", [1, 8, 100])
+@pairwise(options=OPTIMIZERS, order=REPEATS, batch=[1, 8, 100])
 def test_orders_with_repeats(options, order, batch, threads):
     data, options = problem(), {"batch_size": batch, **options}
     assert_is_sgd(data, options, order, lr=0.01)  # more is chaotic on so few images
