@@ -338,6 +338,7 @@ def start(argv: list[str]) -> subprocess.Popen[str]:
     raise AssertionError(process.stderr.read() if process.stderr else "no epoch was trained")
 
 
+@pytest.mark.slow
 def test_a_real_process_interrupted_killed_and_terminated(monkeypatch: pytest.MonkeyPatch) -> None:
     process = start([*LONG, "--out", "run"])
     time.sleep(0.05)

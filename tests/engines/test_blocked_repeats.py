@@ -7,7 +7,6 @@ import pytest
 import torch
 from support.blocked import (
     ENDS,
-    OPTIMIZER,
     OPTIMIZERS,
     assert_as_close_as_pytorch,
     assert_is_sgd,
@@ -71,7 +70,7 @@ def test_a_chain_of_wide_layers_on_images_that_repeat(options, threads):
     assert_threads_change_nothing(threads, data, options, order, hidden=(300, 300))
 
 
-@OPTIMIZER
+@ENDS
 @pytest.mark.parametrize("batch", [4, 100])
 def test_repeats_in_float32_are_as_close_to_the_truth_as_pytorch(options, batch):
     data, options = problem(images=400), {"batch_size": batch, **options}
