@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 MEMORY = Path("/dev/shm")
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 1 << 30:
     # Runs in tests save thousands of small files; on a disk they mostly wait for it.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if test in skipped:
                 continue
             skipped.add(test)
-            item.add_marker(skip, append=False)
+            item.add_marker(skip)
         kept.append(item)
     items[:] = kept
 
