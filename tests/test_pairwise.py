@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 from support.pairwise import covering_rows, pairwise
@@ -18,6 +19,14 @@ def test_every_two_places_meet_in_few_rows(lengths):
         assert pairs == set(itertools.product(range(lengths[i]), range(lengths[j])))
     longest = sorted(lengths)[-2:]
     assert len(rows) <= 1.5 * math.prod(longest) + 4
+
+
+def test_no_pair_of_short_options_hangs_on_one_row():
+    """With fifteen shapes, some of which are empty, in four dtypes."""
+    rows = covering_rows([15, 4, 2, 2])
+    assert len(rows) == 60
+    for i, j in ((1, 2), (1, 3), (2, 3)):
+        assert min(Counter((row[i], row[j]) for row in rows).values()) >= 6
 
 
 def test_values_have_the_names_that_a_mapping_gives_them():

@@ -21,26 +21,33 @@ def covering_rows(lengths: Sequence[int]) -> list[tuple[int, ...]]:
     """Return rows of places below ``lengths`` in which every pair of two columns occurs.
 
     Greedy: a row begins with the first pair that is left; every other column takes the place that
-    meets most of what is left, where several do the next in turn."""
+    meets most of what is left, and where several do, the one that has met the row's others least.
+    So no pair hangs on a single row, as there may be little to see in that one."""
     columns = range(len(lengths))
-    left: dict[Pair, None] = {
-        (i, a, j, b): None
+    met: dict[Pair, int] = {
+        (i, a, j, b): 0
         for i, j in itertools.combinations(columns, 2)
         for a, b in itertools.product(range(lengths[i]), range(lengths[j]))
     }
     rows: list[tuple[int, ...]] = []
-    while left:
-        i, a, j, b = next(iter(left))
+    while any(count == 0 for count in met.values()):
+        i, a, j, b = next(pair for pair, count in met.items() if count == 0)
         row = {i: a, j: b}
         for column in columns:
             if column not in row:
-                turns = [(len(rows) + k) % lengths[column] for k in range(lengths[column])]
-                met = [sum(p in left for p in _pairs({**row, column: turn})) for turn in turns]
-                row[column] = turns[met.index(max(met))]
+                row[column] = min(
+                    range(lengths[column]), key=lambda place, c=column: _use(met, {**row, c: place})
+                )
         for pair in _pairs(row):
-            left.pop(pair, None)
+            met[pair] += 1
         rows.append(tuple(row[column] for column in columns))
     return sorted(rows)
+
+
+def _use(met: Mapping[Pair, int], row: Mapping[int, int]) -> tuple[int, int]:
+    """Return how many of the row's pairs, negated, are new, and how often the others were met."""
+    counts = [met[pair] for pair in _pairs(row)]
+    return -counts.count(0), sum(counts)
 
 
 def _pairs(row: Mapping[int, int]) -> list[Pair]:
