@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
 
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 1 << 30:
+    # Runs in tests save thousands of small files; on a disk they mostly wait for it.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """A GPU is not for several processes at once, and a single file is not worth a second one."""
@@ -24,13 +30,22 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``cuda`` are skipped where there is no GPU."""
+    """Slow tests come first, so that none is left for one process at the end. Where there is no
+    GPU, a test marked ``cuda`` is skipped as one case: its others would only take time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no NVIDIA GPU")
+    kept, skipped = [], set()
     for item in items:
         if item.get_closest_marker("cuda"):  # its keywords hold folder names too
+            test = item.nodeid.partition("[")[0]
+            if test in skipped:
+                continue
+            skipped.add(test)
             item.add_marker(skip)
+        kept.append(item)
+    items[:] = kept
 
 
 @pytest.fixture(autouse=True)

@@ -16,21 +16,22 @@ export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=lib
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH=$work
 operators="tests/ops/test_linear.py tests/ops/test_activations.py tests/ops/test_cross_entropy.py"
+rows="tests/ops/test_train_steps.py tests/ops/test_predict_rows.py"
+of_rows="(test_train_steps or test_predict_rows)"
 for isa in "" avx2 portable; do
   export FASTMLP_CPU_ISA=$isa
   python -c 'import fastmlp; assert fastmlp.native_available()'
+  files="$operators $rows tests/engines/test_blocked.py"
   chosen="not compile and not torch_func and not lesser and not 3072 and not opcheck \
     and not gradients and not 40000 and not last_bits and not float32_is and not 200000"
   if [[ -z $isa ]]; then
-    python -m pytest -q -p no:cacheprovider -k "$chosen" $operators tests/ops/test_evaluate.py \
-      tests/engines/test_blocked.py tests/engines/test_blocked_many.py \
-      tests/engines/test_blocked_repeats.py tests/data/test_transforms.py
+    files+=" tests/ops/test_evaluate.py tests/engines/test_blocked_many.py \
+      tests/engines/test_blocked_repeats.py tests/data/test_transforms.py"
   else  # what does not depend on the instruction set is tested with the best one alone
-    python -m pytest -q -p no:cacheprovider $operators tests/engines/test_blocked.py \
-      -k "$chosen and not 4300001 and not larger and not threads and not single_steps \
-        and not refused and not parsed and not drawn"
+    chosen+=" and not 4300001 and not larger and not threads and not single_steps \
+      and not refused and not parsed and not drawn"
   fi
-  python -m pytest -q -p no:cacheprovider \
-    -k "native and (ragged or dropout or normalised or sparse)" \
-    tests/ops/test_train_steps.py tests/ops/test_predict_rows.py
+  # One start for all: Python and torch take their time to import under the sanitizers.
+  python -m pytest -q -p no:cacheprovider $files -k "not $of_rows and ($chosen) \
+    or $of_rows and native and (ragged or dropout or normalised or sparse)"
 done

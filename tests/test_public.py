@@ -118,6 +118,7 @@ fastmlp.TrainConfig(batch_size="8")  # the one mistake
 ROOT = Path(fastmlp.__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_a_users_type_checker_sees_types(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     if not (ROOT / "pyproject.toml").is_file():

@@ -48,6 +48,7 @@ def test_a_terminal_that_goes_away_saves(tmp_path: Path) -> None:
     if child == 0:
         program = [sys.executable, str(SUPPORT / "tiny.py"), "--out", str(folder)]
         program += ["--epochs", "200", "--hidden", "512", "--save-every", "1000"]
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
         os.execve(program[0], program, python_environment(TINY_IMAGES="4000"))
     said = b""
     while b"epoch 2/" not in said:

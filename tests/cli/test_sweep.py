@@ -354,7 +354,8 @@ def test_the_console_script_and_the_function_of_the_same_name(
 IMPORTS = """
 import sys
 import fastmlp
-loaded = [name for name in ("matplotlib", "rich", "fastmlp.training.api") if name in sys.modules]
+heavy = ("matplotlib", "rich", "torch._dynamo", "fastmlp.training.api")
+loaded = [name for name in heavy if name in sys.modules]
 assert not loaded, loaded
 assert fastmlp.sweep.__module__ == "fastmlp.sweeps.sweep", fastmlp.sweep
 assert fastmlp.fit.__module__ == "fastmlp.training.own_data"

@@ -1,6 +1,6 @@
 """Data sets: found, read, split, normalised, shown. CIFAR-10 is a tiny one of random pixels."""
 
-import subprocess
+import runpy
 import sys
 
 import matplotlib.image
@@ -405,10 +405,12 @@ def test_download_says_where_it_is(tiny, tmp_path, capsys):
         (["download", "--data-dir=/dev", "--data-url=ftp://x"], 1, "--data-url must be an http"),
     ],
 )
-def test_an_error_is_one_line_and_an_exit_code(arguments, code, message):
-    command = [sys.executable, "-m", "fastmlp.data", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith("fastmlp: error: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_an_error_is_one_line_and_an_exit_code(arguments, code, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["python -m fastmlp.data", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("fastmlp.data", run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (code, "")
+    assert err.startswith("fastmlp: error: ")
+    assert message in err
+    assert err.count("\n") == 1

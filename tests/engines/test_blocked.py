@@ -11,6 +11,7 @@ from support.blocked import (
     CPU,
     ENDS,
     OPTIMIZER,
+    OPTIMIZERS,
     assert_as_close_as_pytorch,
     assert_is_sgd,
     assert_same_state,
@@ -22,6 +23,7 @@ from support.blocked import (
 from support.compare import assert_within_2x
 from support.draws import by_name, training_draws
 from support.marks import needs_native
+from support.pairwise import pairwise
 
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import RandomFlipShift, make_normalization
@@ -111,9 +113,11 @@ def test_moved_images(options, repeats, batch, threads):
     assert_threads_change_nothing(threads, data, options, order, moves, hidden=(300,))
 
 
-@OPTIMIZER
-@pytest.mark.parametrize("limit", [1, 2, 15, 16, 17, 50])
-@pytest.mark.parametrize("inputs", [{}, {"planes": 3}, {"inputs": 200, "planes": 2}])
+@pairwise(
+    options=OPTIMIZERS,
+    limit=[1, 2, 15, 16, 17, 50],
+    inputs=[{}, {"planes": 3}, {"inputs": 200, "planes": 2}],
+)
 def test_float32_is_as_close_to_the_truth_as_pytorch(options, limit, inputs):
     data = problem(images=8 * limit - 3, **inputs)
     order = torch.randperm(8 * limit - 3)

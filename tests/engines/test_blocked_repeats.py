@@ -7,13 +7,14 @@ import pytest
 import torch
 from support.blocked import (
     ENDS,
-    OPTIMIZER,
+    OPTIMIZERS,
     assert_as_close_as_pytorch,
     assert_is_sgd,
     assert_threads_change_nothing,
     problem,
 )
 from support.marks import needs_native
+from support.pairwise import pairwise
 
 from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.transforms import RandomFlipShift
@@ -54,9 +55,7 @@ REPEATS = {
 }
 
 
-@OPTIMIZER
-@pytest.mark.parametrize("order", REPEATS.values(), ids=REPEATS)
-@pytest.mark.parametrize("batch", [1, 8, 100])
+@pairwise(options=OPTIMIZERS, order=REPEATS, batch=[1, 8, 100])
 def test_orders_with_repeats(options, order, batch, threads):
     data, options = problem(), {"batch_size": batch, **options}
     assert_is_sgd(data, options, order, lr=0.01)  # more is chaotic on so few images
@@ -71,7 +70,7 @@ def test_a_chain_of_wide_layers_on_images_that_repeat(options, threads):
     assert_threads_change_nothing(threads, data, options, order, hidden=(300, 300))
 
 
-@OPTIMIZER
+@ENDS
 @pytest.mark.parametrize("batch", [4, 100])
 def test_repeats_in_float32_are_as_close_to_the_truth_as_pytorch(options, batch):
     data, options = problem(images=400), {"batch_size": batch, **options}

@@ -50,6 +50,7 @@ def expected(data: tuple[Subset, Normalization]) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "device"),
     [

@@ -12,6 +12,7 @@ from support.cases import DTYPES, LAYOUTS, randn
 from support.compare import assert_within_2x
 from support.draws import cross_entropy_draws
 from support.marks import needs_native
+from support.pairwise import pairwise
 
 from fastmlp import functional
 from fastmlp.ops import cross_entropy as ops
@@ -44,9 +45,7 @@ def compare(logits, target, reduction, weight=None, **options):
         assert_within_2x(got, theirs, truth)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@DTYPE
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pairwise(shape=SHAPES, dtype=DTYPES, reduction=REDUCTIONS)
 def test_as_close_to_the_truth_as_pytorch(shape, dtype, reduction):
     logits = 3 * randn(*shape, dtype=dtype)
     compare(logits, torch.randint(0, shape[1], shape[:1]), reduction)

@@ -13,6 +13,7 @@ from support.cases import DTYPES, LAYOUTS, LINEAR_CASES, LinearCase, randn, smal
 from support.compare import assert_same_gradients, assert_within_2x
 from support.draws import linear_backward_draws, linear_draws
 from support.marks import needs_native
+from support.pairwise import pairwise
 from torch import Tensor
 
 from fastmlp import functional
@@ -26,7 +27,6 @@ pytestmark = needs_native
 CASES = pytest.mark.parametrize("case", LINEAR_CASES, ids=str)
 NONE, RELU = (ACTIVATIONS[name].kernel for name in ("none", "relu"))
 ACTIVATION = pytest.mark.parametrize("activation", ["none", "relu"])
-DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
 def operands(case: LinearCase, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,10 +41,7 @@ def doubles(*tensors: Tensor | None) -> list[Tensor | None]:
     return [tensor if tensor is None else tensor.double() for tensor in tensors]
 
 
-@CASES
-@DTYPE
-@ACTIVATION
-@pytest.mark.parametrize("with_bias", [True, False])
+@pairwise(case=LINEAR_CASES, dtype=DTYPES, activation=["none", "relu"], with_bias=[True, False])
 def test_forward_is_as_close_to_the_truth_as_pytorch(case, dtype, activation, with_bias):
     x, w, b = operands(case, dtype)
     b = b if with_bias else None
@@ -54,9 +51,7 @@ def test_forward_is_as_close_to_the_truth_as_pytorch(case, dtype, activation, wi
     assert_within_2x(y, linear_draws(x, w, b, activation), truth, scale)
 
 
-@CASES
-@DTYPE
-@ACTIVATION
+@pairwise(case=LINEAR_CASES, dtype=DTYPES, activation=["none", "relu"])
 def test_backward_is_as_close_to_the_truth_as_pytorch(case, dtype, activation):
     x, w, b = operands(case, dtype)
     y = linear_ref(x, w, b, "relu") if activation == "relu" else None
@@ -69,9 +64,7 @@ def test_backward_is_as_close_to_the_truth_as_pytorch(case, dtype, activation):
         assert_within_2x(got, peer, true, size)
 
 
-@CASES
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pairwise(case=LINEAR_CASES, layout=list(LAYOUTS), dtype=[torch.float32, torch.bfloat16])
 def test_small_integers_are_exact_in_every_layout(case, layout, dtype):
     x = small_integers(case.batch, case.inputs, dtype=dtype)
     w = small_integers(case.outputs, case.inputs, dtype=dtype)
@@ -234,11 +227,6 @@ def test_compiled_code_follows_the_setting_of_tf32(matmul, name):
         )
 
 
-def test_importing_fastmlp_does_not_import_the_compiler():
-    code = "import sys, fastmlp; sys.exit('torch._dynamo' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_opcheck_of_a_batch_for_the_blas():
     args = (randn(600, 3), randn(600, 5), randn(3, 5), None, NONE, True, False, False)
     torch.library.opcheck(torch.ops.fastmlp.linear_backward.default, args)
@@ -304,6 +292,7 @@ def test_threads_do_not_change_a_bit(case, threads):
             assert torch.equal(first, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_lesser_instruction_sets(isa):
     """The case table again, with the kernels of an older processor; 16-bit types and all
@@ -315,8 +304,9 @@ def test_lesser_instruction_sets(isa):
     names += ["../engines/test_blocked.py"]
     chosen = "(pytorch or exact or threads or leading) and not float64 and not 3072"
     chosen += " and not silu and not sigmoid and not tanh and not float16"  # bfloat16, too
+    command = [sys.executable, "-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *names, "-k", chosen],
+        [*command, *names, "-k", chosen],
         cwd=os.path.dirname(__file__),
         env={**os.environ, "FASTMLP_CPU_ISA": isa},
         capture_output=True,

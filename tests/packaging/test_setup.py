@@ -3,51 +3,56 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-SETUP = ROOT / "setup.py"
 
 
-def setup(wish: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, SETUP.name, "--name"],
-        cwd=SETUP.parent,
-        env={**os.environ, "FASTMLP_CUDA": wish},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], object]:
+    """Runs setup.py, for its name alone, with a value of FASTMLP_CUDA."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    monkeypatch.setattr("sys.argv", ["setup.py", "--name"])
+
+    def run(wish: str) -> object:
+        os.environ["FASTMLP_CUDA"] = wish
+        return runpy.run_path("setup.py", run_name="__main__")
+
+    return run
 
 
-def test_a_build_says_what_it_chose():
-    run = setup("0")
-    assert run.returncode == 0, run.stderr
-    assert "fastmlp: CPU kernels alone" in run.stdout
+def test_a_build_says_what_it_chose(
+    setup: Callable[[str], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup("0")
+    assert "fastmlp: CPU kernels alone" in capsys.readouterr().out
 
 
-def test_an_unknown_wish_is_one_sentence():
-    run = setup("yes")
-    assert run.returncode != 0
-    assert "FASTMLP_CUDA must be 0, 1 or auto, got 'yes'" in run.stderr
+def test_an_unknown_wish_is_one_sentence(setup: Callable[[str], object]) -> None:
+    with pytest.raises(SystemExit, match="FASTMLP_CUDA must be 0, 1 or auto, got 'yes'"):
+        setup("yes")
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch is a CUDA build")
-def test_cuda_is_not_built_against_a_cpu_build_of_torch():
-    run = setup("auto")
-    assert run.returncode == 0, run.stderr
-    assert "fastmlp: CPU kernels alone (this PyTorch is a CPU build)" in run.stdout
-    run = setup("1")
-    assert run.returncode != 0
-    assert "FASTMLP_CUDA=1 asks for the CUDA kernels, but this PyTorch is a CPU build" in run.stderr
+def test_cuda_is_not_built_against_a_cpu_build_of_torch(
+    setup: Callable[[str], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup("auto")
+    told = "fastmlp: CPU kernels alone (this PyTorch is a CPU build)"
+    assert told in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="asks for the CUDA kernels, but this PyTorch is a CPU"):
+        setup("1")
 
 
 @pytest.fixture(scope="module")

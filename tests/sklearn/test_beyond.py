@@ -236,6 +236,7 @@ def test_sparse_rows_in_a_search():
     assert search.fit(sparse.csr_matrix(x), y).predict(x).shape == (100,)
 
 
+@pytest.mark.slow
 def test_on_several_machines_by_dask():
     """Two workers, each a process of its own, stand for machines."""
     distributed = pytest.importorskip("distributed", reason="dask's distributed is not installed")

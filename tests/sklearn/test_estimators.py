@@ -188,6 +188,7 @@ def test_the_number_of_threads_does_not_change_a_bit(threads):
         assert (one == other).all()
 
 
+@pytest.mark.slow
 def test_in_a_pipeline_and_a_search_on_two_processes():
     x, y = digits()
     scores = []

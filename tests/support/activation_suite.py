@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.cases import LAYOUTS, ActivationCase, LinearCase, randn
+from support.cases import DTYPES, LAYOUTS, ActivationCase, LinearCase, randn
 from support.compare import assert_within_2x
 from support.operator_suite import DTYPE, assert_same_bits
+from support.pairwise import pairwise
 from torch import Tensor
 
 from fastmlp.ops.activations import (
@@ -33,6 +34,13 @@ LINEARS = (
     LinearCase(8, 4096, 60, "a sum in many parts"),
     LinearCase(513, 40, 30, "a batch that goes to the BLAS"),
 )
+
+SHAPES = [
+    *(((33,), dtype) for dtype in DTYPES),
+    *(((7001,), dtype) for dtype in DTYPES),
+    *((shape, torch.float32) for shape in ((), (0,), (1,), (3, 0, 2), (2, 3, 129))),
+]
+"""Vectors with a tail, of every dtype; how the elements are counted does not depend on it."""
 
 
 def run(machine: Any, name: str, *args: Any) -> Any:
@@ -99,17 +107,14 @@ def compare(machine: Any, activation: ActivationCase, x: Tensor, dy: Tensor) -> 
 class ActivationTests:
     """activation, activation_backward, and both fused with linear."""
 
-    @pytest.mark.parametrize("shape", [(), (0,), (1,), (33,), (3, 0, 2), (2, 3, 129), (7001,)])
-    @DTYPE
+    @pytest.mark.parametrize(("shape", "dtype"), SHAPES, ids=str)
     def test_every_shape_as_pytorch(self, machine, activation, shape, dtype):
         x, dy = 2 * randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
         placed = machine.place(x)
         compare(machine, activation, placed, machine.place(dy))
         assert torch.equal(placed.cpu(), x)
 
-    @pytest.mark.parametrize("start", [0, 1])
-    @pytest.mark.parametrize("count", [8192, 16385])
-    @DTYPE
+    @pairwise(dtype=DTYPES, start=[0, 1], count=[8192, 16385])
     def test_aligned_and_misaligned_as_pytorch(self, machine, activation, start, count, dtype):
         x, dy = (machine.place(randn(count + 1, dtype=dtype))[start:][:count] for _ in range(2))
         compare(machine, activation, x, dy)
@@ -163,9 +168,7 @@ class ActivationTests:
         compare(machine, activation, row, machine.place(dy))
         compare(machine, activation, placed, row)
 
-    @pytest.mark.parametrize("case", LINEARS, ids=str)
-    @pytest.mark.parametrize("by_columns", [False, True])
-    @DTYPE
+    @pairwise(case=LINEARS, by_columns=[False, True], dtype=DTYPES)
     def test_linear_is_as_close_to_the_truth_as_pytorch(
         self, machine, activation, case, by_columns, dtype
     ):

@@ -136,7 +136,7 @@ class EngineTests:
             assert (mine.correct, mine.steps, mine.finished) == (his.correct, his.steps, True)
         assert_close_states(ours, theirs)
 
-    @OPTIMIZER
+    @ENDS
     @pytest.mark.parametrize(("batch", "hidden"), [(1, 40), (8, 64), (100, 31)])
     def test_float32_is_as_close_to_the_truth_as_pytorch(self, device, options, batch, hidden):
         data, order = problem(), torch.randperm(211)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.blocked import OPTIMIZER, OPTIMIZERS
+from support.blocked import OPTIMIZERS
 from support.compare import assert_within_2x
 from support.draws import permutations
 from torch import Tensor
@@ -55,6 +55,14 @@ CHAINS = (
     Chain(128, 1, 256, 2),
     Chain(1, 16, 33, 3, 2, 1, (16, 7)),
 )
+
+CHAINS_AND_OPTIMIZERS = [
+    pytest.param(case, options, id=f"{name}-{case}")
+    for case in CHAINS
+    for name, options in OPTIMIZERS.items()
+    if name in ("plain", "all") or case in CHAINS[:8]
+]
+"""Every optimizer in several shapes, and the extremes in all."""
 
 
 @dataclass
@@ -197,8 +205,7 @@ def chain_draws(block: Block) -> list[tuple[Tensor, ...]]:
 class ChainTests:
     """``machine.walk(block)`` runs the kernel on copies and returns the results on the CPU."""
 
-    @OPTIMIZER
-    @pytest.mark.parametrize("case", CHAINS, ids=str)
+    @pytest.mark.parametrize(("case", "options"), CHAINS_AND_OPTIMIZERS)
     def test_every_shape_and_optimizer(self, machine, case, options):
         block = draw(case, **options)
         truth = by_reference(block.to(torch.float64))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.compare import assert_within_2x
 from support.draws import joined, training_draws
+from support.pairwise import pairwise
 from support.single import SingleNetwork, single
 from support.tiny import stop_after
 from torch import Tensor
@@ -156,9 +157,11 @@ class GraphTests:
     def test_float32_is_as_near_as_plain_pytorch(self, device, options):
         assert_as_close_as_pytorch(device, options, (19, 6), order_of())
 
-    @ENDS
-    @pytest.mark.parametrize("batch", [1, 7, 8, 300])
-    @pytest.mark.parametrize("count", [1, 5, 8, 24, 41, 96])
+    @pairwise(
+        count=[1, 5, 8, 24, 41, 96],
+        batch=[1, 7, 8, 300],
+        options={name: OPTIONS[name] for name in ("plain", "all", "adamw")},
+    )
     def test_any_number_of_images(self, device, options, batch, count):
         """Fewer than a batch, fewer steps than a chunk, chunks alone, with a rest, with both."""
         options = {**options, "batch_size": batch}

@@ -14,7 +14,8 @@ import torch
 from support.cases import LAYOUTS, LinearCase, randn, small_integers
 from support.compare import assert_within_2x
 from support.draws import linear_backward_draws, linear_draws
-from support.operator_suite import CASES, LAYOUT, NONE, doubles
+from support.operator_suite import CASES, GPU_CASES, NONE, doubles
+from support.pairwise import pairwise
 from torch import Tensor
 
 from fastmlp.ops.linear import linear_backward_ref, linear_ref
@@ -70,9 +71,7 @@ class Float32Tests:
     def test_every_shape_is_as_close_to_the_truth_as_pytorch(self, machine, case, by):
         assert_accurate(machine, by, operands(case))
 
-    @pytest.mark.parametrize("case", LONG, ids=str)
-    @ACCURATE
-    @pytest.mark.parametrize("shift", [0.0, 3.0, 100.0])
+    @pairwise(case=LONG, by={"fma": FMA, "three": THREE_TF32}, shift=[0.0, 3.0, 100.0])
     def test_long_sums_also_of_one_sign(self, machine, case, by, shift):
         """Cutting off last bits adds up where all products have the same sign."""
         assert_accurate(machine, by, [tensor + shift for tensor in operands(case)])
@@ -108,9 +107,7 @@ class Float32Tests:
         error = (results[2][0] - results[1][0]).abs().max()
         assert error > 100 * (results[1][0] - results[0][0]).abs().max()
 
-    @CASES
-    @LAYOUT
-    @pytest.mark.parametrize("by", [THREE_TF32, TF32], ids=["three", "tf32"])
+    @pairwise(case=GPU_CASES, layout=list(LAYOUTS), by={"three": THREE_TF32, "tf32": TF32})
     def test_small_integers_are_exact_in_every_layout(self, machine, case, layout, by):
         tensors = [LAYOUTS[layout](small_integers(*t.shape)) for t in operands(case)]
         truths = all_products_ref(*doubles(*tensors))

@@ -18,6 +18,7 @@ import torch
 from support.cases import DTYPES, LAYOUTS, LINEAR_CASES, LinearCase, randn, small_integers
 from support.compare import assert_within_2x
 from support.draws import cross_entropy_draws, linear_backward_draws, linear_draws
+from support.pairwise import pairwise
 from torch import Tensor
 
 from fastmlp.ops.activations import ACTIVATIONS
@@ -34,7 +35,6 @@ GPU_CASES = (
 CASES = pytest.mark.parametrize("case", GPU_CASES, ids=str)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 NONE, RELU = (ACTIVATIONS[name].kernel for name in ("none", "relu"))
-ACTIVATION = pytest.mark.parametrize("activation", ["none", "relu"])
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 REDUCTIONS = ["none", "mean", "sum"]  # in the order of their numbers
 CROSS_ENTROPY_SHAPES = [
@@ -105,9 +105,7 @@ def assert_same_bits(ours: Tensor, theirs: Tensor) -> None:
 class LinearTests:
     """linear and linear_backward."""
 
-    @CASES
-    @DTYPE
-    @ACTIVATION
+    @pairwise(case=GPU_CASES, dtype=DTYPES, activation=["none", "relu"])
     def test_linear_is_as_close_to_the_truth_as_pytorch(self, machine, case, dtype, activation):
         x, w = randn(case.batch, case.inputs, dtype=dtype), randn(case.outputs, case.inputs)
         w, b = w.to(dtype), randn(case.outputs, dtype=dtype) if activation == "relu" else None
@@ -118,9 +116,7 @@ class LinearTests:
         peers = [draw.cpu() for draw in linear_draws(*arguments, activation)]
         assert_within_2x(y, peers, truth, scale)
 
-    @CASES
-    @DTYPE
-    @ACTIVATION
+    @pairwise(case=GPU_CASES, dtype=DTYPES, activation=["none", "relu"])
     def test_linear_backward_is_as_close_to_the_truth(self, machine, case, dtype, activation):
         x, w = randn(case.batch, case.inputs, dtype=dtype), randn(case.outputs, case.inputs)
         w, dy = w.to(dtype), randn(case.batch, case.outputs, dtype=dtype)
@@ -135,9 +131,9 @@ class LinearTests:
         for got, draws, truth, scale in zip(ours, peers, truths, scales, strict=True):
             assert_within_2x(got, [draw.cpu() for draw in draws], truth, scale)
 
-    @CASES
-    @LAYOUT
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pairwise(
+        case=GPU_CASES, layout=list(LAYOUTS), dtype=[torch.float32, torch.bfloat16, torch.float16]
+    )
     def test_small_integers_are_exact_in_every_layout(self, machine, case, layout, dtype):
         lay = LAYOUTS[layout]
         x = lay(small_integers(case.batch, case.inputs, dtype=dtype))
@@ -215,22 +211,20 @@ class LinearTests:
 class CrossEntropyTests:
     """cross_entropy and cross_entropy_backward."""
 
-    @pytest.mark.parametrize("shape", CROSS_ENTROPY_SHAPES, ids=str)
-    @DTYPE
-    @pytest.mark.parametrize("reduction", REDUCTIONS)
+    @pairwise(shape=CROSS_ENTROPY_SHAPES, dtype=DTYPES, reduction=REDUCTIONS)
     def test_cross_entropy_is_as_close_to_the_truth_as_pytorch(
         self, machine, shape, dtype, reduction
     ):
         target = torch.randint(0, shape[1], shape[:1])
         compare_cross_entropy(machine, 3 * randn(*shape, dtype=dtype), target, reduction=reduction)
 
-    @pytest.mark.parametrize("shape", [(29, 19), (9, 45), (3, 1100)], ids=str)
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize(
-        ("reduction", "weighted", "smoothing", "ignored"),
-        list(itertools.product(REDUCTIONS, [False, True], [0.0, 0.1, 1.0], [False, True])),
+    @pairwise(
+        shape=[(29, 19), (9, 45), (3, 1100)],
+        dtype=[torch.float32, torch.bfloat16],
+        how=list(itertools.product(REDUCTIONS, [False, True], [0.0, 0.1, 1.0], [False, True])),
     )
-    def test_every_option(self, machine, shape, dtype, reduction, weighted, smoothing, ignored):
+    def test_every_option(self, machine, shape, dtype, how):
+        reduction, weighted, smoothing, ignored = how
         logits, target = 2 * randn(*shape, dtype=dtype), torch.randint(0, shape[1], shape[:1])
         if ignored:
             target[::3] = 4  # a class of its own that does not count
@@ -300,15 +294,14 @@ class CrossEntropyTests:
             )
             assert loss.isnan(), "a total weight of 0"
 
-    @pytest.mark.parametrize(
-        "row",
-        [
+    @pairwise(
+        row=[
             *([1e30, 1e30], [3e38, -3e38], [-math.inf, 0.0], [0.0, -math.inf], [math.inf, 0.0]),
             *([math.nan, 0.0], [-math.inf, -math.inf], [88.0, -104.0], [-1e4, 1e4]),
         ],
+        smoothing=[0.0, 0.2],
+        width=[2, 40, 1200],
     )
-    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-    @pytest.mark.parametrize("width", [2, 40, 1200])
     def test_extreme_logits_as_pytorch(self, machine, row, smoothing, width):
         logits = torch.tensor([row + [-200.0] * (width - 2)])
         compare_cross_entropy(machine, logits, torch.tensor([1]), label_smoothing=smoothing)
