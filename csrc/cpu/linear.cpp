@@ -22,6 +22,9 @@ bool is_ours(const Tensor& x, const Tensor& weight) {
 }
 
 std::string linear_plan(int64_t batch, int64_t in, int64_t out, ScalarType type) {
+  check_planned("batch", batch);
+  check_planned("inputs", in);
+  check_planned("outputs", out);
   const LinearPlan plan = plan_linear(batch, in, out, type);
   return std::string(plan.ours ? "fastmlp's kernels" : "ATen's BLAS") + " (" + plan.reason + ")";
 }
@@ -37,7 +40,7 @@ int64_t grain(int64_t work) {
 // The values of a small matrix as its kernels accumulate them, rows packed.
 template <typename T>
 struct Widened {
-  std::vector<acc_t<T>> copy;
+  std::optional<Tensor> copy;
   const acc_t<T>* data;
   int64_t stride;
 
@@ -46,10 +49,11 @@ struct Widened {
       data = x.data<T>();
       stride = x.stride;
     } else {
-      copy.resize(x.rows * x.columns);
+      copy = empty_cpu({x.rows, x.columns}, ScalarType::Float);
+      auto* wide = static_cast<acc_t<T>*>(copy->data_ptr());
       FASTMLP_BEST_ISA(activation_gradient<T>)(x.data<T>(), x.stride, nullptr, 0, Activation::kNone,
-                                               x.rows, x.columns, copy.data(), nullptr);
-      data = copy.data();
+                                               x.rows, x.columns, wide, nullptr);
+      data = wide;
       stride = x.columns;
     }
   }
@@ -157,19 +161,20 @@ void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
                             const std::optional<Tensor>& saved, Activation activation, Tensor* dx,
                             Tensor* dw, Tensor* db) {
   const int64_t batch = dy.rows, out = dy.columns, in = x.columns;
-  std::vector<acc_t<T>> g(batch * out);
+  const Tensor sums = empty_cpu({batch, out}, stats_type(dy.tensor.scalar_type()));
+  auto* g = static_cast<acc_t<T>*>(sums.data_ptr());
   const std::optional<Rows> kept = saved ? std::optional<Rows>(rows_of(*saved)) : std::nullopt;
   FASTMLP_BEST_ISA(activation_gradient<T>)(
       dy.data<T>(), dy.stride, kept ? kept->data<T>() : nullptr, kept ? kept->stride : 0,
-      activation, batch, out, g.data(), db ? static_cast<T*>(db->data_ptr()) : nullptr);
+      activation, batch, out, g, db ? static_cast<T*>(db->data_ptr()) : nullptr);
   if (dw) {
-    axpy_parallel<T>(g.data(), 1, out, out, x.data<T>(), x.stride, in, batch, nullptr,
-                     Activation::kNone, static_cast<T*>(dw->data_ptr()));
+    axpy_parallel<T>(g, 1, out, out, x.data<T>(), x.stride, in, batch, nullptr, Activation::kNone,
+                     static_cast<T*>(dw->data_ptr()));
   }
   if (dx) {
     const Rows w = rows_of(weight);
-    axpy_parallel<T>(g.data(), out, 1, batch, w.data<T>(), w.stride, in, out, nullptr,
-                     Activation::kNone, static_cast<T*>(dx->data_ptr()));
+    axpy_parallel<T>(g, out, 1, batch, w.data<T>(), w.stride, in, out, nullptr, Activation::kNone,
+                     static_cast<T*>(dx->data_ptr()));
   }
 }
 
@@ -188,6 +193,10 @@ Gradients linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& w
   Tensor dx = output(need_dx, sizes_of(x));
   Tensor dw = output(need_dw, {out, in});
   Tensor db = output(need_db, {out});
+  if (dy.numel() == 0) {  // sums of nothing, of which there may be any number
+    for (Tensor* gradient : {&dx, &dw, &db}) torch::stable::zero_(*gradient);
+    return {dx, dw, db};
+  }
   dispatch_floating(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     linear_backward_skinny<T>(rows_of(dy), rows_of(x), weight, saved,
