@@ -165,9 +165,11 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     read = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz, ".npy": _read_npy}
     try:
         table = read[ending](path)
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:  # each reader has its own errors for a damaged file
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's; pyarrow has one for a damaged file too
         message = f"{path} cannot be read ({printable(error)}); write the file anew."
         raise UserError(message) from error
     if not table.columns or not len(table):
