@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from fastmlp.utils.errors import UserError, describe_os_error
-from fastmlp.utils.untrusted import printable
+from fastmlp.utils.untrusted import reason
 
 DIGEST = "sha256"
 _MARK = b"fastmlp sha256 "
@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON or too deep
-        raise DamagedFileError(f"{path} is damaged: {printable(error, 150)}") from error
+        raise DamagedFileError(f"{path} is damaged: {reason(error)}") from error
     if not isinstance(values, dict):
         raise DamagedFileError(f"{path} is damaged: it does not hold a JSON object")
     if values.pop(DIGEST, None) not in (None, _digest(values)):
@@ -103,7 +103,7 @@ def parse_tensors(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
     except (TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} is damaged: {printable(error, 150)}") from error
+        raise DamagedFileError(f"{path} is damaged: {reason(error)}") from error
 
 
 def _digest(values: Mapping[str, Any]) -> str:
