@@ -163,7 +163,7 @@ inline ChainPlan plan_chain_cuda(int64_t batch, int64_t hidden, int64_t classes,
   if (batch < 1 || batch > 128) return refused("its kernel takes batches of 1 to 128 images");
   if (hidden < 1 || hidden > 1024) return refused("its kernel takes up to 1024 hidden units");
   if (classes < 1 || classes > 128) return refused("its kernel takes up to 128 classes");
-  if (steps < 1 || steps * batch > 1024) return refused("its blocks have 1 to 1024 images");
+  if (steps < 1 || steps > 1024 / batch) return refused("its blocks have 1 to 1024 images");
   // More units or wider tiles share more of what is read, as long as they fit into registers.
   plan.units = hidden > 512 ? 4 : hidden > 128 || doubles ? 2 : 1;
   plan.threads = static_cast<int>((hidden + 32 * plan.units - 1) / (32 * plan.units) * 32);
@@ -199,7 +199,7 @@ inline PipelinedChainPlan plan_pipelined_chain(int64_t batch, int64_t hidden, in
   };
   if (doubles) return refused("float64");
   if (gpu.capability < 80) return refused("a GPU without tensor cores for TF32");
-  if (batch < 1 || batch > 128 || steps < 1 || steps * batch > 1024) return refused("its rows");
+  if (batch < 1 || batch > 128 || steps < 1 || steps > 1024 / batch) return refused("its rows");
   if (hidden < 1 || hidden > 256) return refused("more than 256 hidden units");
   if (classes < 1 || classes > 16) return refused("more than 16 classes");
   plan.tiles_of_step = static_cast<int>((batch + kRows - 1) / kRows);

@@ -40,13 +40,17 @@ inline Tensor empty_on(int32_t device_type, int32_t device_index, const std::vec
                        ScalarType type) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
-  for (size_t dim = sizes.size(); dim-- > 0; step *= std::max<int64_t>(sizes[dim], 1)) {
+  for (size_t dim = sizes.size(); dim-- > 0;) {
     strides[dim] = step;
+    FASTMLP_CHECK(!__builtin_mul_overflow(step, std::max<int64_t>(sizes[dim], 1), &step),
+                  "the result would have more numbers than fit into any memory");
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  const auto code =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                               shim_type(type), device_type, device_index, &handle));
+                               shim_type(type), device_type, device_index, &handle);
+  FASTMLP_CHECK(code == 0,
+                "there is no memory for a result of " + std::to_string(step) + " numbers");
   return Tensor(handle);
 }
 
@@ -74,11 +78,20 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// A new tensor as torch.empty_like has it: dense, with x's strides where x is dense.
+inline Tensor empty_as(const Tensor& x) {
+  try {
+    return torch::stable::empty_like(x);
+  } catch (const std::exception&) {  // which does not say what there was too little of
+    throw std::runtime_error("there is no memory for a result of shape " + shape_of(x));
+  }
+}
+
 // `tensor`, or a copy of it, with the elements in the order in which those of `like`, which is
 // dense, lie in memory.
 inline Tensor laid_out_as(const Tensor& like, const Tensor& tensor) {
   if (same_strides(like, tensor)) return tensor;
-  Tensor copy = torch::stable::empty_like(like);
+  Tensor copy = empty_as(like);
   torch::stable::copy_(copy, tensor);
   return copy;
 }

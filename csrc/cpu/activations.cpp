@@ -13,7 +13,7 @@ constexpr size_t kStreamBytes = 16 << 20;
 
 // A new dense tensor with x's strides where x is dense, as torch.empty_like has it.
 Tensor new_like(const Tensor& x) {
-  return x.is_contiguous() ? empty_cpu(sizes_of(x), x.scalar_type()) : torch::stable::empty_like(x);
+  return x.is_contiguous() ? empty_cpu(sizes_of(x), x.scalar_type()) : empty_as(x);
 }
 
 // f(begin, end, activation, T*) for ranges of `count` elements, the latter two as types.
@@ -30,6 +30,7 @@ void for_ranges(int64_t count, int64_t activation, ScalarType type, const F& f) 
 
 Tensor activation_cpu(const Tensor& x, int64_t activation) {
   check_floating("x", x);
+  check_memory("x", x);
   check_activation(activation);
   const Tensor y = new_like(x);
   const Tensor source = laid_out_as(y, x);

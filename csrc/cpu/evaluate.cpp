@@ -56,6 +56,12 @@ std::tuple<Tensor, Tensor> evaluate_cpu(const Tensor& images, const Tensor& labe
   if (counts) {
     check_plain("counts", *counts, 1, ScalarType::Long);
     check_size("counts", *counts, 0, images.size(0));
+    int64_t all = 0;
+    for (int64_t i = 0; i < images.size(0); ++i) {
+      const int64_t times = data<int64_t>(*counts)[i];
+      FASTMLP_CHECK(times >= 0 && !__builtin_add_overflow(all, times, &all),
+                    "counts must not be negative, nor their sum beyond int64");
+    }
   }
   const int64_t count = images.size(0), features = images.size(1), networks = layers.size();
   const int64_t chunks = (count + kRows - 1) / kRows;

@@ -5,10 +5,22 @@
 
 namespace fastmlp {
 
+void check_image_shape(const std::vector<int64_t>& shape, int64_t features) {
+  int64_t pixels = 1;
+  bool fits = shape.size() == 3;
+  for (size_t i = 0; fits && i < 3; ++i) {
+    fits = shape[i] >= 0 && !__builtin_mul_overflow(pixels, shape[i], &pixels);
+  }
+  FASTMLP_CHECK(fits && pixels == features,
+                "shape must be (planes, height, width), with as many pixels as an image, " +
+                    std::to_string(features));
+}
+
 void check_moves(const Tensor& moves, const std::vector<int64_t>& shape) {
   check_plain("moves", moves, 2, ScalarType::Char);
   check_size("moves", moves, 1, 3);
-  FASTMLP_CHECK(shape.size() == 3, "shape must be (planes, height, width)");
+  FASTMLP_CHECK(moves.size(0) == 0 || shape.size() == 3,
+                "shape must be (planes, height, width) where there are moves");
   const int8_t* move = data<int8_t>(moves);
   for (int64_t i = 0; i < moves.size(0); ++i, move += 3) {
     FASTMLP_CHECK(std::abs(move[0]) < shape[1] && std::abs(move[1]) < shape[2],
@@ -21,10 +33,9 @@ namespace {
 Tensor flip_shift_cpu(const Tensor& images, const Tensor& moves,
                       const std::vector<int64_t>& shape) {
   check_plain("images", images, 2, ScalarType::Byte);
+  check_image_shape(shape, images.size(1));
   check_moves(moves, shape);
   check_size("moves", moves, 0, images.size(0));
-  FASTMLP_CHECK(shape[0] * shape[1] * shape[2] == images.size(1),
-                "shape must have as many pixels as an image");
   const int64_t count = images.size(0), features = images.size(1);
   Tensor out = empty_cpu({count, features}, ScalarType::Byte);
   torch::stable::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {

@@ -28,6 +28,9 @@ bool is_ours(const Tensor& x, const Tensor& weight) {
 }
 
 std::string linear_plan(int64_t batch, int64_t in, int64_t out, ScalarType type) {
+  check_planned("batch", batch);
+  check_planned("inputs", in);
+  check_planned("outputs", out);
   const LinearPlan plan = plan_linear(batch, in, out, type);
   return std::string(plan.ours ? "fastmlp's kernels" : "ATen's BLAS") + " (" + plan.reason + ")";
 }
@@ -43,7 +46,7 @@ int64_t grain(int64_t work) {
 // The values of a small matrix as its kernels accumulate them, rows packed.
 template <typename T>
 struct Widened {
-  std::vector<acc_t<T>> copy;
+  std::optional<Tensor> copy;
   const acc_t<T>* data;
   int64_t stride;
 
@@ -52,11 +55,12 @@ struct Widened {
       data = x.data<T>();
       stride = x.stride;
     } else {
-      copy.resize(x.rows * x.columns);
+      copy = empty_cpu({x.rows, x.columns}, ScalarType::Float);
+      auto* wide = static_cast<acc_t<T>*>(copy->data_ptr());
       FASTMLP_BEST_ISA(activation_gradient<0, T>)(x.data<T>(), x.stride, nullptr, 0,
-                                                  Activation::kNone, x.rows, x.columns, copy.data(),
+                                                  Activation::kNone, x.rows, x.columns, wide,
                                                   x.columns, nullptr);
-      data = copy.data();
+      data = wide;
       stride = x.columns;
     }
   }
@@ -235,6 +239,10 @@ Gradients linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& w
   Tensor dx = output(need_dx, sizes_of(x));
   Tensor dw = output(need_dw, {out, in});
   Tensor db = output(need_db, {out});
+  if (dy.numel() == 0) {  // sums of nothing, of which there may be any number
+    for (Tensor* gradient : {&dx, &dw, &db}) torch::stable::zero_(*gradient);
+    return {dx, dw, db};
+  }
   dispatch_floating(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     linear_backward_skinny<T>(rows_of(dy), rows_of(x), weight, saved,

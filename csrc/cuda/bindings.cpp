@@ -14,12 +14,12 @@ namespace {
 
 // A new dense tensor with x's strides where x is dense, as torch.empty_like has it.
 Tensor new_like(const Tensor& x) {
-  return x.is_contiguous() ? empty_beside(x, sizes_of(x), x.scalar_type())
-                           : torch::stable::empty_like(x);
+  return x.is_contiguous() ? empty_beside(x, sizes_of(x), x.scalar_type()) : empty_as(x);
 }
 
 Tensor activation_cuda(const Tensor& x, int64_t activation) {
   check_floating("x", x);
+  check_memory("x", x);
   check_activation(activation);
   const Launch launch(x);
   const Tensor y = new_like(x);
@@ -52,6 +52,11 @@ LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) 
 std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType type,
                              int64_t processors, int64_t capability, int64_t matmul_precision) {
   check_matmul_precision(matmul_precision);
+  check_planned("batch", batch);
+  check_planned("inputs", in);
+  check_planned("outputs", out);
+  check_planned("processors", processors);
+  check_planned("capability", capability);
   const LinearPlan plan = plan_linear(batch, in, out, type);
   if (!plan.ours) return std::string("ATen's BLAS (") + plan.reason + ")";
   const ProductPlan product = plan_product(batch, out, in, processors);

@@ -18,6 +18,7 @@ from fastmlp.training.predictor import Encoding, Predictor
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 from fastmlp.utils.files import leftovers, remove_files, write_file
+from fastmlp.utils.untrusted import reason
 
 
 def main(argv: list[str]) -> int:
@@ -78,5 +79,6 @@ def load_predictor(run: str | Path) -> Predictor:
     try:
         encoding = Encoding.from_dict(values)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder.path / 'encoding.json'} is damaged: {error!r}") from error
+        why = reason(repr(error))
+        raise UserError(f"{folder.path / 'encoding.json'} is damaged: {why}") from error
     return Predictor(config, encoding, folder.read_best())

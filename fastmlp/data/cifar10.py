@@ -20,7 +20,7 @@ from platformdirs import user_cache_dir
 from fastmlp.data.digests import SUMS, check_sum, read_sums
 from fastmlp.data.pickles import LARGEST, PickleError, read_dictionary
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.untrusted import printable
+from fastmlp.utils.untrusted import reason
 
 DIRECTORY_VARIABLE = "FASTMLP_DATA"
 """The environment variable that names the data folder."""
@@ -182,7 +182,7 @@ def _parse_pickle(path: Path, content: Images) -> tuple[Images, Labels]:
         images: Any = batch.get("data")
         labels = np.asarray(batch.get("labels")).astype(np.int64, casting="same_kind")
     except (PickleError, TypeError, ValueError, OverflowError) as error:
-        raise _refusal(path, f"cannot be read ({printable(error)})") from error
+        raise _refusal(path, f"cannot be read ({reason(error)})") from error
     if getattr(images, "dtype", None) != np.uint8 or images.shape != (BATCH, PIXELS):
         raise _refusal(path, f"has no uint8 array of {BATCH:,} x {PIXELS:,} as its data")
     if labels.shape != (BATCH,):

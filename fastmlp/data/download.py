@@ -34,7 +34,7 @@ from fastmlp.data.mirror import (
     parse_url,
 )
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.untrusted import printable
+from fastmlp.utils.untrusted import reason
 
 URL_VARIABLE = "FASTMLP_CIFAR10_URL"
 """The environment variable that names a mirror."""
@@ -285,7 +285,7 @@ def _extract(archive: Archive, path: Path, folder: Path) -> None:
                 raise tarfile.ReadError(f"{', '.join(missing)} missing")
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise UserError(
-                f"{path} is damaged ({printable(error)}); delete it and run again."
+                f"{path} is damaged ({reason(error)}); delete it and run again."
             ) from error
         write_sums(unpacked, sums)
         _sync(unpacked)
@@ -318,8 +318,7 @@ def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int, ta
 
 
 def _not_stored(root: Path, error: OSError) -> str:
-    reason = printable(error.strerror or error)
     return (
-        f"Could not store CIFAR-10 in {root}: {reason}; it takes 360 MB there and permission to"
-        " write; pass another data_dir."
+        f"Could not store CIFAR-10 in {root}: {reason(error.strerror or error)}; it takes 360 MB "
+        "there and permission to write; pass another data_dir."
     )

@@ -23,7 +23,7 @@ from fastmlp.data.cifar10 import Images, Labels
 from fastmlp.data.digests import check_sum, read_sums
 from fastmlp.data.tables import needs
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.untrusted import printable
+from fastmlp.utils.untrusted import reason
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -121,9 +121,9 @@ def _parse_idx(path: Path, data: bytes) -> NDArray[np.generic]:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise _damaged(path, f"is no whole gzip file ({printable(error)})") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_DTYPES or not data[3]:
-        raise _damaged(path, "is no IDX file")
+            raise _damaged(path, f"is no whole gzip file ({reason(error)})") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_DTYPES or not 1 <= data[3] <= 8:
+        raise _damaged(path, "is no IDX file of 1 to 8 dimensions")
     start = 4 + 4 * data[3]
     if len(data) < start:
         raise _damaged(path, "is cut short")
@@ -238,7 +238,7 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageSet:
                 pictures.append(np.asarray(image.convert("L" if grey else "RGB"), np.uint8))
         except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for a damaged file
             raise UserError(
-                f"{file} cannot be read as an image ({printable(error)}); remove it."
+                f"{file} cannot be read as an image ({reason(error)}); remove it."
             ) from error
         size, first = pictures[-1].shape[:2], pictures[0].shape[:2]
         if size != first:

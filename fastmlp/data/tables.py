@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.untrusted import printable, quoted
+from fastmlp.utils.untrusted import quoted, reason
 
 Column = NDArray[Any]
 
@@ -105,7 +105,7 @@ def as_array(data: object, source: str = "X") -> NDArray[Any]:
         array = np.asarray(data)
     except (TypeError, ValueError) as error:  # ragged lists, or what NumPy cannot hold
         raise UserError(
-            f"{source} must be an array of numbers or texts: {printable(error)}"
+            f"{source} must be an array of numbers or texts: {reason(error)}"
         ) from error
     if array.dtype == object and array.ndim == 0:
         raise UserError(
@@ -165,10 +165,12 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     read = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz, ".npy": _read_npy}
     try:
         table = read[ending](path)
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:  # each reader has its own errors for a damaged file
-        message = f"{path} cannot be read ({printable(error)}); write the file anew."
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's; pyarrow has one for a damaged file too
+        message = f"{path} cannot be read ({reason(error)}); write the file anew."
         raise UserError(message) from error
     if not table.columns or not len(table):
         raise UserError(f"{path} has no rows; pass a file with at least one.")
@@ -181,7 +183,7 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(
-            f"{path} cannot be read ({printable(error)}); save numbers or texts of one dtype with "
+            f"{path} cannot be read ({reason(error)}); save numbers or texts of one dtype with "
             "numpy.save."
         ) from error
     return array

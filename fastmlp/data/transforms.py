@@ -16,6 +16,7 @@ from torch import Tensor
 from fastmlp.ops._load import native_available
 from fastmlp.ops.flip_shift import flip_shift, flip_shift_ref
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.untrusted import quoted
 
 MAX_SHIFT = 127
 
@@ -76,7 +77,7 @@ def parse_augmentation(text: str) -> RandomFlipShift | None:
     if not match or not text or shift > MAX_SHIFT:
         raise ValueError(
             f"augment must be none, flip, shift:N or flip,shift:N with N up to {MAX_SHIFT} pixels, "
-            f"got {text!r}"
+            f"got {quoted(text)}"
         )
     return RandomFlipShift(bool(match[1]), shift)
 

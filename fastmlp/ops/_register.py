@@ -131,7 +131,8 @@ def register_fake(name: str, fake: Any) -> None:
     dispatch does not where meta tensors are mixed with real ones."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        devices = {str(arg.device) for arg in args if isinstance(arg, Tensor)}
+        lists = [arg if isinstance(arg, (list, tuple)) else [arg] for arg in args]
+        devices = {str(arg.device) for some in lists for arg in some if isinstance(arg, Tensor)}
         if len(devices) > 1:
             raise RuntimeError(
                 f"fastmlp::{name} wants all tensors on one device, got {', '.join(sorted(devices))}"
@@ -139,6 +140,16 @@ def register_fake(name: str, fake: Any) -> None:
         return fake(*args, **kwargs)
 
     torch.library.register_fake(f"fastmlp::{name}", checked, lib=_library)
+
+
+def refuse_meta(name: str, why: str) -> None:
+    """Make ``torch.ops.fastmlp.<name>`` raise NotImplementedError on meta tensors: what it returns
+    follows from their numbers."""
+
+    def refused(_keyset: Any, *_args: Any) -> Any:
+        raise NotImplementedError(f"fastmlp::{name} cannot run on meta tensors: {why}")
+
+    _implement(name, refused, "Meta")
 
 
 def _make_autocast(operator: Any, to_float32: bool) -> Any:

@@ -118,7 +118,9 @@ def row_of(name: str) -> Activation:
 
 
 def row_of_kernel(number: int) -> Activation:
-    """Return the row whose compiled kernels have this number."""
+    """Return the row whose compiled kernels have this number; raises ValueError for another."""
+    if not 0 <= number < len(_COMPILED):
+        raise ValueError(f"activation must be between 0 and {len(_COMPILED) - 1}, got {number}")
     return _COMPILED[number]
 
 

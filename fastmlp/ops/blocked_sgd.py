@@ -190,6 +190,17 @@ def recurrence(
 
 def _steps_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     orders, batches, group, parameters = args[4], args[6], args[8], args[10]
+    if (
+        not parameters
+        or len(batches) != len(orders)
+        or not all(batch > 0 for batch in batches)
+        or not all(0 <= g < len(orders) for g in group)
+        or not all(order.dim() == 1 for order in orders)
+    ):
+        raise ValueError(
+            "fastmlp::blocked_train_ wants, for each network, parameters and the number of an order"
+            " (n,) with a batch above 0"
+        )
     steps = sum(-(-len(orders[g]) // batches[g]) for g in group)
     return parameters[0].new_empty(steps), images.new_empty(steps, dtype=torch.int64)
 

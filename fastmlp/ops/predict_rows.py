@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastmlp.ops._load import resolve_backend
+from fastmlp.ops._load import native_available, resolve_backend
+from fastmlp.ops._register import refuse_meta, register_fake
 from fastmlp.ops.activations import row_of
 from fastmlp.ops.losses import LossOptions, loss_row, row_weights_of
 from fastmlp.ops.rows import Rows, check_rows, check_targets
@@ -128,3 +129,16 @@ def evaluate_rows_ref(
         weights += float(of_mean.double().sum())
         correct += int(loss.hits(z, target).sum())
     return Evaluation(total * config.loss_scale, weights, correct, len(rows))
+
+
+def _predict_rows_fake(x: Tensor, *args: Any) -> Tensor:
+    rows, parameters = args[4], args[5]
+    if not parameters or rows.dim() != 1 or parameters[-1].dim() != 1:
+        raise ValueError("fastmlp::predict_rows wants rows (m,) and a weight and a bias per layer")
+    outputs: Tensor = parameters[0].new_empty(len(rows), len(parameters[-1]))
+    return outputs
+
+
+if native_available():
+    register_fake("predict_rows", _predict_rows_fake)
+    refuse_meta("evaluate_rows", "it returns numbers, which they do not have")

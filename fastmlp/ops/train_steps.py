@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmlp.ops._load import resolve_backend
+from fastmlp.ops._load import native_available, resolve_backend
+from fastmlp.ops._register import refuse_meta
 from fastmlp.ops.activations import row_of
 from fastmlp.ops.dropout import dropout_factors
 from fastmlp.ops.losses import LossOptions, loss_row, row_weights_of
@@ -281,3 +282,7 @@ def _sgd_change(network: Network, k: int, gradient: Tensor) -> Tensor:
         return config.momentum * v - lr * gradient if config.nesterov else v
     v.mul_(config.momentum).add_(gradient)
     return -lr * (gradient + config.momentum * v) if config.nesterov else -lr * v
+
+
+if native_available():
+    refuse_meta("train_steps_", "how many steps it takes is among its options' numbers")

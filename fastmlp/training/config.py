@@ -34,7 +34,7 @@ from fastmlp.training.options import (
 )
 from fastmlp.training.schedules import LR_SCHEDULES, decayed
 from fastmlp.utils.errors import EXIT_USAGE, UserError
-from fastmlp.utils.untrusted import without_secrets
+from fastmlp.utils.untrusted import quoted, reason, without_secrets
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -354,7 +354,7 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"Cannot read the config file {path}: {error.strerror}", 2) from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too long or too deep
-        raise UserError(f"The config file {path} is not valid TOML: {error}", 2) from error
+        raise UserError(f"The config file {path} is not valid TOML: {reason(error)}", 2) from error
     values = {key.replace("-", "_"): value for key, value in values.items()}
     _check_keys(values, ["preset", *OPTIONS], path)
     return values
@@ -364,5 +364,5 @@ def _check_keys(values: Mapping[str, Any], known: list[str], source: str | Path)
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-            raise UserError(f"{source} has an unknown key {key!r}; {hint}", EXIT_USAGE)
+            hint = f"did you mean {close[0]!r}?" if close else "fastmlp train --help shows them all"
+            raise UserError(f"{source} has an unknown key {quoted(key)}; {hint}", EXIT_USAGE)

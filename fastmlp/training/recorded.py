@@ -12,6 +12,7 @@ from fastmlp.engines.metrics import EpochRecord, best_of
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import UserError, describe_os_error
+from fastmlp.utils.untrusted import reason
 
 
 @dataclass(frozen=True)
@@ -68,5 +69,6 @@ def _history(path: Path) -> list[EpochRecord]:
         raise UserError(describe_os_error(error)) from error
     except (KeyError, TypeError, ValueError) as error:  # a column or a number is missing
         raise UserError(
-            f"{path} is damaged: {error}; fastmlp train --resume {path.parent} writes it again"
+            f"{path} is damaged: {reason(error)}; fastmlp train --resume {path.parent} "
+            "writes it again"
         ) from error

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from fastmlp.utils.errors import UserError, describe_os_error
+from fastmlp.utils.untrusted import reason
 
 DIGEST = "sha256"
 _MARK = b"fastmlp sha256 "
@@ -45,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON or too deep
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
+        raise DamagedFileError(f"{path} is damaged: {reason(error)}") from error
     if not isinstance(values, dict):
         raise DamagedFileError(f"{path} is damaged: it does not hold a JSON object")
     if values.pop(DIGEST, None) not in (None, _digest(values)):
@@ -102,7 +103,7 @@ def parse_tensors(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
     except (TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
+        raise DamagedFileError(f"{path} is damaged: {reason(error)}") from error
 
 
 def _digest(values: Mapping[str, Any]) -> str:

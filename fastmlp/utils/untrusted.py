@@ -19,6 +19,11 @@ def printable(text: object, longest: int = LONGEST) -> str:
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
+def reason(error: object) -> str:
+    """Return an error of another library, short enough to be part of a sentence."""
+    return printable(error, 150)
+
+
 def without_secrets(url: str) -> str:
     """Return an address without what may open a door: user, password, query and fragment."""
     try:

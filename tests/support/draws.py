@@ -55,14 +55,15 @@ def linear_draws(x: Tensor, w: Tensor, b: Tensor | None, activation: str = "none
 
 @_one_thread()
 def linear_backward_draws(
-    dy: Tensor, x: Tensor, w: Tensor, y: Tensor | None = None
+    dy: Tensor, x: Tensor, w: Tensor, y: Tensor | None = None, activation: str = "relu"
 ) -> list[tuple[Tensor, ...]]:
-    """Return draws of each of dx, dw and db: dx sums over the outputs, dw and db over the rows."""
+    """Return draws of each of dx, dw and db: dx sums over the outputs, dw and db over the rows;
+    ``y`` is what the activation saves."""
     draws = []
     for rows, outs in zip(permutations(len(dy)), permutations(len(w), seed=1), strict=True):
         rows, outs = rows.to(x.device), outs.to(x.device)
         g, mask = (t if t is None else t[rows][:, outs] for t in (dy, y))
-        dx, dw, db = linear_backward_ref(g, x[rows], w[outs], mask)
+        dx, dw, db = linear_backward_ref(g, x[rows], w[outs], mask, activation=activation)
         assert dx is not None
         assert dw is not None
         assert db is not None

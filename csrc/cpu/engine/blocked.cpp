@@ -5,6 +5,7 @@
 #define FASTMLP_KERNELS "cpu/engine/blocked_kernels.h"
 #include "cpu/simd/foreach_isa.h"
 //
+#include "common/check_ops.h"
 #include "cpu/engine/blocked_run.h"
 #include "cpu/engine/networks.h"
 #include "cpu/threads/thread_pool.h"
@@ -20,9 +21,8 @@ void check_order(const Tensor& order, const Tensor& moves, int64_t images,
     FASTMLP_CHECK(row >= 0 && row < images, "an order must be in [0, " + std::to_string(images) +
                                                 "), got " + std::to_string(row));
   }
-  if (moves.size(0) == 0) return;
   check_moves(moves, shape);
-  check_size("moves", moves, 0, order.size(0));
+  if (moves.size(0) > 0) check_size("moves", moves, 0, order.size(0));
 }
 
 template <typename T>
@@ -32,11 +32,14 @@ std::vector<Group<T>> groups_of(const std::vector<Tensor>& orders, const std::ve
   std::vector<Group<T>> groups;
   for (size_t g = 0; g < orders.size(); ++g) {
     FASTMLP_CHECK(batches[g] > 0 && block_steps[g] > 0, "batches and block_steps must be above 0");
+    const int64_t rows = orders[g].size(0);
+    const int64_t batch = std::clamp<int64_t>(rows, 1, batches[g]);  // no more than there are
+    const int64_t steps = std::clamp<int64_t>(ceil_of(rows, batch), 1, block_steps[g]);
     groups.push_back({data<int64_t>(orders[g]),
                       moves[g].size(0) ? data<int8_t>(moves[g]) : nullptr,
-                      orders[g].size(0),
-                      batches[g],
-                      block_steps[g],
+                      rows,
+                      batch,
+                      steps,
                       {}});
   }
   return groups;
@@ -92,9 +95,7 @@ std::tuple<Tensor, Tensor> blocked_train_cpu(
   FASTMLP_CHECK(group.size() == layers.size() && recurrences.size() == layers.size() &&
                     static_cast<size_t>(options.size(0)) == layers.size(),
                 "each network must have its group, recurrence and options");
-  FASTMLP_CHECK(
-      shape.empty() || (shape.size() == 3 && shape[0] * shape[1] * shape[2] == images.size(1)),
-      "shape must be (planes, height, width), with as many pixels as an image");
+  if (!shape.empty()) check_image_shape(shape, images.size(1));
   for (size_t g = 0; g < orders.size(); ++g) {
     check_order(orders[g], moves[g], images.size(0), shape);
   }
@@ -125,6 +126,9 @@ std::tuple<Tensor, Tensor> blocked_train_cpu(
     FASTMLP_CHECK(next == momentum.size(),
                   "momentum must hold a buffer for each parameter of a network that has one, and "
                   "nothing else");
+    std::vector<const Tensor*> read = pointers_to({&orders, &moves, &recurrences});
+    read.insert(read.end(), {&images, &labels, &scale, &shift, &options});
+    check_apart(pointers_to({&parameters, &momentum}), read);
     losses = empty_cpu({starts.back()}, type);
     correct = empty_cpu({starts.back()}, ScalarType::Long);
     int64_t work = 0;
@@ -160,6 +164,9 @@ std::tuple<int64_t, std::string> blocked_plan_cuda(int64_t batch, int64_t hidden
                                                    int64_t capability, int64_t shared_bytes) {
   FASTMLP_CHECK(batch > 0 && hidden > 0 && classes > 0 && block_steps >= 0,
                 "batch, hidden and classes must be above 0, block_steps not below");
+  check_planned("batch", batch);
+  check_planned("capability", capability);
+  check_planned("shared_bytes", shared_bytes);
   const Gpu gpu{0, static_cast<int>(capability), static_cast<int>(shared_bytes)};
   const int64_t steps =
       block_steps > 0 ? block_steps : plan_blocked_cuda(batch, hidden, classes, doubles, gpu);

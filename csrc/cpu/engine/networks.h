@@ -10,10 +10,38 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+inline const char* name_of_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Int:
+      return "int32";
+    default:
+      return "int64";
+  }
+}
+
 inline void check_plain(const char* name, const Tensor& tensor, int64_t dim, ScalarType type) {
   check_dim(name, tensor, dim);
   FASTMLP_CHECK(tensor.is_contiguous(), name + " must be contiguous");
-  FASTMLP_CHECK(tensor.scalar_type() == type, name + " has the wrong dtype");
+  FASTMLP_CHECK(tensor.scalar_type() == type,
+                name + " has the wrong dtype: it must be " + name_of_dtype(type));
+  check_memory(name, tensor);
+}
+
+inline std::vector<const Tensor*> pointers_to(
+    std::initializer_list<const std::vector<Tensor>*> lists) {
+  std::vector<const Tensor*> pointers;
+  for (const auto* list : lists) {
+    for (const Tensor& tensor : *list) pointers.push_back(&tensor);
+  }
+  return pointers;
 }
 
 template <typename F>
@@ -37,7 +65,14 @@ inline void check_images(const Tensor& images, const Tensor& labels, const Tenso
 
 inline ScalarType type_of(const std::vector<Tensor>& parameters) {
   FASTMLP_CHECK(!parameters.empty(), "there must be at least one network");
+  check_given("a weight", parameters[0]);
   return parameters[0].scalar_type();
+}
+
+// Throws unless a network's layers have their tensors among those `left` in a list.
+inline void check_layers(int64_t layers, size_t left) {
+  FASTMLP_CHECK(layers > 0 && static_cast<size_t>(layers) <= left / 2,
+                "parameters must hold a weight and a bias for each layer");
 }
 
 // The layers of the networks, `counts` of them each, from a weight and a bias for each layer.
@@ -48,8 +83,7 @@ std::vector<std::vector<Layer<T>>> layers_of(const std::vector<int64_t>& counts,
   std::vector<std::vector<Layer<T>>> networks;
   size_t next = 0;
   for (int64_t count : counts) {
-    FASTMLP_CHECK(count > 0 && next + 2 * count <= parameters.size(),
-                  "parameters must hold a weight and a bias for each layer");
+    check_layers(count, parameters.size() - next);
     networks.emplace_back();
     int64_t inputs = features;
     for (int64_t l = 0; l < count; ++l) {
@@ -58,6 +92,7 @@ std::vector<std::vector<Layer<T>>> layers_of(const std::vector<int64_t>& counts,
       check_plain("a bias", b, 1, type);
       check_size("a weight", w, 1, inputs);
       check_size("a bias", b, 0, w.size(0));
+      FASTMLP_CHECK(w.size(0) > 0, "a layer must have at least one output");
       networks.back().push_back({inputs, w.size(0), data<T>(w), data<T>(b), nullptr, nullptr});
       inputs = w.size(0);
     }
@@ -67,7 +102,9 @@ std::vector<std::vector<Layer<T>>> layers_of(const std::vector<int64_t>& counts,
   return networks;
 }
 
-// Throws unless moves (n, 3) int8 are flip_shift's for images of this shape; in flip_shift.cpp.
+// Throws unless shape is (planes, height, width) of images with so many features, and unless moves
+// (n, 3) int8 are flip_shift's for images of this shape; in flip_shift.cpp.
+void check_image_shape(const std::vector<int64_t>& shape, int64_t features);
 void check_moves(const Tensor& moves, const std::vector<int64_t>& shape);
 
 inline void check_label(int64_t label, int64_t classes) {

@@ -1,5 +1,6 @@
 // Rows of data and networks as operators get them, checked and as plain pointers.
 #pragma once
+#include <cmath>
 #include <optional>
 
 #include "common/check_ops.h"
@@ -52,6 +53,8 @@ inline RowData row_data_of(const RowTensors& in, const std::vector<Tensor>& para
   const bool sparse = in.columns || in.starts;
   check_dim("x", in.x, sparse ? 1 : 2);
   FASTMLP_CHECK(in.x.is_contiguous(), "x must be contiguous");
+  check_memory("x", in.x);
+  check_dim("the last bias", parameters.back(), 1);
   const int64_t outputs = parameters.back().size(0);
   RowData rows{};
   const ScalarType type = in.x.scalar_type();
@@ -74,10 +77,15 @@ inline RowData row_data_of(const RowTensors& in, const std::vector<Tensor>& para
   rows.shift = doubles_of("shift", in.shift, rows.features);
   if (!in.targets) return rows;
   const Tensor& targets = *in.targets;
+  check_given("targets", targets);
   FASTMLP_CHECK(targets.is_contiguous(), "targets must be contiguous");
   FASTMLP_CHECK(targets.dim() > 0, "targets must have a dimension");
   check_size("targets", targets, 0, rows.rows);
   const ScalarType target_type = targets.scalar_type();
+  FASTMLP_CHECK(target_type == ScalarType::Long || target_type == ScalarType::Byte ||
+                    target_type == ScalarType::Float || target_type == ScalarType::Double,
+                "targets must be int64, uint8, float32 or float64");
+  check_memory("targets", targets);
   if (target_type == ScalarType::Long) rows.labels = data<int64_t>(targets);
   if (target_type == ScalarType::Byte) rows.byte_labels = data<uint8_t>(targets);
   if (target_type == ScalarType::Double) rows.targets = data<double>(targets);
@@ -91,11 +99,47 @@ inline RowData row_data_of(const RowTensors& in, const std::vector<Tensor>& para
   return rows;
 }
 
+// Throws unless a network's options that are whole numbers are some that it can have.
+inline void check_step_options(const double* options) {
+  constexpr double kFlag = 1, kWord = (int64_t{1} << 32) - 1, kCount = int64_t{1} << 62;
+  const struct {
+    StepOption option;
+    const char* name;
+    double least, most;
+  } ranges[] = {
+      {kBatchSize, "batch_size", 1, kCount},
+      {kActivation, "activation", 0, double(Activation::kCount) - 1},
+      {kLoss, "loss", 0, double(Loss::kCount) - 1},
+      {kWeightMean, "weight_mean", 0, kFlag},
+      {kOptimizer, "optimizer", 0, 2},
+      {kStepNesterov, "nesterov", 0, kFlag},
+      {kDecayBiases, "decay_biases", 0, kFlag},
+      {kDecayPerRow, "decay_per_row", 0, kFlag},
+      {kLrInMomentum, "lr_in_momentum", 0, kFlag},
+      {kEpsilonHat, "epsilon_hat", 0, kFlag},
+      {kDropoutThreshold, "dropout_threshold", 0, kWord},
+      {kStepGradAverage, "grad_average", 0, kFlag},
+      {kSeedLow, "seed_low", 0, kWord},
+      {kSeedHigh, "seed_high", 0, kWord},
+      {kEpoch, "epoch", 0, kWord},
+      {kStartStep, "start_step", 0, kCount},
+      {kMaxSteps, "max_steps", 0, kCount},
+  };
+  for (const auto& range : ranges) {
+    const double value = options[range.option];
+    FASTMLP_CHECK(value >= range.least && value <= range.most && value == std::floor(value),
+                  "the option " + range.name + " must be a whole number of at least " +
+                      std::to_string(int64_t(range.least)) + " and at most " +
+                      std::to_string(int64_t(range.most)));
+  }
+}
+
 // Throws unless the loss takes targets of this kind, and each of these rows has one in range.
 inline void check_rows(const RowData& data, bool takes_labels, const int64_t* rows, int64_t count,
                        int64_t outputs) {
   FASTMLP_CHECK(takes_labels == (data.labels || data.byte_labels),
                 "targets must be labels for cross entropy, numbers for any other loss");
+  FASTMLP_CHECK(takes_labels || !data.class_weight, "class_weight is for cross entropy alone");
   for (int64_t i = 0; i < count; ++i) {
     FASTMLP_CHECK(rows[i] >= 0 && rows[i] < data.rows, "an order must be of rows of x");
     if (takes_labels) check_label(data.label(rows[i]), outputs);
@@ -105,8 +149,7 @@ inline void check_rows(const RowData& data, bool takes_labels, const int64_t* ro
 // The sizes of the layers of a network from its weights and biases, checked.
 inline std::vector<int64_t> sizes_of_network(const std::vector<Tensor>& parameters, size_t first,
                                              int64_t layers, int64_t features, ScalarType type) {
-  FASTMLP_CHECK(layers > 0 && first + 2 * layers <= parameters.size(),
-                "parameters must hold a weight and a bias for each layer");
+  check_layers(layers, parameters.size() - first);
   std::vector<int64_t> sizes{features};
   for (int64_t l = 0; l < layers; ++l) {
     const Tensor &w = parameters[first + 2 * l], &b = parameters[first + 2 * l + 1];

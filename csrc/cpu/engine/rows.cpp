@@ -92,6 +92,14 @@ int64_t weights_of(const std::vector<Tensor>& parameters) {
   return work;
 }
 
+// The parameters' dtype, where they are in pairs.
+ScalarType type_of_network(const std::vector<Tensor>& parameters) {
+  const ScalarType type = type_of(parameters);
+  FASTMLP_CHECK(parameters.size() % 2 == 0,
+                "parameters must hold a weight and a bias for each layer, and nothing else");
+  return type;
+}
+
 void check_numbers(const Tensor& rows, const RowData& data) {
   check_plain("rows", rows, 1, ScalarType::Long);
   for (int64_t i = 0; i < rows.size(0); ++i) {
@@ -105,16 +113,17 @@ Tensor predict_rows_cpu(const Tensor& x, const std::optional<Tensor>& columns,
                         const std::optional<Tensor>& shift, const Tensor& rows,
                         const std::vector<Tensor>& parameters, int64_t activation) {
   check_activation(activation);
-  const ScalarType type = type_of(parameters);
-  const int64_t outputs = parameters.back().size(0), count = rows.size(0);
+  const ScalarType type = type_of_network(parameters);
   const std::optional<Tensor> none;
   const RowData data =
       row_data_of({x, columns, starts, none, none, none, scale, shift}, parameters);
   check_numbers(rows, data);
-  Tensor y = empty_cpu({count, outputs}, type);
+  const int64_t outputs = parameters.back().size(0), count = rows.size(0);
+  Tensor y;
   dispatch_network(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const RowsForward<T> network(data, parameters, static_cast<Activation>(activation));
+    y = empty_cpu({count, outputs}, type);
     each_chunk(count, weights_of(parameters), [&](int64_t first, int64_t chunk, int64_t) {
       network.run(fastmlp::data<int64_t>(rows) + first, chunk, [&](const T* z, int64_t stride) {
         T* to = fastmlp::data<T>(y) + first * outputs;
@@ -174,15 +183,14 @@ std::tuple<double, double, int64_t> evaluate_rows_cpu(
   check_plain("options", options, 1, ScalarType::Double);
   check_size("options", options, 0, kStepOptions);
   const auto* numbers = data<double>(options);
+  check_step_options(numbers);
   const auto activation = static_cast<int64_t>(numbers[kActivation]);
-  check_activation(activation);
-  check_number("loss", static_cast<int64_t>(numbers[kLoss]), static_cast<int64_t>(Loss::kCount));
-  const ScalarType type = type_of(parameters);
-  const int64_t outputs = parameters.back().size(0), count = rows.size(0);
+  const ScalarType type = type_of_network(parameters);
   const std::optional<Tensor> given(targets);
   const RowData data =
       row_data_of({x, columns, starts, given, row_weights, class_weight, scale, shift}, parameters);
   check_numbers(rows, data);
+  const int64_t outputs = parameters.back().size(0), count = rows.size(0);
   const auto* numbers_of_rows = fastmlp::data<int64_t>(rows);
   check_rows(data, static_cast<Loss>(numbers[kLoss]) == Loss::kCrossEntropy, numbers_of_rows, count,
              outputs);

@@ -23,8 +23,6 @@ int64_t steps_of(const double* options, int64_t rows) {
   const auto batch = static_cast<int64_t>(options[kBatchSize]);
   const auto start = static_cast<int64_t>(options[kStartStep]);
   const auto most = static_cast<int64_t>(options[kMaxSteps]);
-  FASTMLP_CHECK(batch > 0 && start >= 0 && most >= 0,
-                "batches must be above 0, start_step and max_steps not below");
   return std::min(most, std::max<int64_t>((rows + batch - 1) / batch - start, 0));
 }
 
@@ -32,12 +30,12 @@ int64_t steps_of(const double* options, int64_t rows) {
 template <typename T>
 std::vector<T*> kept_of(const std::vector<Tensor>& state, size_t& next, const Lists& lists,
                         size_t first, size_t count) {
-  FASTMLP_CHECK(next + count <= state.size(), "state must hold what each optimizer keeps");
+  FASTMLP_CHECK(count <= state.size() - next, "state must hold what each optimizer keeps");
   std::vector<T*> kept;
   for (size_t i = 0; i < count; ++i) {
     const Tensor &tensor = state[next++], &parameter = lists.parameters[first + i];
-    check_same_shape("state", tensor, "its parameter", parameter);
     check_plain("state", tensor, parameter.dim(), parameter.scalar_type());
+    check_same_shape("state", tensor, "its parameter", parameter);
     kept.push_back(data<T>(tensor));
   }
   return kept;
@@ -50,6 +48,7 @@ StepNetwork<T> step_network_of(const Lists& lists, size_t m, size_t first, size_
   check_plain("an order", order, 1, ScalarType::Long);
   StepNetwork<T> network{};
   network.options = lists.options + m * kStepOptions;
+  check_step_options(network.options);
   const ScalarType type = lists.parameters[first].scalar_type();
   network.sizes = sizes_of_network(lists.parameters, first, lists.layers[m], rows.features, type);
   const size_t count = 2 * lists.layers[m];
@@ -57,10 +56,6 @@ StepNetwork<T> step_network_of(const Lists& lists, size_t m, size_t first, size_
     network.parameters.push_back(data<T>(lists.parameters[first + i]));
   }
   const auto optimizer = static_cast<Optimizer>(network.options[kOptimizer]);
-  check_number("optimizer", static_cast<int64_t>(optimizer), 3);
-  check_activation(static_cast<int64_t>(network.options[kActivation]));
-  check_number("loss", static_cast<int64_t>(network.options[kLoss]),
-               static_cast<int64_t>(Loss::kCount));
   if (optimizer != Optimizer::kSgd) {
     network.first = kept_of<T>(lists.state, next, lists, first, count);
     network.second = kept_of<T>(lists.state, next, lists, first, count);
@@ -118,10 +113,10 @@ std::tuple<Tensor, Tensor> train_steps_cpu(
       orders.size() == layers.size() && static_cast<size_t>(options.size(0)) == layers.size(),
       "each network must have its order, layers and options");
   const ScalarType type = type_of(parameters);
-  const int64_t outputs = parameters.back().size(0);
   const std::optional<Tensor> given(targets);
   const RowData rows =
       row_data_of({x, columns, starts, given, row_weights, class_weight, scale, shift}, parameters);
+  const int64_t outputs = parameters.back().size(0);
   Tensor losses, correct;
   dispatch_network(type, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
@@ -137,6 +132,15 @@ std::tuple<Tensor, Tensor> train_steps_cpu(
       first += 2 * layers[m];
       steps += networks.back().steps;
     }
+    FASTMLP_CHECK(first == parameters.size() && next == state.size(),
+                  "parameters must hold a weight and a bias for each layer, state what optimizers "
+                  "keep of them, and nothing else");
+    std::vector<const Tensor*> read = pointers_to({&orders});
+    read.insert(read.end(), {&x, &targets, &options});
+    for (const auto* tensor : {&columns, &starts, &row_weights, &class_weight, &scale, &shift}) {
+      if (*tensor) read.push_back(&**tensor);
+    }
+    check_apart(pointers_to({&parameters, &state}), read);
     losses = empty_cpu({steps}, ScalarType::Double);
     correct = empty_cpu({steps}, ScalarType::Long);
     steps = 0;

@@ -23,6 +23,7 @@ void check_shape(const char* name, const Tensor& tensor, const Tensor& p, Scalar
   FASTMLP_CHECK(tensor.is_contiguous(), name + " must be contiguous");
   FASTMLP_CHECK(tensor.scalar_type() == type, name + " has the wrong dtype");
   check_device(name, tensor, p);
+  check_memory(name, tensor);
 }
 
 ChainSizes sizes_of_chain(const Tensor& p, const Tensor& recurrence, int64_t batch,
@@ -36,7 +37,7 @@ ChainSizes sizes_of_chain(const Tensor& p, const Tensor& recurrence, int64_t bat
   check_dim("recurrence", recurrence, 3);
   check_dim("the last weight", parameters[kWeight2], 3);
   const int64_t steps = recurrence.size(1) - 1;
-  FASTMLP_CHECK(batch > 0 && steps > 0 && p.size(1) == batch * steps,
+  FASTMLP_CHECK(batch > 0 && steps > 0 && p.size(1) % batch == 0 && p.size(1) / batch == steps,
                 "p must have a row for each image of the recurrence's steps");
   return {p.size(0),
           p.size(1),
@@ -85,6 +86,14 @@ struct ChainArguments {
     check_shape("ends", ends, p, n.type, {n.all, 4});
     check_shape("losses", losses, p, n.type, {n.all, n.steps});
     check_shape("correct", correct, p, ScalarType::Long, {n.all, n.steps});
+    std::vector<const Tensor*> written{&to_w, &ends, &losses, &correct};
+    std::vector<const Tensor*> read{&p, &gram, &labels, &rows, &recurrence, &options};
+    for (const auto* tensors : {&parameters, &momentum}) {
+      for (const Tensor& tensor : *tensors) written.push_back(&tensor);
+    }
+    if (to_v) written.push_back(&*to_v);
+    if (q) read.push_back(&*q);
+    check_apart(written, read);
   }
 
   // All but the plan and the workspace.
