@@ -26,7 +26,7 @@ from machine import RESULTS, provenance, results_file, save
 from timing import Watch, take_turns
 from torch import Tensor
 
-from fastmlp import functional, native_available
+from fastmlp import functional, native_available, set_backend
 from fastmlp.ops import linear as ops
 from fastmlp.ops.activations import activation_backward
 from fastmlp.ops.cross_entropy import _cross_entropy_backward_op
@@ -200,6 +200,7 @@ def main() -> None:
     add("--minutes", type=float, default=60.0, help="with --device cuda: at most")
     add("--out", type=Path, metavar="FILE", help="default: results/op_time.MAKE.json")
     args = parser.parse_args()
+    set_backend("native")  # our kernels, also where the layers would take PyTorch's operators
     gpu = torch.cuda.is_available() and native_available("cuda")
     if (args.device or ("cuda" if gpu else "cpu")) == "cuda":
         out = args.out or RESULTS / "op_time.cuda.json"

@@ -19,8 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import machine
+from layer_tables import layer_table, op_table, sklearn_claim, sklearn_table
 from machine import MAKES, measured
 from pictures import out_of_date
+from table_parts import (
+    Results,
+    bold,
+    caption,
+    disturbed_note,
+    mark,
+    ours_first,
+    processor,
+)
 
 from fastmlp.report.experiments import COURSE_TEST
 from fastmlp.utils.files import write_text
@@ -41,10 +51,6 @@ CLAIM_PEERS = {
     "nn.Module + torch.optim.SGD": "`nn.Module` and `torch.optim`",
     "scikit-learn": "scikit-learn",
 }
-DISTURBED = "†"
-"""Marks what was measured while the machine was busy with something else."""
-
-Results = dict[str, Any]
 
 
 def pages() -> list[Path]:
@@ -58,7 +64,7 @@ def blocks(render: Callable[[Results], str], results: Mapping[str, Results]) -> 
     for make in dict.fromkeys([*MAKES, *results]):
         name = MAKES.get(make, make)
         if make in results:
-            parts.append(f"**{name}**: {_caption(results[make])}\n\n{render(results[make])}")
+            parts.append(f"**{name}**: {caption(results[make])}\n\n{render(results[make])}")
         else:
             parts.append(f"**{name}**: {NOT_MEASURED}.")
     return "\n\n".join(parts)
@@ -78,7 +84,7 @@ def claim(results: Mapping[str, Results]) -> str:
     ]
     return (
         f"At batch {row['batch']} an epoch of {row['steps']:,} steps takes **{ours:.2f} s**; it "
-        f"takes {', '.join(times)} ({_processor(each)})."
+        f"takes {', '.join(times)} ({processor(each)})."
     )
 
 
@@ -96,9 +102,9 @@ def epoch_summary(results: Mapping[str, Results]) -> str:
         each = results[make]
         rows = [row for row in each["rows"] if row["batch"] in README_BATCHES]
         shown += rows
-        lines.append(f"| *{_processor(each)}* |{empty}")
+        lines.append(f"| *{processor(each)}* |{empty}")
         lines += _epoch_lines(rows, README_NAMES)
-    return "\n".join([*lines, *_disturbed_note(shown)])
+    return "\n".join([*lines, *disturbed_note(shown)])
 
 
 def epoch_table(results: Results) -> str:
@@ -110,7 +116,7 @@ def epoch_table(results: Results) -> str:
             "| seconds per epoch | " + " | ".join(f"batch {row['batch']}" for row in rows) + " |",
             "|---|" + "---:|" * len(rows),
             *_epoch_lines(rows, names),
-            *_disturbed_note(rows),
+            *disturbed_note(rows),
         ]
     )
 
@@ -127,16 +133,16 @@ def _epoch_lines(rows: list[dict[str, Any]], names: Iterable[str]) -> list[str]:
             ours = min(t["median_us"] for n, t in row["epoch"].items() if n.startswith("fastmlp"))
             mine = row["epoch"][name]["median_us"]
             ratio = "" if mine == ours else f" ({mine / ours:.1f}x)"
-            cells.append(f"{mine / 1e6:.2f}{ratio}{_mark(row)}")
+            cells.append(f"{mine / 1e6:.2f}{ratio}{mark(row)}")
         if any(cells):
-            lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {bold(name)} | " + " | ".join(cells) + " |")
     return lines
 
 
 def gpu_table(results: Results) -> str:
     """Return microseconds per step and model on a GPU, a row for each contender."""
     rows = results["rows"]
-    names = sorted({name for row in rows for name in row["step"]}, key=_ours_first)
+    names = sorted({name for row in rows for name in row["step"]}, key=ours_first)
     heads = [
         f"batch {row['batch']}, hidden {row['hidden']}"
         + (f", {row['models']} models" if row["models"] > 1 else "")
@@ -151,11 +157,11 @@ def gpu_table(results: Results) -> str:
     ]
     for name in names:
         cells = [
-            f"{row['step'][name]['median_us']:.1f}{_mark(row)}" if name in row["step"] else ""
+            f"{row['step'][name]['median_us']:.1f}{mark(row)}" if name in row["step"] else ""
             for row in rows
         ]
-        lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
-    lines += _disturbed_note(rows)
+        lines.append(f"| {bold(name)} | " + " | ".join(cells) + " |")
+    lines += disturbed_note(rows)
     course = results["course_run"]
     if course is not None:
         lines += [
@@ -191,59 +197,6 @@ def _gpu_caption(p: Mapping[str, Any]) -> str:
     return (
         f"{p['device']}, driver {p['driver']}, CUDA {p['cuda']}, torch {p['torch']}, "
         f"{p['time'][:10]}, commit {p['commit'][:9]}."
-    )
-
-
-def op_table(results: Results) -> str:
-    """Return how many times faster than PyTorch eager each operator is."""
-    passes = ["forward", "backward", "both"]
-    lines = ["| operator | shape | " + " | ".join(passes) + " |", "|---|---|" + "---:|" * 3]
-    cases: dict[tuple[str, str], dict[str, str]] = {}
-    for row in results["rows"]:
-        shape = " x ".join(map(str, row["shape"]))
-        cells = cases.setdefault((row["operator"], shape), {})
-        cells[row["pass"]] = f"{row['ratio']:.2f}{_mark(row)}"
-    for (name, shape), cells in cases.items():
-        lines.append(f"| {name} | {shape} | " + " | ".join(cells[p] for p in passes) + " |")
-    return "\n".join([*lines, *_disturbed_note(results["rows"])])
-
-
-def sklearn_table(results: Results) -> str:
-    """Return seconds of scikit-learn's ``fit`` and how many times faster fastmlp's is."""
-    lines = [
-        "| seconds of `fit` | epochs | scikit-learn | fastmlp | times | on one core, times |",
-        "|---|" + "---:|" * 5,
-    ]
-    for row in results["rows"]:
-        theirs, ours = row["seconds"]["scikit-learn"], row["seconds"]["fastmlp"]
-        cells = [row["case"], str(row["epochs"])]
-        if "disturbed" in row:  # such a ratio says nothing
-            cells += ["", "", "†", ""]
-        else:
-            cells += [f"{theirs:.3f}", f"{ours:.3f}"]
-            cells += [f"{row['ratio']:.1f}", f"{row['one_core_ratio']:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    all_cores, one = (
-        statistics.geometric_mean(row[key] for row in _undisturbed(results))
-        for key in ("ratio", "one_core_ratio")
-    )
-    lines.append(f"| geometric mean | | | | **{all_cores:.1f}** | **{one:.1f}** |")
-    return "\n".join([*lines, *_disturbed_note(results["rows"])])
-
-
-def _undisturbed(results: Results) -> list[Mapping[str, Any]]:
-    return [row for row in results["rows"] if "disturbed" not in row]
-
-
-def sklearn_claim(results: Mapping[str, Results]) -> str:
-    """Return how many times faster ``fit`` is than scikit-learn's, on the first make measured."""
-    each = next(iter(results.values()))
-    ratios = [row["ratio"] for row in _undisturbed(each)]
-    mean = statistics.geometric_mean(ratios)
-    return (
-        f"`fastmlp.sklearn` beside scikit-learn, whole calls of `fit`: {min(ratios):.1f} to "
-        f"{max(ratios):.1f} times as fast, {mean:.1f} in geometric mean over "
-        f"{len(ratios)} cases ({_processor(each)})."
     )
 
 
@@ -316,11 +269,11 @@ def many_table(results: Results) -> str:
     ]
     for name in names:
         cells = [
-            f"{row['epoch'][name]['median_us'] / 1e6 / row['models']:.3f}{_mark(row)}"
+            f"{row['epoch'][name]['median_us'] / 1e6 / row['models']:.3f}{mark(row)}"
             for row in rows
         ]
-        lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *_disturbed_note(rows)])
+        lines.append(f"| {bold(name)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *disturbed_note(rows)])
 
 
 def report_table(results: Results) -> str:
@@ -354,49 +307,13 @@ def report_table(results: Results) -> str:
     )
 
 
-def _ours_first(name: str) -> tuple[bool, str]:
-    return not name.startswith("fastmlp"), name
-
-
-def _bold(name: str) -> str:
-    return f"**{name}**" if name.startswith("fastmlp") else name
-
-
-def _mark(row: dict[str, Any]) -> str:
-    return f" {DISTURBED}" if row.get("disturbed") else ""
-
-
-def _disturbed_note(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Lines that explain the mark, where a row has it."""
-    if not any(row.get("disturbed") for row in rows):
-        return []
-    return ["", f"{DISTURBED} measured while the machine was busy with something else."]
-
-
-def _processor(results: Results) -> str:
-    p = results["provenance"]
-    return f"{p['device']}, {p['threads']} threads, {p['cpu_kernels']}"
-
-
-def _caption(results: Results) -> str:
-    """Where, when and on what the results were made."""
-    p = results["provenance"]
-    caches = p.get("processor", {})
-    sizes = [
-        f"{name} {caches[key]} KiB"
-        for name, key in (("L1", "l1d_kib"), ("L2", "l2_kib"))
-        if caches.get(key)
-    ]
-    facts = [_processor(results) + " kernels", *sizes, f"torch {p['torch']}", p["time"][:10]]
-    return f"{', '.join(facts)}, commit {p['commit'][:9]}."
-
-
 BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
     "epochs": (epoch_table, "epoch_time"),
     "many": (many_table, "growth"),
     "report": (report_table, "report"),
     "ablation": (ablation_table, "report"),
     "op": (op_table, "op_time"),
+    "layer": (layer_table, "layer_time"),
     "sklearn": (sklearn_table, "sklearn"),
     "train": (train_table, "train"),
     "accuracy": (accuracy_table, "accuracy"),
