@@ -19,7 +19,6 @@ from torch.nn import _reduction
 from fastmlp.ops import activations, quickest
 from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
-from fastmlp.ops import mlp as mlp_ops
 from fastmlp.ops._load import is_exporting, runs_reference
 from fastmlp.ops.checks import check_floating, is_foreign
 
@@ -52,33 +51,6 @@ def linear(
     if runs_reference(backend, x):
         return linear_ops.linear_ref(x, weight, bias, activation)
     return linear_ops.linear(x, weight, bias, activation)
-
-
-def mlp(x: Tensor, layers: list[mlp_ops.Layer], *, backend: str | None = None) -> Tensor:
-    """Return what linear layers make of x, one after the other; errors are :func:`linear`'s."""
-    if len(layers) > 1 and not runs_reference(backend, x) and _fit(x, layers):
-        linear_ops.check_linear(x, *layers[0])
-        return mlp_ops.mlp(x, layers)
-    for weight, bias, activation in layers:
-        x = linear(x, weight, bias, activation, backend=backend)
-    return x
-
-
-def _fit(x: Tensor, layers: list[mlp_ops.Layer]) -> bool:
-    """Return whether every layer fits the one before it; where one does not, linear says why."""
-    dtype, device, width = x.dtype, x.device, layers[0].weight.shape[-1]
-    for weight, bias, _ in layers:
-        for tensor in (weight, bias):
-            if tensor is not None and (
-                is_foreign(tensor) or tensor.dtype != dtype or tensor.device != device
-            ):
-                return False
-        if weight.dim() != 2 or weight.shape[1] != width:
-            return False
-        width = weight.shape[0]
-        if bias is not None and bias.shape != weight.shape[:1]:
-            return False
-    return True
 
 
 def linear_relu(

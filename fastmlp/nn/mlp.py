@@ -23,10 +23,12 @@ from fastmlp.nn.counterparts import (
 )
 from fastmlp.nn.init import init_parameters, linears_of
 from fastmlp.nn.layers import Linear, LinearActivation, ReLU, checked_backend, with_backend
-from fastmlp.ops._load import is_exporting
+from fastmlp.ops._load import is_exporting, runs_reference
 from fastmlp.ops.activations import ACTIVATIONS, row_of
 from fastmlp.ops.checks import is_foreign
+from fastmlp.ops.linear import check_linear
 from fastmlp.ops.mlp import Layer
+from fastmlp.ops.mlp import mlp as mlp_op
 
 _LINEARS = (nn.Linear, Linear)
 
@@ -104,7 +106,7 @@ class MLP(nn.Sequential):
         while (module := modules[position]) is not None:
             position += 1
             if type(module) not in _LINEARS or not _is_untouched(module):
-                x = module(functional.mlp(x, layers, backend=self.backend))
+                x = module(apply_layers(x, layers, self.backend))
                 layers = []
                 continue
             name, following = "none", modules[position]
@@ -113,7 +115,7 @@ class MLP(nn.Sequential):
                 if found is not None:
                     name, position = found, position + 1
             layers.append(Layer(module.weight, module.bias, name))
-        return functional.mlp(x, layers, backend=self.backend)
+        return apply_layers(x, layers, self.backend)
 
     def __getitem__(self, index: Any) -> Any:
         """As ``nn.Sequential``; a slice is a plain ``nn.Sequential`` of the same layers."""
@@ -172,6 +174,34 @@ class MLP(nn.Sequential):
         for module in copied.modules():
             to_counterpart(module)
         return copied
+
+
+def apply_layers(x: Tensor, layers: list[Layer], backend: str | None = None) -> Tensor:
+    """Return what linear layers make of x, one after the other; errors are those of
+    :func:`fastmlp.functional.linear`."""
+    if len(layers) > 1 and not runs_reference(backend, x) and _fit(x, layers):
+        check_linear(x, *layers[0])
+        return mlp_op(x, layers)
+    for weight, bias, activation in layers:
+        x = functional.linear(x, weight, bias, activation, backend=backend)
+    return x
+
+
+def _fit(x: Tensor, layers: list[Layer]) -> bool:
+    """Return whether every layer fits the one before it; where one does not, linear says why."""
+    dtype, device, width = x.dtype, x.device, layers[0].weight.shape[-1]
+    for weight, bias, _ in layers:
+        for tensor in (weight, bias):
+            if tensor is not None and (
+                is_foreign(tensor) or tensor.dtype != dtype or tensor.device != device
+            ):
+                return False
+        if weight.dim() != 2 or weight.shape[1] != width:
+            return False
+        width = weight.shape[0]
+        if bias is not None and bias.shape != weight.shape[:1]:
+            return False
+    return True
 
 
 def _is_untouched(module: nn.Module) -> bool:

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils import hooks
 
 import fastmlp
-from fastmlp import MLP, functional
+from fastmlp import MLP
+from fastmlp.nn import mlp
 from fastmlp.nn.modules import LinearActivation, LinearReLU
 
 SIZES = [4, 5, 3, 2]
@@ -40,13 +41,13 @@ def assert_same(model: nn.Module, twin: nn.Module) -> None:
 @pytest.mark.parametrize("activation", ["relu", "tanh", "none"])
 def test_what_is_untouched_is_fused(monkeypatch, activation):
     model, calls = MLP(SIZES, activation=activation), []
-    mlp = functional.mlp
+    apply_layers = mlp.apply_layers
 
-    def spy(x, layers, **options):
+    def spy(x, layers, backend):
         calls.extend(layer.activation for layer in layers)
-        return mlp(x, layers, **options)
+        return apply_layers(x, layers, backend)
 
-    monkeypatch.setattr(functional, "mlp", spy)
+    monkeypatch.setattr(mlp, "apply_layers", spy)
     assert_same(model, twin_of(model))
     assert calls == [activation, activation, "none"]
     calls.clear()

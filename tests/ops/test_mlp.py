@@ -9,7 +9,7 @@ import torch
 from support.marks import needs_native
 from torch import Tensor, nn
 
-from fastmlp.nn import functional
+from fastmlp.nn.mlp import apply_layers
 from fastmlp.ops import mlp as mlp_ops
 from fastmlp.ops.activations import ACTIVATIONS
 from fastmlp.ops.mlp import Layer
@@ -48,13 +48,13 @@ def test_values_gradients_and_second_derivatives(activation, bias):
     x = torch.randn(4, 2, SIZES[0], dtype=torch.float64, requires_grad=True)
     leaves = leaves_of(x, layers)
     results = []
-    for function in (functional.mlp, by_pytorch):
+    for function in (apply_layers, by_pytorch):
         y = function(x, layers)
         first = torch.autograd.grad(y.sin().sum(), leaves, create_graph=True)
         plain = torch.autograd.grad(function(x, layers).sin().sum(), leaves)
         second = torch.autograd.grad(sum(g.sin().sum() for g in first), leaves, allow_unused=True)
         results.append([y, *plain, *first, *second])
-    assert is_one_node(functional.mlp(x, layers))
+    assert is_one_node(apply_layers(x, layers))
     for ours, theirs in zip(*results, strict=True):
         if theirs is None:
             assert ours is None or not ours.any()
@@ -64,7 +64,7 @@ def test_values_gradients_and_second_derivatives(activation, bias):
 
 def test_inputs_without_a_gradient_are_a_first_layers():
     layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
-    y = functional.mlp(x, layers)
+    y = apply_layers(x, layers)
     assert is_one_node(y)
     wanted = torch.autograd.grad(by_pytorch(x, layers).sum(), leaves_of(x, layers)[1:])
     found = torch.autograd.grad(y.sum(), leaves_of(x, layers)[1:])
@@ -74,7 +74,7 @@ def test_inputs_without_a_gradient_are_a_first_layers():
 def test_a_frozen_layer_goes_the_long_way_and_keeps_no_input():
     layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
     layers[0].weight.requires_grad_(False)
-    y = functional.mlp(x, layers)
+    y = apply_layers(x, layers)
     assert not is_one_node(y)
     x.zero_()  # nobody needs it any more
     y.sum().backward()
@@ -84,7 +84,7 @@ def test_a_frozen_layer_goes_the_long_way_and_keeps_no_input():
 
 def test_a_parameter_changed_before_backward_is_an_error():
     layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
-    y = functional.mlp(x, layers)
+    y = apply_layers(x, layers)
     with torch.no_grad():
         layers[1].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -95,7 +95,7 @@ def test_nothing_is_recorded_without_need(monkeypatch):
     layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
     monkeypatch.setattr(mlp_ops, "_Mlp", None)
     with torch.no_grad():
-        assert functional.mlp(x, layers).grad_fn is None
+        assert apply_layers(x, layers).grad_fn is None
 
 
 def test_transforms_go_layer_by_layer():
@@ -105,9 +105,9 @@ def test_transforms_go_layer_by_layer():
         return function(x, layers).sin().sum()
 
     for transform in (torch.func.grad, torch.func.jacfwd, torch.func.hessian):
-        ours = transform(lambda x: loss(x, functional.mlp))(x)
+        ours = transform(lambda x: loss(x, apply_layers))(x)
         torch.testing.assert_close(ours, transform(lambda x: loss(x, by_pytorch))(x))
-    batched = torch.func.vmap(lambda row: functional.mlp(row, layers))(x)
+    batched = torch.func.vmap(lambda row: apply_layers(row, layers))(x)
     torch.testing.assert_close(batched, by_pytorch(x, layers))
 
 
@@ -123,4 +123,4 @@ def test_layers_that_do_not_fit_are_told_in_linears_words(change, message):
     layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
     layers[1] = layers[1]._replace(weight=change(layers[1].weight))
     with pytest.raises((ValueError, TypeError), match=message):
-        functional.mlp(x, layers)
+        apply_layers(x, layers)
