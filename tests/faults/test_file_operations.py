@@ -6,6 +6,7 @@ resumes, comes to the result of an undisturbed run, bit by bit, and leaves nothi
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from support.figures import count
 from support.file_faults import NAMES, Outcome, run_forked
 from support.small_set import no_drawings, small_set
-from support.tiny import assert_same_run, stop_after, tiny_data
+from support.tiny import assert_same_run, rows, stop_after, tiny_data
 from support.tiny_sweep import BASE, assert_same_sweep
 
 from fastmlp.cli import predict, train
@@ -88,6 +90,7 @@ def at_every_operation(
         except Exception as failed:
             raise AssertionError(where) from failed
         shutil.rmtree(place)
+        count(**{"operations_killed" if error is None else "operations_failed": 1})
     return len(undisturbed.operations)
 
 
@@ -101,7 +104,9 @@ def started_or_resumed(place: Path) -> None:
         resume(place, DATA)
 
 
-@FAULTS
+@pytest.mark.parametrize(
+    "error", [None, *NAMES, errno.EROFS], ids=["kill", *NAMES.values(), "read-only"]
+)
 def test_a_run(error: int | None, tmp_path: Path) -> None:
     fit(CONFIG, DATA, out=tmp_path / "whole")
 
@@ -109,10 +114,10 @@ def test_a_run(error: int | None, tmp_path: Path) -> None:
         started_or_resumed(place)
         assert_same_run(place, tmp_path / "whole")
 
-    count = at_every_operation(
+    operations = at_every_operation(
         lambda place: fit(CONFIG, DATA, out=place), go_on, tmp_path / "runs", error
     )
-    assert count > 60
+    assert operations > 60
 
 
 @FAULTS
@@ -124,10 +129,10 @@ def test_a_resumed_run(error: int | None, tmp_path: Path) -> None:
         resume(place, DATA)
         assert_same_run(place, tmp_path / "whole")
 
-    count = at_every_operation(
+    operations = at_every_operation(
         lambda place: resume(place, DATA), go_on, tmp_path / "runs", error, tmp_path / "stopped"
     )
-    assert count > 40
+    assert operations > 40
 
 
 @FAULTS
@@ -212,3 +217,14 @@ def test_a_report(error: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert {str(path.relative_to(place)) for path in place.rglob("*")} == names
 
     assert at_every_operation(report, go_on, tmp_path / "reports", error, every=30) > 30
+
+
+def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into the past, by a year a look: times are differences on a clock that only goes on."""
+    fit(CONFIG, DATA, out=tmp_path / "whole")
+    looks = iter(range(10**9))
+    monkeypatch.setattr("time.time", lambda: 2e9 - 3e7 * next(looks))
+    fit(CONFIG, DATA, out=tmp_path / "run", should_stop=stop_after(8))
+    resume(tmp_path / "run", DATA)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert all(float(row["seconds"]) >= 0 for row in rows(tmp_path / "run"))

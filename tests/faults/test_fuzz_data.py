@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from support.cifar10_files import BATCH, binary_files, describe, make_batches, pickle_files
+from support.figures import count
 from support.tiny import stop_after, tiny_data
 
 import fastmlp
@@ -257,3 +258,4 @@ def test_a_damaged_file_is_told_in_a_sentence(
         path.write_bytes(content := damage(path, draw))
         wrong = complaint(kind, folder)
         assert wrong is None, f"{number}: {path.name} {content[:300]!r}: {wrong}"
+    count(damaged_inputs=COUNT)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from support import native_fuzz
+from support.figures import count
 from support.marks import needs_native
 from support.native_calls import Calls
 from support.processes import SUPPORT, python_environment
@@ -53,3 +54,4 @@ def test_nothing_is_let_in() -> None:
     for call in right:  # those that no one has changed
         missing = ("blocked_chain_ ", "linear_plan_cuda ")  # which are the CUDA library's
         assert call["ended"].startswith("returned") or call["call"].startswith(missing), call
+    count(native_calls=len(once))

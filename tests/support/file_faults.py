@@ -36,8 +36,8 @@ def run_forked(
     work: Callable[[], object], folder: Path, *, at: int | None = None, error: int | None = None
 ) -> Outcome:
     """Do ``work`` in a fork of this process. Its operation number ``at``, counted from 0, on files
-    under ``folder`` does not happen: the process is killed, or it and for ENOSPC all after it raise
-    the OSError ``error``."""
+    under ``folder`` does not happen: the process is killed, or it and,
+    for a full or a read-only disk, all after it raise the OSError ``error``."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -73,7 +73,8 @@ def _child(
         nonlocal count
         number, count = count, count + 1
         tell(what)
-        if at is None or number < at or (number > at and error != errno.ENOSPC):
+        lasts = error in (errno.ENOSPC, errno.EROFS)
+        if at is None or number < at or (number > at and not lasts):
             return
         if error is None:
             os.kill(os.getpid(), signal.SIGKILL)
