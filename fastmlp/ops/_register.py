@@ -117,6 +117,17 @@ def _make_function(operator: Operator, setup: Any, backward: Any) -> Any:
     return Gradient
 
 
+def is_asked_for(ctx: Any, index: int) -> bool:
+    """Return whether the backward pass under way wants the gradient of an input: ``autograd.grad``
+    may have been asked for others alone, which ``needs_input_grad`` does not tell."""
+    if not ctx.needs_input_grad[index]:
+        return False
+    try:
+        return bool(torch._C._will_engine_execute_node(ctx.next_functions[index][0]))
+    except (AttributeError, RuntimeError):  # under torch.func, or a leaf in autograd.grad
+        return True
+
+
 def _has_tangent(value: Any) -> bool:
     # Not forward_ad.unpack_dual: while torch.compile traces, Python does not know of the level.
     return isinstance(value, Tensor) and torch._VF._unpack_dual(value, level=0)[1] is not None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmlp.ops._register import Operator
+from fastmlp.ops._register import Operator, is_asked_for
 from fastmlp.ops.activations import (
     ACTIVATIONS,
     activation_backward_ref,
@@ -80,7 +80,7 @@ def _linear_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
     """Keep the input for the weight's gradient, the weight for the input's, and what the
     activation saves for either."""
     x, weight, bias, kernel, _ = inputs
-    ctx.row, ctx.has_bias = row_of_kernel(kernel), bias is not None
+    ctx.row = row_of_kernel(kernel)
     ctx.in_features = weight.shape[1]
     need_dx, need_dw = ctx.needs_input_grad[:2]
     saves = ctx.row.saves
@@ -95,8 +95,7 @@ def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, saved = ctx.saved_tensors
     if ctx.row.saves == "input":
         saved = linear(x, weight, bias=saved)
-    need_dx, need_dw, *rest = ctx.needs_input_grad
-    output_mask = (need_dx, need_dw, ctx.has_bias and rest[0])
+    output_mask = (is_asked_for(ctx, 0), is_asked_for(ctx, 1), is_asked_for(ctx, 2))
     shape, row = dy.shape[:-1], dy.new_empty(ctx.in_features)
     if x is None:  # a row stands in for what only gives a shape
         dy = dy.reshape(shape.numel(), -1)

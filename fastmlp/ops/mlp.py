@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from fastmlp.ops import linear as linear_ops
+from fastmlp.ops._register import is_asked_for
 from fastmlp.ops.activations import ACTIVATIONS, _activation_op
 from fastmlp.ops.matmul_precision import matmul_precision_of
 
@@ -93,7 +94,7 @@ class _Mlp(_SingleLevelFunction):  # type: ignore[misc]
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dy, inputs[0], parameters)
         gradients: list[Tensor | None] = []
-        need_dx = ctx.needs_input_grad[0]
+        need_dx = is_asked_for(ctx, 0)
         with torch._C._AutoDispatchBelowAutograd():
             for i in reversed(range(count)):
                 weight, bias = parameters[2 * i : 2 * i + 2]

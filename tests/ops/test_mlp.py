@@ -10,8 +10,10 @@ from support.marks import needs_native
 from torch import Tensor, nn
 
 from fastmlp.nn.mlp import apply_layers
+from fastmlp.ops import linear as linear_ops
 from fastmlp.ops import mlp as mlp_ops
 from fastmlp.ops.activations import ACTIVATIONS
+from fastmlp.ops.linear import linear
 from fastmlp.ops.mlp import Layer
 
 pytestmark = needs_native
@@ -60,6 +62,27 @@ def test_values_gradients_and_second_derivatives(activation, bias):
             assert ours is None or not ours.any()
         else:
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("function", [apply_layers, lambda x, layers: linear(x, *layers[0])])
+def test_no_gradient_of_inputs_that_nobody_asked_for(function, monkeypatch):
+    layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64).requires_grad_()
+    needed = []
+    backward = linear_ops._linear_backward_op
+    operator = backward.operator
+
+    def spy(*args: object) -> object:
+        needed.append(args[5])
+        return operator(*args)
+
+    monkeypatch.setattr(backward, "operator", spy)
+    y = function(x * 1, layers)
+    weight = layers[0].weight
+    alone = torch.autograd.grad(y.sum(), weight, retain_graph=True)[0]
+    assert not needed[-1]
+    both = torch.autograd.grad(y.sum(), (x, weight))
+    assert needed[-1]
+    assert torch.equal(alone, both[1])
 
 
 def test_inputs_without_a_gradient_are_a_first_layers():
