@@ -18,6 +18,9 @@ from pathlib import Path
 
 from setuptools import setup
 
+from cuda_toolkit import Plan, make_plan, pip_folders
+
+LEAST_TORCH = (2, 11)
 ROOT = Path(__file__).resolve().parent
 ABI_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 # GCC takes the undefined operands inside its own intrinsics for uninitialised variables; the stable
@@ -28,9 +31,22 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-unused-paramet
 def find_torch() -> bool:
     """Whether torch can be imported; from the environment itself where pip builds in isolation."""
     if importlib.util.find_spec("torch") is None:
-        for name in ("purelib", "platlib"):
-            site.addsitedir(sysconfig.get_path(name))
+        user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+        for folder in (*map(sysconfig.get_path, ("purelib", "platlib")), *user):
+            site.addsitedir(folder)
     return importlib.util.find_spec("torch") is not None
+
+
+def check_torch() -> None:
+    """Stop, with what to do, before an older PyTorch than the sources can be compiled against."""
+    import torch
+
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < LEAST_TORCH:
+        least = ".".join(map(str, LEAST_TORCH))
+        raise SystemExit(
+            f"fastmlp needs PyTorch {least} or newer, and {torch.__version__} is installed in "
+            f"{Path(torch.__file__).parent}; run pip install --upgrade 'torch>={least}'"
+        )
 
 
 def find_compiler() -> str | None:
@@ -38,37 +54,34 @@ def find_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
-def find_toolkit() -> str | None:
-    """The folder of a CUDA toolkit. The nvcc on PATH may be a script that stands elsewhere."""
-    nvcc, pip = shutil.which("nvcc"), importlib.util.find_spec("nvidia")
-    places = [os.environ.get("CUDA_HOME", "/usr/local/cuda")]
-    places += [str(Path(p).parent.parent) for p in (nvcc, os.path.realpath(nvcc or "")) if p]
-    pips = pip.submodule_search_locations if pip else ()
-    places += ["/usr/local/cuda", *(f"{folder}/cu13" for folder in pips or ())]
-    parts = ("bin/nvcc", "include/cuda_runtime.h")
-    return next((p for p in places if all(Path(p, part).is_file() for part in parts)), None)
-
-
-def choose_toolkit() -> str | None:
-    """The toolkit to build fastmlp._cuda with, or None; says which, or why not."""
+def choose_toolkit() -> Plan | None:
+    """The plan to build fastmlp._cuda by, or None; says which, or why not."""
     import torch
 
-    wish, toolkit = os.environ.get("FASTMLP_CUDA", "auto"), find_toolkit()
+    wish = os.environ.get("FASTMLP_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"FASTMLP_CUDA must be 0, 1 or auto, got {wish!r}")
-    lacks = "" if toolkit else "there is no CUDA toolkit; the extra [cuda-build] has one"
-    lacks = lacks if torch.version.cuda else "this PyTorch is a CPU build"
-    lacks = "sanitizers are for the CPU" if os.environ.get("FASTMLP_SANITIZE") else lacks
-    if wish == "0" or lacks:
-        print(f"fastmlp: CPU kernels alone ({lacks or 'FASTMLP_CUDA=0'})")
+    lacks, plan = "", None
+    if os.environ.get("FASTMLP_SANITIZE"):
+        lacks = "sanitizers are for the CPU"
+    elif not torch.version.cuda:
+        lacks = "this PyTorch is a CPU build"
+    elif wish == "0":
+        lacks = "FASTMLP_CUDA=0"
+    else:
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        gpus = [torch.cuda.get_device_capability(i) for i in range(seen)]
+        plan = make_plan(torch.version.cuda, gpus, os.environ, pip_folders())
+        lacks = "" if plan.toolkit else plan.said
+    if lacks or plan is None:
+        print(f"fastmlp: CPU kernels alone ({lacks})")
         if wish == "1":
             raise SystemExit(f"FASTMLP_CUDA=1 asks for the CUDA kernels, but {lacks}")
         return None
-    default = "" if torch.cuda.is_available() else "8.0;9.0a;10.0;12.0+PTX"  # "": the GPU here
-    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default) or "the GPU of this machine"
-    print(f"fastmlp: CPU and CUDA kernels, with {toolkit} for {archs} (FASTMLP_CUDA=0: CPU alone)")
-    os.environ["CUDA_HOME"] = str(toolkit)  # torch.utils.cpp_extension reads it once
-    return toolkit
+    print(f"fastmlp: CPU and CUDA kernels, {plan.said} (FASTMLP_CUDA=0: CPU alone)")
+    os.environ["TORCH_CUDA_ARCH_LIST"] = plan.archs
+    os.environ["CUDA_HOME"] = str(plan.toolkit.home)  # torch.utils.cpp_extension reads it once
+    return plan
 
 
 def keeping_objects(command: type) -> type:
@@ -96,7 +109,8 @@ def keeping_objects(command: type) -> type:
 
 def extensions() -> tuple[list, dict]:
     """The extension modules and the command that builds them."""
-    toolkit = choose_toolkit()
+    check_torch()
+    plan = choose_toolkit()
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     debug = os.environ.get("FASTMLP_SANITIZE", "")  # e.g. address,undefined
@@ -112,14 +126,18 @@ def extensions() -> tuple[list, dict]:
     sources = files("csrc/*.cpp", "csrc/cpu/**/*.cpp")
     native = CppExtension("fastmlp._C", sources, extra_compile_args={"cxx": flags}, **common)
     build = {"build_ext": keeping_objects(BuildExtension)}
-    if not toolkit:
+    if plan is None or plan.toolkit is None:
         return [native], build
-    both = {"cxx": [*flags, "-DUSE_CUDA"], "nvcc": ["-O3", "-Xcompiler=-fvisibility=hidden"]}
+    both = {"cxx": [*flags, "-DUSE_CUDA", f'-DFASTMLP_CUDA_ARCHS="{plan.archs}"']}
+    both["nvcc"] = ["-O3", "-Xcompiler=-fvisibility=hidden"]
     sources = files("csrc/cuda/**/*.cpp", "csrc/cuda/**/*.cu")
     cuda = CUDAExtension("fastmlp._cuda", sources, extra_compile_args=both, **common)
-    if not [*Path(toolkit).glob("lib*/libcudart.so")]:  # pip has it by its version alone
-        name = next(Path(toolkit).glob("lib*/libcudart.so.*")).name
-        cuda.libraries[cuda.libraries.index("cudart")] = f":{name}"
+    cuda.include_dirs = [*cuda.include_dirs, str(plan.toolkit.include)]
+    library = plan.runtime
+    assert library is not None
+    cuda.library_dirs = [*cuda.library_dirs, str(library.parent)]
+    if library.name != "libcudart.so":  # pip has it by its version alone
+        cuda.libraries[cuda.libraries.index("cudart")] = f":{library.name}"
     return [native, cuda], build
 
 

@@ -7,6 +7,7 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
   m.def("cpu_isa() -> str");
 
   // Who computes a CPU layer's matrix products, and why, in words.
+  m.def("cuda_archs() -> str");
   m.def("linear_plan(int batch, int inputs, int outputs, ScalarType dtype) -> str");
   m.def(
       "linear_plan_cuda(int batch, int inputs, int outputs, ScalarType dtype, int processors, "

@@ -13,10 +13,12 @@ import torch
 
 from fastmlp import native_available, set_backend
 
-for _number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
-    if signal.getsignal(_number) is signal.SIG_IGN:
-        # Started in the background or by nohup: tests send these signals all the same.
-        signal.signal(_number, signal.default_int_handler)
+# Started in the background, or by nohup, this process ignores signals that tests send, and so would
+# the programs that they start; a handler is not handed on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; threads of several that wait for each other take many times as long.

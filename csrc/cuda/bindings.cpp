@@ -49,6 +49,12 @@ LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) 
   return plan_linear_cuda(batch, in, out, type == ScalarType::Double, type != ScalarType::Float);
 }
 
+#ifndef FASTMLP_CUDA_ARCHS
+#define FASTMLP_CUDA_ARCHS ""
+#endif
+// What was compiled for, as TORCH_CUDA_ARCH_LIST spells it; empty where setup.py did not say.
+std::string cuda_archs() { return FASTMLP_CUDA_ARCHS; }
+
 std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType type,
                              int64_t processors, int64_t capability, int64_t matmul_precision) {
   check_matmul_precision(matmul_precision);
@@ -295,6 +301,7 @@ STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, FASTMLP_KEY, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("cuda_archs", TORCH_BOX(&fastmlp::cuda_archs));
   m.impl("linear_plan_cuda", TORCH_BOX(&fastmlp::linear_plan_cuda));
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable
@@ -52,6 +53,43 @@ NATIVE_DEVICES: tuple[str, ...] = tuple(
 )
 """Device types that the compiled operators have kernels for."""
 
+
+@functools.cache
+def _unfit_gpu() -> str | None:
+    """Return why the CUDA kernels cannot run on a GPU of this machine, or None where they can."""
+    archs = str(torch.ops.fastmlp.cuda_archs())
+    for index in range(torch.cuda.device_count() if archs else 0):
+        capability = torch.cuda.get_device_capability(index)
+        if not runs_on(archs, capability):
+            return (
+                f"this build has code for GPUs of compute capability {archs.replace(';', ', ')}, "
+                f"and the {torch.cuda.get_device_name(index)} here has "
+                f"{'.'.join(map(str, capability))}; run 'pip install -e .' on this machine to build "
+                "for it, from 8.0 on"
+            )
+    return None
+
+
+_unfit_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def runs_on(archs: str, capability: tuple[int, int]) -> bool:
+    """Return whether what was compiled for ``archs``, as TORCH_CUDA_ARCH_LIST spells them, runs on
+    a GPU: machine code on the same major and no smaller minor version, with an ``a`` on exactly
+    that, and PTX on any later one (CUDA C++ Programming Guide, "Application Compatibility")."""
+    for arch in archs.split(";"):
+        number = arch.removesuffix("+PTX")
+        major, minor = (int(part) for part in number.rstrip("a").split("."))
+        if number.endswith("a"):
+            fits = (major, minor) == capability
+        else:
+            fits = major == capability[0] and minor <= capability[1]
+            fits = fits or (arch.endswith("+PTX") and (major, minor) <= capability)
+        if fits:
+            return True
+    return False
+
+
 _default: str | None = None
 _warned: set[str] = set()
 
@@ -63,12 +101,14 @@ def native_available(device: str = "cpu") -> bool:
     >>> fastmlp.native_available("tpu")
     False
     """
-    return device in NATIVE_DEVICES
+    return device in NATIVE_DEVICES and (device == "cpu" or _unfit_gpu() is None)
 
 
 def load_error(device: str = "cpu") -> str | None:
     """Return why there are no compiled kernels for a device type ("cpu", "cuda"), or None."""
-    return NATIVE_ERROR if device == "cpu" else CUDA_ERROR
+    if device == "cpu":
+        return NATIVE_ERROR
+    return CUDA_ERROR or _unfit_gpu()
 
 
 def set_backend(backend: str | None) -> None:
@@ -93,7 +133,7 @@ def resolve_backend(backend: str | None = None, device: str = "cpu") -> str:
     else "reference" after one warning that says why. Raises ValueError for an unknown name and
     RuntimeError where "native" is asked for by name but has no kernels for the device.
     """
-    if backend is None and _default is None and device in NATIVE_DEVICES:
+    if backend is None and _default is None and native_available(device):
         return "native"  # the usual answer, before a microsecond of questions
     _check_name(backend)
     if device == "meta":  # shapes alone: PyTorch infers them, whatever computes the numbers
@@ -150,8 +190,9 @@ def unsupported_reason(device: str) -> str:
             f"the compiled extension could not be loaded ({NATIVE_ERROR}), so run "
             "'pip install -e .' in the repository to build it"
         )
-    why = f" ({CUDA_ERROR})" if device == "cuda" else ""
-    return f"this build has no kernels for {device}, only for {', '.join(NATIVE_DEVICES)}{why}"
+    why = f" ({load_error(device)})" if device == "cuda" else ""
+    others = ", ".join(name for name in NATIVE_DEVICES if name != device)
+    return f"this build has no kernels for {device}, only for {others}{why}"
 
 
 def _check_name(backend: str | None) -> None:

@@ -97,6 +97,45 @@ def test_without_the_extension_the_reference_serves_after_one_warning():
     assert "backend 'native' is not available on cpu" in refusal
 
 
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        ("8.0;9.0a;10.0;12.0+PTX", (8, 0), True),
+        ("8.0;9.0a;10.0;12.0+PTX", (8, 9), True),
+        ("8.0;9.0a;10.0;12.0+PTX", (9, 0), True),
+        ("8.0;9.0a;10.0;12.0+PTX", (12, 1), True),
+        ("8.0;9.0a;10.0;12.0+PTX", (13, 0), True),
+        ("8.0;9.0a;10.0;12.0+PTX", (7, 5), False),
+        ("8.6", (8, 0), False),
+        ("9.0a", (9, 1), False),
+        ("8.0+PTX", (12, 0), True),
+        ("8.0", (12, 0), False),
+    ],
+)
+def test_what_runs_on_a_gpu(archs, capability, runs):
+    assert backend.runs_on(archs, capability) == runs
+
+
+@needs_native
+def test_a_gpu_that_the_build_has_no_code_for(monkeypatch):
+    """A build for newer GPUs, on the T4 of Google Colab."""
+    monkeypatch.setattr(backend, "NATIVE_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(backend, "CUDA_ERROR", None)
+    monkeypatch.setattr(torch.ops.fastmlp, "cuda_archs", lambda: "8.0;9.0a", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    backend._unfit_gpu.cache_clear()
+    backend._warned.clear()
+    fastmlp.set_backend(None)
+    try:
+        assert not fastmlp.native_available("cuda")
+        with pytest.warns(UserWarning, match=r"8.0, 9.0a, and the Tesla T4 here has 7.5; run 'pip"):
+            assert backend.resolve_backend(None, "cuda") == "reference"
+    finally:
+        backend._unfit_gpu.cache_clear()
+
+
 def test_a_device_without_kernels_gets_the_reference_and_one_warning():
     backend._warned.clear()
     fastmlp.set_backend(None)

@@ -189,6 +189,9 @@ class Calls:
     def linear_plan_cuda(self) -> Arguments:
         return [*self.linear_plan(), 132, 90, 0]
 
+    def cuda_archs(self) -> Arguments:
+        return []
+
     def blocked_plan(self) -> Arguments:
         return [self.rows, self.inputs, self.random.random() < 0.5, self.outputs]
 
