@@ -64,8 +64,8 @@ def _unfit_gpu() -> str | None:
             return (
                 f"this build has code for GPUs of compute capability {archs.replace(';', ', ')}, "
                 f"and the {torch.cuda.get_device_name(index)} here has "
-                f"{'.'.join(map(str, capability))}; run 'pip install -e .' on this machine to build "
-                "for it, from 8.0 on"
+                f"{'.'.join(map(str, capability))}; run 'pip install -e .' here to build for it, "
+                "from 8.0 on"
             )
     return None
 

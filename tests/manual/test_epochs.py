@@ -10,6 +10,7 @@ from support.course import blobs, pictures
 from torch import Tensor
 
 from fastmlp.manual import Classifier, Dataloader, Dataset, FullyConnectedLayer, epochs
+from fastmlp.manual.layers import SoftmaxCrossEntropy
 from fastmlp.ops._load import native_available
 
 pytestmark = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
@@ -97,6 +98,37 @@ def test_layers_of_a_students_own_run_as_they_are():
     torch.testing.assert_close(trained["ours"]["w1"], trained["own"]["w1"], rtol=1e-11, atol=0)
     assert float(trained["wrong"]["b1"].abs().max()) == 0
     assert float(trained["ours"]["b1"].abs().max()) > 0
+
+
+def _of_arrays(y):
+    return torch.from_numpy(y)
+
+
+def _of_tensors(y):
+    return y.long()
+
+
+@pytest.mark.parametrize("read", [_of_arrays, _of_tensors])
+def test_a_students_loss_is_written_for_arrays_or_for_tensors(read):
+    """As it is typed for the loader, whose labels are arrays, or for autograd's functions."""
+
+    class Own:
+        def __init__(self):
+            self.inner = SoftmaxCrossEntropy()
+
+        def forward(self, y, net_out):
+            return self.inner.forward(read(y), net_out)
+
+        def backward(self):
+            return self.inner.backward()
+
+    logs = []
+    for loss in (None, Own()):
+        model = Classifier(12, 8, 3)
+        model.loss_func = loss or model.loss_func
+        loader = Dataloader(Dataset(*pictures(43)), 8)
+        logs.append(model.training(loader, epochs=2, learning_rate=0.5, verbose=0, model_path=None))
+    assert logs[0].train_loss == pytest.approx(logs[1].train_loss, rel=1e-5)
 
 
 def test_arrays_of_a_data_set_that_are_replaced_are_taken_as_the_layers_take_them():
