@@ -15,7 +15,13 @@ import torch
 
 from fastmlp import __version__
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.engines.registry import ENGINES, choose_engine, engine_for, resolve_device
+from fastmlp.engines.registry import (
+    ENGINES,
+    choose_engine,
+    engine_for,
+    passed_over_gpu,
+    resolve_device,
+)
 from fastmlp.ops._load import load_error, native_available, unsupported_reason
 from fastmlp.ops.matmul_precision import allowed_matmul_precision
 from fastmlp.ops.quickest import linear_reason
@@ -29,6 +35,7 @@ def collect(shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
     built = load_error() is None
     device = resolve_device("auto")
     engine, reason = choose_engine("auto", device)
+    reason += passed_over_gpu("auto")
     return {
         "fastmlp": __version__,
         "torch": torch.__version__,

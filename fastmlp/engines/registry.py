@@ -22,6 +22,7 @@ from fastmlp.engines.graph import GraphEngine
 from fastmlp.engines.native import NativeEngine
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.ops._load import load_error, native_available
 from fastmlp.utils.errors import UserError
 
 __all__ = [
@@ -107,13 +108,16 @@ class EnginePool:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that "auto", "cpu", "cuda" or "cuda:1" means here; auto prefers a GPU.
+    """Return the device that "auto", "cpu", "cuda" or "cuda:1" means here; auto is a GPU that our
+    kernels run on, else the CPU, whose engines are several times faster than PyTorch on a GPU; or a
+    GPU where there are no kernels at all.
 
     Raises :class:`UserError` where there is no such device.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
+        fits = count > 0 and (native_available("cuda") or not native_available())
+        return torch.device("cuda", 0) if fits else torch.device("cpu")
     device = torch.device(name)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
@@ -122,3 +126,11 @@ def resolve_device(name: str) -> torch.device:
         if device.index >= count:
             raise UserError(f"device {name} is not there: the last GPU is cuda:{count - 1}")
     return device
+
+
+def passed_over_gpu(name: str) -> str:
+    """Return, to be added to a reason, why the device "auto" is not the GPU that is there; empty
+    where there is none or another device was named."""
+    if name != "auto" or not torch.cuda.is_available() or resolve_device("auto").type == "cuda":
+        return ""
+    return f"; not the GPU, because {load_error('cuda')}"

@@ -13,7 +13,7 @@ import torch
 from fastmlp.data.splits import DataSplits
 from fastmlp.engines.base import Engine
 from fastmlp.engines.metrics import EpochMetrics
-from fastmlp.engines.registry import EnginePool, choose_engine, resolve_device
+from fastmlp.engines.registry import EnginePool, choose_engine, passed_over_gpu, resolve_device
 from fastmlp.nn.init import initial_parameters
 from fastmlp.training.callbacks import Callback, EarlyStopping
 from fastmlp.training.checkpoint import Checkpoint
@@ -52,6 +52,7 @@ class Trainer:
         kind, reason = choose_engine(
             config.engine, device, sizes, config.optimizer_config, self.data.train
         )
+        reason += passed_over_gpu(config.device)
         if checkpoint is not None and config.engine == "auto":
             checkpoint.engine_reason = reason
         config = replace(config, device=str(device), engine=kind.name)

@@ -18,11 +18,18 @@ from torch import Tensor, nn
 from fastmlp.data.sampling import EpochOrder, epoch_order
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization, make_normalization
+from fastmlp.engines import registry
 from fastmlp.engines.base import Epoch
 from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import mlp_ref, train_epoch_ref
-from fastmlp.engines.registry import ENGINES, EnginePool, choose_engine, resolve_device
+from fastmlp.engines.registry import (
+    ENGINES,
+    EnginePool,
+    choose_engine,
+    passed_over_gpu,
+    resolve_device,
+)
 from fastmlp.nn.init import initial_parameters
 from fastmlp.ops._load import native_available
 from fastmlp.utils.errors import UserError
@@ -427,7 +434,17 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    kernels = {"cpu", "cuda"}
+    monkeypatch.setattr(registry, "native_available", lambda device="cpu": device in kernels)
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
+    assert passed_over_gpu("auto") == ""
+    kernels.remove("cuda")
+    monkeypatch.setattr(registry, "load_error", lambda device: "it is a T4")
+    assert resolve_device("auto") == CPU
+    assert passed_over_gpu("auto") == "; not the GPU, because it is a T4"
+    assert passed_over_gpu("cpu") == ""
+    kernels.remove("cpu")
+    assert resolve_device("auto") == torch.device("cuda", 0)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(UserError, match="the last GPU is cuda:1"):
         resolve_device("cuda:2")
