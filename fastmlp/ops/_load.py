@@ -57,10 +57,10 @@ NATIVE_DEVICES: tuple[str, ...] = tuple(
 @functools.cache
 def _unfit_gpu() -> str | None:
     """Return why the CUDA kernels cannot run on a GPU of this machine, or None where they can."""
-    archs = str(torch.ops.fastmlp.cuda_archs())
-    for index in range(torch.cuda.device_count() if archs else 0):
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        archs = str(torch.ops.fastmlp.cuda_archs())
         capability = torch.cuda.get_device_capability(index)
-        if not runs_on(archs, capability):
+        if archs and not runs_on(archs, capability):
             return (
                 f"this build has code for GPUs of compute capability {archs.replace(';', ', ')}, "
                 f"and the {torch.cuda.get_device_name(index)} here has "

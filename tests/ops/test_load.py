@@ -122,6 +122,7 @@ def test_a_gpu_that_the_build_has_no_code_for(monkeypatch):
     monkeypatch.setattr(backend, "NATIVE_DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(backend, "CUDA_ERROR", None)
     monkeypatch.setattr(torch.ops.fastmlp, "cuda_archs", lambda: "8.0;9.0a", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
