@@ -2,8 +2,8 @@
 
 The ways are in the ``*.toml`` files beside this one: a table each, with the file, a text that it
 has once, what takes its place, what would then be wrong for a user, and the tests that are to fail.
-Each is tried in a copy of the checkout, ``build/mutations``, which is kept so that only what changes
-is compiled; what came of it is in ``result.json``.
+Each is tried in a copy of the checkout, ``build/mutations``, which is kept so that only what
+changes is compiled; what came of it is in ``result.json``.
 
     python tests/mutations/run.py             all of them, about half an hour on one core
     python tests/mutations/run.py --missing   those without a result, or changed since
