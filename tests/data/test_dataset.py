@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -245,6 +246,8 @@ def test_the_parts_follow_each_other(dataset):
     assert torch.equal(torch.cat([part.labels for part in parts]), dataset.labels)
     assert split.val.images.is_contiguous()
     assert split.val.images.data_ptr() == dataset.images[60].data_ptr()
+    fewer = split_dataset(replace(dataset, images=dataset.images[:98], labels=dataset.labels[:98]))
+    assert [len(part.labels) for part in (fewer.train, fewer.val, fewer.test)] == [58, 20, 20]
 
 
 def test_the_official_test_set_replaces_the_third_part_only(dataset):

@@ -90,7 +90,13 @@ def test_a_folder_without_a_record_is_read_as_it_is(batches, tmp_path):
     assert not (folder / SUMS).exists()
 
 
-@pytest.mark.parametrize("content", [b"\xff\x00\n", b"0" * 64 + b" x\n", b"\n", b"A" * 64 + b"  x"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"\xff\x00\n", b"0" * 64 + b" x\n", b"\n", b"A" * 64 + b"  x"),
+        b"0" * 64 + b"  x\n" + b"0" * 63 + b"  y\n",  # one line of two
+    ],
+)
 def test_a_damaged_record_is_told(batches, tmp_path, content):
     folder = write_folder(tmp_path / "data", {**binary_files(batches), SUMS: content})
     with pytest.raises(UserError, match=f"{SUMS} is damaged: .* delete it"):

@@ -132,6 +132,18 @@ def test_a_password_goes_to_its_host_and_into_no_message(host, tmp_path, capsys)
     assert "GET /cifar-10-binary.tar.gz?token=hush " in host.requests[0]
 
 
+def test_a_password_stays_with_its_host(host, tmp_path):
+    other = Host()
+    try:
+        host.answer = f"HTTP/1.1 302 Found\r\nLocation: {other.url}\r\n\r\n".encode()
+        other.answer = b"HTTP/1.1 403 Forbidden\r\n\r\n"
+        refusal(tmp_path, host.url.replace("http://", "http://me:secret@"))
+    finally:
+        other.close()
+    assert "Authorization" in host.requests[0]
+    assert "Authorization" not in other.requests[0]
+
+
 @pytest.mark.parametrize("url", ["me:pw@host/x", "http://me:p/w@host/x", "ftp://me:pw@host/x"])
 def test_a_password_in_a_wrong_address_is_not_told(tmp_path, url):
     with pytest.raises(download.UserError, match=r"data_url must be an http.*'(ftp://)?host/x'"):

@@ -66,6 +66,8 @@ def test_the_fingerprint_knows_every_pixel_and_label() -> None:
         changed(data, "train", images=pixel).fingerprint,
         changed(data, "train", labels=label).fingerprint,
         changed(data, "val", labels=val).fingerprint,
+        changed(data, "train", weights=torch.ones(len(label))).fingerprint,
+        changed(data, "train", weights=torch.arange(len(label)).float()).fingerprint,
     ]
     assert len(set(prints)) == len(prints)
     assert tiny_data().fingerprint == prints[0]

@@ -219,6 +219,10 @@ def test_what_does_not_fit_is_refused():
         far[3, column] = shift
         with pytest.raises(RuntimeError, match="moves must shift an image by less than its height"):
             flip_shift(images, far, shape)
+    far = moves.clone()
+    far[3, 1] = 3
+    with pytest.raises(RuntimeError, match="less than its height and width"):
+        flip_shift(images, far, [1, 6, 3])  # higher than wide
     with pytest.raises(RuntimeError, match="moves must have size 4 in dimension 0"):
         flip_shift(images, moves[1:], shape)
     with pytest.raises(RuntimeError, match="moves must have size 3 in dimension 1"):

@@ -150,6 +150,12 @@ def test_the_lowest_validation_loss_is_kept_saved_and_announced(tmp_path, capsys
     )
 
 
+def test_an_epoch_no_better_than_the_best_is_not_announced(tmp_path, capsys):
+    model, path = Classifier(12, 8, 3), tmp_path / "model.pt"
+    model.training(blobs(60), blobs(30), epochs=3, learning_rate=1e-30, model_path=path)
+    assert capsys.readouterr().out.count("[MODEL SAVED]") == 1
+
+
 def test_verbose_is_every_how_many_epochs_and_the_default_file_is_here(
     tmp_path, capsys, monkeypatch
 ):

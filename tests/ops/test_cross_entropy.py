@@ -199,6 +199,11 @@ def test_threads_do_not_change_a_bit(shape, threads):
     assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(results[0], r, strict=True))
 
 
+def test_a_long_batch_loses_no_digits():
+    logits, target = torch.zeros(200_000, 2), torch.zeros(200_000, dtype=torch.int64)
+    assert float(ops.cross_entropy(logits, target)) == pytest.approx(math.log(2), rel=1e-6)
+
+
 def test_loss_with_gradient_in_one_call():
     logits, target = randn(8, 10), torch.randint(0, 10, (8,))
     loss, dlogits = ops.cross_entropy_with_grad(logits, target)
@@ -222,6 +227,23 @@ def test_gradients_of_every_order(reduction, smoothing, weighted):
 
     torch.autograd.gradcheck(loss, logits)
     torch.autograd.gradgradcheck(loss, logits)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_vmap_and_forward_mode_with_every_option(reduction, smoothing):
+    logits, tangent = randn(6, 5, 4, dtype=torch.float64), randn(5, 4, dtype=torch.float64)
+    target, weight = torch.randint(0, 4, (6, 5)), torch.rand(4, dtype=torch.float64)
+    target[:, 2] = -100
+    options = {"weight": weight, "reduction": reduction, "label_smoothing": smoothing}
+    ours, theirs = (partial(f, **options) for f in (functional.cross_entropy, cross_entropy_ref))
+    each = torch.stack([theirs(*batch) for batch in zip(logits, target, strict=True)])
+    torch.testing.assert_close(torch.vmap(ours)(logits, target), each)
+    jvps = [
+        torch.func.jvp(lambda x, f=f: f(x, target[0]), (logits[0],), (tangent,))
+        for f in (ours, theirs)
+    ]
+    torch.testing.assert_close(*jvps)
 
 
 def test_opcheck_and_compile():

@@ -194,6 +194,9 @@ def test_what_does_not_fit_is_refused():
         evaluate(data, networks(dtype=torch.bfloat16))
     with pytest.raises(RuntimeError, match="there must be at least one network"):
         ops.evaluate(*inputs, [], [])
+    for counts in (torch.full((211,), -1), torch.full((211,), 1 << 62)):
+        with pytest.raises(RuntimeError, match="counts must not be negative"):
+            ops.evaluate(*inputs[:4], counts, [len(parameters[0]) // 2], parameters[0])
     for layers in ([1], [1, 2, 3, 2, 5], [30], [0, 1, 2, 3, 2, 4], [-1, 1]):
         with pytest.raises(RuntimeError, match="a weight and a bias for each layer"):
             ops.evaluate(*inputs, layers, tensors)

@@ -105,6 +105,19 @@ def test_expanded_inputs():
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("batch", [1, 40])
+def test_few_inputs_by_a_transposed_weight(batch):
+    x, w, b = small_integers(batch, 5), small_integers(5, 130).t(), small_integers(130)
+    assert torch.equal(ops.linear(x, w, b, "relu"), linear_ref(x, w, b, "relu"))
+
+
+def test_the_biass_gradient_of_many_rows_loses_no_digits():
+    dy = torch.ones(512, 3)
+    dy[0] = 1 << 24  # beside which float32 has no room for a one
+    db = ops.linear_backward(dy, randn(512, 5), randn(3, 5))[2]
+    assert ((db.double() - dy.double().sum(0)).abs() <= 16).all()
+
+
 @pytest.mark.parametrize("mask", [(True, False, True), (False, True, False), (False, False, True)])
 def test_only_the_gradients_that_are_asked_for(mask):
     dy, x, w = randn(4, 6), randn(4, 9), randn(6, 9)

@@ -91,6 +91,22 @@ def test_rows_that_x_lacks_are_refused(backend):
         )
 
 
+def test_the_operators_refuse_rows_and_columns_that_x_lacks(backend):
+    """The second line, behind the checks in Python."""
+    if backend == "reference":
+        pytest.skip("it has no second line")
+    predict, parameters = torch.ops.fastmlp.predict_rows, make_parameters((7, 3))
+    x = torch.zeros(5, 7)
+    for row in (5, -1):
+        with pytest.raises(RuntimeError, match="rows must be rows of x"):
+            predict(x, None, None, None, None, torch.tensor([row]), parameters, 0)
+    values, starts, rows = torch.ones(2), torch.tensor([0, 1, 2]), torch.tensor([0])
+    for column in (7, -1):
+        columns = torch.tensor([0, column], dtype=torch.int32)
+        with pytest.raises(RuntimeError, match="columns must be of inputs"):
+            predict(values, columns, starts, None, None, rows, parameters, 0)
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("sizes", [(40, 3), (40, 30, 3)], ids=str)
 def test_sparse_rows(sizes, backend):

@@ -131,6 +131,23 @@ def test_resumed_in_the_middle_of_an_epoch(options, backend):
     assert torch.equal(numbers_of(whole), numbers_of(parts))
 
 
+def test_a_bound_above_every_norm_changes_nothing(backend):
+    configs = [config_of(), config_of(clip_norm=1e3)]
+    x, targets = problem(configs[0])
+    networks = [make_network((7, 9, 3), config, 53) for config in configs]
+    for network in networks:
+        train_steps_([network], x, targets, backend=backend)
+    torch.testing.assert_close(*map(numbers_of, networks), rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_of_a_large_batch_on_any_number_of_threads(threads, backend):
+    config = config_of(batch_size=200, dropout=0.5)
+    x, targets = problem(config, rows=400)
+    for count in (1, 2):
+        threads(count)
+        check_against_torch(backend, make_network((7, 20, 3), config, 400), x, targets)
+
+
 def test_networks_together_are_what_they_are_alone(backend):
     configs = [
         config_of(batch_size=5, optimizer="adam", dropout=0.3),

@@ -151,6 +151,14 @@ def test_flops_are_counted():
     assert counter.get_total_flops() == 161_792
 
 
+def test_flops_of_the_operators_themselves():
+    x, w, dy = torch.randn(16, 64), torch.randn(32, 64), torch.randn(16, 32)
+    with FlopCounterMode(display=False) as counter:
+        torch.ops.fastmlp.linear(x, w)
+        torch.ops.fastmlp.linear_backward(dy, x, w, None, 0, True, False, True)
+    assert counter.get_total_flops() == 2 * 2 * 16 * 64 * 32
+
+
 def test_backward_keeps_only_what_it_needs():
     """A frozen weight's input may change before the backward pass, and is not held."""
     w, frozen = torch.randn(5, 4, requires_grad=True), torch.randn(3, 5)

@@ -50,6 +50,11 @@ def test_a_password_in_an_address_is_not_saved() -> None:
     assert config.to_dict()["data_url"] == "https://host/cifar-10-binary.tar.gz"
 
 
+def test_dropout_is_of_the_seed() -> None:
+    configs = TrainConfig(dropout=0.5, seed=3), TrainConfig(seed=3)
+    assert [config.optimizer_config.seed for config in configs] == [3, 0]
+
+
 def test_no_momentum_means_no_nesterov_unless_it_is_asked_for() -> None:
     assert resolve_config({"momentum": 0.0}).nesterov is False
     with pytest.raises(UserError, match="nesterov needs a momentum above 0"):

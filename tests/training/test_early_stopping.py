@@ -34,7 +34,8 @@ def expected_end(run: RunResult, patience: int, least: float = 0.0, what: str = 
 
 
 @pytest.mark.parametrize(
-    ("patience", "least", "what"), [(1, 0.0, "score"), (4, 0.0, "val_loss"), (3, 0.02, "val_loss")]
+    ("patience", "least", "what"),
+    [(1, 0.0, "score"), (4, 0.0, "val_loss"), (3, 0.02, "val_loss"), (3, 0.02, "train_loss")],
 )
 def test_it_ends_where_the_whole_history_says(patience: int, least: float, what: str) -> None:
     whole = fit(CONFIG, DATA)
@@ -47,6 +48,11 @@ def test_it_ends_where_the_whole_history_says(patience: int, least: float, what:
     assert not run.interrupted
     assert run.test is not None
     assert run.summary["epochs"] == end
+
+
+def test_an_epoch_as_good_as_the_best_is_no_better() -> None:
+    run = fit(replace(CONFIG, lr=1e-30, patience=3), DATA)
+    assert len(run.history) == 4
 
 
 def test_each_run_is_ended_by_itself() -> None:

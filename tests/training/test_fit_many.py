@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import astuple, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,6 +108,13 @@ def test_a_stop_ends_all_of_them() -> None:
     runs = fit_many(configs, DATA, should_stop=stop_after(30))
     assert [len(run.history) for run in runs] == [1, 1]
     assert numbers(runs[1]) == numbers(fit(configs[1], DATA))[:1]
+
+
+def test_the_time_of_runs_side_by_side_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr("fastmlp.training.trainer.time", clock)  # a second between two looks at it
+    runs = fit_many([replace(CONFIG, engine=ENGINES[0], seed=seed) for seed in range(4)], DATA)
+    assert [record.seconds for run in runs for record in run.history] == [0.25] * 12
 
 
 def test_epochs_are_counted_to_the_longest_run() -> None:

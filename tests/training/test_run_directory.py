@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,6 +62,26 @@ def test_the_older_state_serves_where_the_newer_does_not(
             torch.load(run / name, weights_only=True)
     resume(run, DATA)
     assert_same_run(run, tmp_path / "whole")
+
+
+def test_killed_in_the_first_save_after_damage(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, rename = tmp_path / "run", os.replace
+
+    def renamed(source: Path, target: Path) -> None:
+        if target.name == "resume.pt":
+            raise SystemExit
+        rename(source, target)
+
+    shutil.copytree(stopped, run)
+    (run / "resume.pt").write_bytes(b"no zip")
+    with monkeypatch.context() as patch:
+        patch.setattr("fastmlp.utils.files.os.replace", renamed)
+        with pytest.warns(UserWarning, match="is damaged"), pytest.raises(SystemExit):
+            resume(run, DATA)
+    with pytest.warns(UserWarning, match="is missing"):
+        assert len(RunDirectory(run).read_state().history) == 1
 
 
 class RemoveFolder(Callback):
@@ -133,6 +154,17 @@ def test_values_that_cannot_be(path: tuple[Any, ...], stopped: Path, tmp_path: P
             resume(tmp_path / "run", DATA, should_stop=stop_after(0))
             taken += 1
     assert taken <= 4
+
+
+def test_more_steps_than_an_epoch_has(stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "resume.previous.pt").unlink()
+    content = torch.load(stopped / "resume.pt", weights_only=True)
+    steps = -(-len(DATA.train.labels) // CONFIG.batch_size)
+    content["partial"] |= {"steps": steps, "samples": steps * CONFIG.batch_size}
+    torch.save(content, tmp_path / "run" / "resume.pt")
+    with pytest.raises(UserError, match=f"{steps} steps of {steps} are done"):
+        resume(tmp_path / "run", DATA)
 
 
 def test_a_folder_in_which_a_run_never_began(tmp_path: Path) -> None:

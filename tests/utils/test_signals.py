@@ -34,3 +34,16 @@ def test_the_second_signal_is_not_caught() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_terminal_may_send_its_signal_twice() -> None:
+    told: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: told.append(number))
+    try:
+        with stop_on_signals() as stopped:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert stopped()
+        assert told == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
