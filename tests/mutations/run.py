@@ -179,16 +179,23 @@ class Copy:
 def _run(
     command: list[str], settings: dict[str, str], limit: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in the copy, on its own code."""
-    return subprocess.run(
+    """Run a command in the copy, on its own code; where that is cut short, nothing it has started
+    runs on."""
+    with subprocess.Popen(
         command,
         cwd=COPY,
         env={**os.environ, "PYTHONPATH": str(COPY), **settings},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=limit,
-        check=False,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def try_one(copy: Copy, mutation: Mutation) -> str:
