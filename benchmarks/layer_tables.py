@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 
-from table_parts import Results, disturbed_note, mark, processor, undisturbed
+from table_parts import DISTURBED, Results, disturbed_note, mark, processor, undisturbed
 
 
 def layer_table(results: Results) -> str:
@@ -67,7 +67,7 @@ def sklearn_table(results: Results) -> str:
         theirs, ours = row["seconds"]["scikit-learn"], row["seconds"]["fastmlp"]
         cells = [row["case"], str(row["epochs"])]
         if "disturbed" in row:  # such a ratio says nothing
-            cells += ["", "", "†", ""]
+            cells += ["", "", DISTURBED, ""]
         else:
             cells += [f"{theirs:.3f}", f"{ours:.3f}"]
             cells += [f"{row['ratio']:.1f}", f"{row['one_core_ratio']:.1f}"]

@@ -132,8 +132,7 @@ void multiply(const Product<T>& p, const T* bias, Activation activation, T* c) {
   const int64_t part = (p.rows / std::max<int64_t>(wanted, 1) + 7) / 8 * 8;
   const int64_t parts = (p.rows + part - 1) / part, items = parts * panels.size();
   parallel_for(0, items, grain(p.rows * p.columns * p.k / items), [&](int64_t item, int64_t end) {
-    constexpr int64_t kPacked = 24576 / sizeof(Acc), kWidest = 3 * 64 / sizeof(Acc);
-    const Buffer<Acc> packed(kPacked), sums(p.rows * kWidest);
+    const Buffer<Acc> packed(kInnerBlock * kWidestPanel<Acc>), sums(p.rows * kWidestPanel<Acc>);
     while (item < end) {
       const int64_t first = item % parts, whole = first == 0 ? (end - item) / parts : 0;
       const int64_t count = std::min(parts - first, end - item);
@@ -151,6 +150,23 @@ void multiply(const Product<T>& p, const T* bias, Activation activation, T* c) {
   });
 }
 
+// A weight (O, I) where it is, or a copy, one of its dimensions having neighbours in memory: its
+// element (o, i) is data[o * out_step + i * in_step].
+template <typename T>
+struct WeightView {
+  explicit WeightView(const Tensor& weight)
+      : is_across(weight.stride(0) == 1 && weight.stride(1) != 1),
+        rows(rows_of(is_across ? torch::stable::transpose(weight, 0, 1) : weight)),
+        data(rows.data<T>()),
+        out_step(is_across ? 1 : rows.stride),
+        in_step(is_across ? rows.stride : 1) {}
+
+  const bool is_across;
+  const Rows rows;
+  const T* const data;
+  const int64_t out_step, in_step;
+};
+
 // By our kernels.
 Tensor linear_ours(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                    Activation activation) {
@@ -159,22 +175,20 @@ Tensor linear_ours(const Tensor& x, const Tensor& weight, const std::optional<Te
   const Rows rows = rows_of(x);
   const std::optional<Tensor> flat_bias =
       bias ? std::optional<Tensor>(torch::stable::contiguous(*bias)) : std::nullopt;
-  const bool by_columns = weight.stride(0) == 1 && weight.stride(1) != 1;
   Tensor y = empty_cpu(sizes, x.scalar_type());
   if (y.numel() == 0) return y;
   dispatch_floating(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* b = flat_bias ? static_cast<const T*>(flat_bias->data_ptr()) : nullptr;
     T* out = static_cast<T*>(y.data_ptr());
-    if (by_columns || rows.rows > kDotRows) {
+    const WeightView<T> w(weight);
+    if (w.is_across || rows.rows > kDotRows) {
       const Widened<T> a(rows);
-      const Rows w = by_columns ? rows_of(torch::stable::transpose(weight, 0, 1)) : rows_of(weight);
-      const int64_t step = by_columns ? w.stride : 1, column = by_columns ? 1 : w.stride;
-      multiply<T>({rows.rows, weight.size(0), rows.columns, a.data, a.stride, false, w.data<T>(),
-                   step, column},
+      multiply<T>({rows.rows, weight.size(0), rows.columns, a.data, a.stride, false, w.data,
+                   w.in_step, w.out_step},
                   b, activation, out);
     } else {
-      linear_by_rows<T>(rows, rows_of(weight), b, activation, out);
+      linear_by_rows<T>(rows, w.rows, b, activation, out);
     }
   });
   return y;
@@ -216,10 +230,8 @@ void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
                 Activation::kNone, static_cast<T*>(dw->data_ptr()));
   }
   if (dx) {
-    const bool by_columns = weight.stride(0) == 1 && weight.stride(1) != 1;
-    const Rows w = by_columns ? rows_of(torch::stable::transpose(weight, 0, 1)) : rows_of(weight);
-    const int64_t step = by_columns ? 1 : w.stride, column = by_columns ? w.stride : 1;
-    multiply<T>({batch, in, out, g, stride, false, w.data<T>(), step, column}, nullptr,
+    const WeightView<T> w(weight);
+    multiply<T>({batch, in, out, g, stride, false, w.data, w.out_step, w.in_step}, nullptr,
                 Activation::kNone, static_cast<T*>(dx->data_ptr()));
   }
 }

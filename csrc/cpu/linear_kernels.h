@@ -47,9 +47,10 @@ struct LinearOut {
   }
 };
 
-// c (rows, columns) = act(c)
+// c (rows, columns) = act(c), where LinearOut has not applied the activation.
 template <typename T>
 void activate_rows(int64_t rows, int64_t columns, Activation activation, T* c, int64_t c_stride) {
+  if (activation == Activation::kNone || activation == Activation::kRelu) return;
   constexpr int kStep = kLanes<acc_t<T>>;
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < columns; n += kStep) {
@@ -67,7 +68,6 @@ void axpy_linear(const acc_t<T>* a, int64_t a_row, int64_t a_step, int64_t rows,
                  T* c, int64_t c_stride) {
   axpy_columns(a, a_row, a_step, rows, b, b_stride, columns, k,
                LinearOut<T>{c, c_stride, bias, activation});
-  if (activation == Activation::kNone || activation == Activation::kRelu) return;
   activate_rows(rows, columns, activation, c, c_stride);
 }
 

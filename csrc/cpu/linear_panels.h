@@ -219,7 +219,6 @@ void linear_panels(const acc_t<T>* a, int64_t stride, bool across, int64_t rows,
   if (!is_short) {
     packed_panels(a, stride, across, rows, b, step, column, columns, k, packed, sums, out);
   }
-  if (activation == Activation::kNone || activation == Activation::kRelu) return;
   activate_rows(rows, columns, activation, c, c_stride);
 }
 
@@ -235,6 +234,5 @@ void linear_stream(const T* a, int64_t stride, bool across, int64_t rows, const 
   } else {
     stream_rows<2>(a, a_row, a_step, b, step, columns, k, out);
   }
-  if (activation == Activation::kNone || activation == Activation::kRelu) return;
   activate_rows(rows, columns, activation, c, c_stride);
 }

@@ -89,16 +89,13 @@ def _gradient(backprop: Array, device: torch.device | None, like: Tensor) -> Any
 
 def _expect(name: str, tensor: Tensor, *shape: int | str) -> None:
     """Raise AssertionError unless ``tensor`` has ``shape``, where a letter matches any size."""
-    if isinstance(tensor, Tensor):
-        got = tensor.shape
-        if len(got) == len(shape):
-            for want, size in zip(shape, got, strict=True):
-                if want != size and not isinstance(want, str):
-                    break
-            else:
-                return
+    is_tensor = isinstance(tensor, Tensor)
+    if is_tensor and len(tensor.shape) == len(shape):
+        pairs = zip(shape, tensor.shape, strict=True)
+        if all(want == size or isinstance(want, str) for want, size in pairs):
+            return
     wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
-    if not isinstance(tensor, Tensor):
+    if not is_tensor:
         raise AssertionError(f"{name}: expected a tensor {wanted}, got {type(tensor).__name__}")
     # raised, not asserted: python -O keeps it
     raise AssertionError(f"{name}: expected shape {wanted}, got {tuple(tensor.shape)}")

@@ -56,29 +56,22 @@ class Operator:
         if not native_available():
             return  # there is no operator to register on or to call
         packet = getattr(torch.ops.fastmlp, name)
-        self.operator: Any = packet.default
+        self._operator: Any = packet.default
         register_fake(name, fake)
         _implement(name, self._autograd_kernel, "Autograd")
         _implement(name, lambda _keyset, *args: composition(*args), "FuncTorchBatched")
         for key in ("AutocastCPU", "AutocastCUDA") if autocast else ():
-            _implement(name, _make_autocast(self.operator, autocast == "float32"), key)
+            _implement(name, _make_autocast(self._operator, autocast == "float32"), key)
         if flops is not None:
             register_flop_formula(packet)(flops)
 
     def __call__(self, *args: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._is_any_autocast_enabled()
-            or torch._C._are_functorch_transforms_active()
-            or forward_ad._current_level >= 0
-        ):
-            return self.operator(*args)
-        return self._with_gradient(*args)
+        return self._operator(*args) if is_transformed() else self._with_gradient(*args)
 
     def kernel(self, *args: Any) -> Any:
         """Call the operator without autograd."""
         with _below_autograd():
-            return self.operator(*args)
+            return self._operator(*args)
 
     def _with_gradient(self, *args: Any) -> Any:
         if torch.is_grad_enabled():
@@ -91,11 +84,22 @@ class Operator:
 
     def _autograd_kernel(self, _keyset: Any, *args: Any) -> Any:
         # The dispatcher leaves out arguments that have their default values.
-        args, _ = fill_defaults(self.operator._schema, args, {})  # type: ignore[no-untyped-call]
+        args, _ = fill_defaults(self._operator._schema, args, {})  # type: ignore[no-untyped-call]
         if any(map(_has_tangent, args)):
             return self._composition(*args)
         with enable_single_level_autograd_function():  # torch.func calls this for each level
             return self._with_gradient(*args)
+
+
+def is_transformed() -> bool:
+    """Return whether a compiler, autocast, torch.func or forward-mode differentiation is at work,
+    which torch's dispatch has to see."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def _make_function(operator: Operator, setup: Any, backward: Any) -> Any:

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from fastmlp.ops import linear as linear_ops
-from fastmlp.ops._register import is_asked_for
+from fastmlp.ops._register import is_asked_for, is_transformed
 from fastmlp.ops.activations import ACTIVATIONS, _activation_op
 from fastmlp.ops.matmul_precision import matmul_precision_of
 
@@ -48,10 +47,7 @@ def _takes_one_node(x: Tensor, layers: list[Layer]) -> bool:
             and ACTIVATIONS[name].kernel is not None
             for weight, bias, name in layers
         )
-        and not torch.compiler.is_compiling()
-        and not torch._C._is_any_autocast_enabled()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and not is_transformed()
     )
 
 
@@ -68,17 +64,16 @@ class _Mlp(_SingleLevelFunction):  # type: ignore[misc]
     def forward(ctx: Any, x: Tensor, names: list[str], *parameters: Tensor | None) -> Tensor:
         ctx.names, ctx.precision = names, matmul_precision_of(x)
         inputs, saved = [], []
-        with torch._C._AutoDispatchBelowAutograd():
-            for i, name in enumerate(names):
-                inputs.append(x)
-                row = ACTIVATIONS[name]
-                fused = 0 if row.saves == "input" else row.kernel
-                x = linear_ops._linear_op.operator(
-                    x, parameters[2 * i], parameters[2 * i + 1], fused, ctx.precision
-                )
-                saved.append(None if row.saves == "nothing" else x)
-                if row.saves == "input":
-                    x = _activation_op.operator(x, row.kernel)
+        for i, name in enumerate(names):
+            inputs.append(x)
+            row = ACTIVATIONS[name]
+            fused = 0 if row.saves == "input" else row.kernel
+            x = linear_ops._linear_op.kernel(
+                x, parameters[2 * i], parameters[2 * i + 1], fused, ctx.precision
+            )
+            saved.append(None if row.saves == "nothing" else x)
+            if row.saves == "input":
+                x = _activation_op.kernel(x, row.kernel)
         ctx.save_for_backward(*inputs, *saved, *parameters)
         return x
 
@@ -95,23 +90,15 @@ class _Mlp(_SingleLevelFunction):  # type: ignore[misc]
             return _differentiable_backward(ctx, dy, inputs[0], parameters)
         gradients: list[Tensor | None] = []
         need_dx = is_asked_for(ctx, 0)
-        with torch._C._AutoDispatchBelowAutograd():
-            for i in reversed(range(count)):
-                weight, bias = parameters[2 * i : 2 * i + 2]
-                row = ACTIVATIONS[ctx.names[i]]
-                dx, dw, db = linear_ops._linear_backward_op.operator(
-                    dy,
-                    inputs[i],
-                    weight,
-                    saved[i],
-                    row.kernel,
-                    i > 0 or need_dx,
-                    True,
-                    bias is not None,
-                    ctx.precision,
-                )
-                gradients += [None if bias is None else db, dw]
-                dy = dx
+        for i in reversed(range(count)):
+            weight, bias = parameters[2 * i : 2 * i + 2]
+            needs = i > 0 or need_dx, True, bias is not None
+            kernel = ACTIVATIONS[ctx.names[i]].kernel
+            dx, dw, db = linear_ops._linear_backward_op.kernel(
+                dy, inputs[i], weight, saved[i], kernel, *needs, ctx.precision
+            )
+            gradients += [None if bias is None else db, dw]
+            dy = dx
         return dy if need_dx else None, None, *reversed(gradients)
 
 

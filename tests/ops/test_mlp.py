@@ -69,13 +69,13 @@ def test_no_gradient_of_inputs_that_nobody_asked_for(function, monkeypatch):
     layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64).requires_grad_()
     needed = []
     backward = linear_ops._linear_backward_op
-    operator = backward.operator
+    kernel = backward.kernel
 
     def spy(*args: object) -> object:
         needed.append(args[5])
-        return operator(*args)
+        return kernel(*args)
 
-    monkeypatch.setattr(backward, "operator", spy)
+    monkeypatch.setattr(backward, "kernel", spy)
     y = function(x * 1, layers)
     weight = layers[0].weight
     alone = torch.autograd.grad(y.sum(), weight, retain_graph=True)[0]

@@ -9,6 +9,12 @@ namespace fastmlp {
 // one of three and one of one.
 inline int64_t panel_vectors(int64_t left) { return left == 4 ? 2 : left < 3 ? left : 3; }
 
+// The part of a long sum whose panel stays in a level-1 cache; parts are added up. And the numbers
+// in a row of the widest panel of any instruction set.
+constexpr int64_t kInnerBlock = 128;
+template <typename T>
+constexpr int64_t kWidestPanel = 3 * 64 / sizeof(T);
+
 // A panel of a matrix's columns: `vectors` vectors of them, from `first` on.
 struct Panel {
   int64_t first, vectors;

@@ -1,5 +1,5 @@
 // Register-tiled products with a panel: a few vectors of a matrix's columns, whose rows lie
-// together. Included by foreach_isa.h, once for each instruction set.
+// together. Included by foreach_isa.h, once for each instruction set, after cpu/simd/panel_shape.h.
 //
 // An element's sum runs along the inner dimension in an order that depends on its length alone: not
 // on the tile it falls in, nor on the rows that a thread was given.
@@ -10,9 +10,6 @@ constexpr int kPanelTileRows = FASTMLP_VECTOR_BYTES == 64 ? 8
                                : V == 3                   ? 4
                                : V == 2                   ? 6
                                                           : 8;
-
-// The part of a long sum whose panel stays in a level-1 cache; parts are added up.
-constexpr int64_t kInnerBlock = 128;
 
 // Numbers in a vector, which panels are whole vectors of.
 template <typename T>
