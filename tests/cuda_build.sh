@@ -15,7 +15,7 @@ if ! command -v nvcc > /dev/null && [[ ! -x ${CUDA_HOME:-/usr/local/cuda}/bin/nv
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp -r csrc fastmlp tests setup.py cuda_toolkit.py build_backend.py pyproject.toml README.md LICENSE "$work"
+cp -r csrc fastmlp tests ./*.py pyproject.toml README.md LICENSE "$work"
 rm -f "$work"/fastmlp/*.so
 cd "$work"
 # The kernels are compiled as they are released, and looked at, by cuda_compile.sh.

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp -r csrc fastmlp tests setup.py pyproject.toml README.md LICENSE "$work"
+cp -r csrc fastmlp tests ./*.py pyproject.toml README.md LICENSE "$work"
 rm -f "$work"/fastmlp/*.so
 cd "$work"
 FASTMLP_SANITIZE=address,undefined python setup.py -q build_ext --inplace
