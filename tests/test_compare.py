@@ -217,3 +217,11 @@ def test_wrong_training_fails(wrong, steps, monkeypatch):
     torch.manual_seed(20)
     (ours,) = trained(steps)[0][:1]
     assert not all(passes(ours[name], peers[name], true) for name, true in truth.items())
+
+
+def test_infinities_belong_where_pytorch_has_them_or_the_truth_does_not_fit():
+    truth = torch.tensor([7.5, 1e6], dtype=torch.float64)
+    theirs, inf = torch.tensor([torch.inf, torch.inf]).half(), torch.inf
+    for ours, right in (([7.5, inf], 1), ([inf, inf], 1), ([9.0, inf], 0), ([7.5, 1.0], 0)):
+        assert passes(torch.tensor(ours).half(), theirs, truth) == right
+    assert not passes(torch.tensor([inf, inf]).half(), torch.tensor([7.5, inf]).half(), truth)
