@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole of what tests/faults is a sample of in the suite: every file operation, 300 kills, 20 seeds
-# of 200 epochs, many more damaged files and calls. About an hour and a half on two cores; writes
+# of 200 epochs, many more damaged files and calls. About an hour on two cores; writes
 # benchmarks/results/faults.json where nothing failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
