@@ -11,7 +11,7 @@ from typing import Any
 from fastmlp.cli.parser import as_flag
 from fastmlp.data.encoding import MISSING
 from fastmlp.data.splits import DataSplits
-from fastmlp.data.tables import Column, Table, read_table
+from fastmlp.data.tables import Table, read_table
 from fastmlp.data.targets import TASKS
 from fastmlp.training.own_data import prepare
 from fastmlp.training.run_directory import RunDirectory
@@ -32,9 +32,10 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     add("--data", metavar="FILE", default=none, help="a .csv, .parquet, .npz or .npy file of rows")
     add(
         "--target",
-        metavar="COLUMN",
+        metavar="COLUMN[,COLUMN...]",
+        action="append",
         default=none,
-        help="the column to predict; for an .npy file, the .npy file of the targets",
+        help="the column to predict, or several; for an .npy file, the .npy file of the targets",
     )
     add("--task", choices=TASKS, default=none, help="by default what the target looks like")
     add(
@@ -74,6 +75,8 @@ def origin_of(flags: dict[str, Any]) -> dict[str, Any] | None:
                 f"{as_flag(name)} is for the known data sets; leave it out with --data", EXIT_USAGE
             )
     found["data"] = os.path.abspath(os.path.expanduser(found["data"]))
+    if len(found["target"]) == 1:
+        (found["target"],) = found["target"]
     if _is_pair(found):
         found["target"] = os.path.abspath(os.path.expanduser(found["target"]))
     if "categories" in found:
@@ -88,27 +91,36 @@ def as_flags(origin: dict[str, Any] | None) -> str:
         flag = as_flag(name)
         if value is True:
             text += f" {flag}"
-        else:
-            value = ",".join(value) if name == "categories" else str(value)
-            text += f" {flag} {shlex.quote(value)}"
+            continue
+        value = ",".join(value) if name == "categories" else value
+        for each in value if isinstance(value, list) else [value]:
+            text += f" {flag} {shlex.quote(str(each))}"
     return text
 
 
-def read(origin: dict[str, Any]) -> tuple[Table, Column, dict[str, Any]]:
+def read(origin: dict[str, Any]) -> tuple[Table, Table, dict[str, Any]]:
     """Return the rows, the targets and the options of :func:`prepare` that ``origin`` names."""
     options = {name: origin[name] for name in NAMES if name in origin and name != "target"}
-    options |= {"name": Path(origin["data"]).stem, "target_name": origin["target"]}
+    options |= {"name": Path(origin["data"]).stem}
     table = read_table(origin["data"])
-    if _is_pair(origin):
-        targets = read_table(origin["target"])
-        if len(targets.names) != 1 or len(targets) != len(table):
-            raise UserError(
-                f"{origin['target']} must be one target for each of the {len(table):,} rows, got "
-                f"{len(targets):,} rows of {len(targets.names)}."
-            )
-        return table, targets.columns["0"], options
-    rows, column = table.pop(origin["target"])
-    return rows, column, options
+    if not _is_pair(origin):
+        return *table.split(_targets(table, origin["target"])), options
+    targets = read_table(origin["target"])
+    if len(targets) != len(table):
+        raise UserError(
+            f"{origin['target']} must have targets for each of the {len(table):,} rows, got "
+            f"{len(targets):,} rows."
+        )
+    return table, targets, options
+
+
+def _targets(table: Table, given: str | list[str]) -> list[str]:
+    """Return the columns that ``--target`` names, given once or several times; a name may have
+    commas."""
+    names: list[str] = []
+    for each in [given] if isinstance(given, str) else given:
+        names += [each] if each in table.columns else [part.strip() for part in each.split(",")]
+    return names
 
 
 def splits_of(folder: RunDirectory) -> DataSplits | None:

@@ -20,7 +20,7 @@ from fastmlp.training.config import OPTIONS, TrainConfig, config_from_dict
 from fastmlp.training.predictor import (
     Encoding,
     Predictor,
-    target_column,
+    target_table,
     target_tensor,
     weight_tensor,
 )
@@ -53,7 +53,8 @@ def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
     """Train a network on rows ``x`` and targets ``y``, and keep the parameters of the best epoch.
 
     ``x`` (n, columns): NumPy, torch, or a data frame of pandas or polars, whose column names are
-    kept; ``y`` (n,): classes, texts or whole numbers, or numbers to predict. Options are those of
+    kept; ``y`` (n,): classes, texts or whole numbers, or numbers to predict; or several such
+    targets, (n, targets) or a data frame. Options are those of
     :func:`prepare`; the fields of :class:`TrainConfig`, whose defaults are :data:`DEFAULTS` here
     where that has others; ``out``, ``callbacks`` and ``should_stop`` as in
     :func:`fastmlp.training.api.fit`; and ``origin``, where the rows are from, as JSON has it, which
@@ -132,7 +133,8 @@ def prepare(
 ) -> OwnData:
     """Split rows and targets into training and validation parts, and encode them.
 
-    ``task`` is classification or regression, by default what the targets look like.
+    ``task`` is classification or regression, by default what the targets look like; where there
+    are several, each has two classes, or each is a number.
     ``categories`` are columns to make one-hot, ``missing`` "mean" takes a column's mean for missing
     numbers, ``keep_constant`` keeps columns with one value. ``validation`` is the share of the rows
     held out, drawn by ``split_seed``, each class in its share with ``stratify`` (by default in a
@@ -142,30 +144,33 @@ def prepare(
     the data set, ``target_name`` that of the target in messages.
     """
     table = as_table(x)
-    column = target_column(y, len(table))
+    targets = target_table(y, len(table), target_name)
     weights = weight_tensor(sample_weight, len(table))
     if isinstance(validation, tuple):
         train = np.arange(len(table))
         val_table, val_y, val_weights = as_table(validation[0], "validation"), validation[1], None
     else:
-        guess = TargetEncoding.fit(column, target_name, task)
-        classes = guess.task == "classification" if stratify is None else stratify
-        labels = guess.apply(column) if classes else None
+        whole = TargetEncoding.fit(targets, task)
+        task = whole.task
+        if stratify and not whole.classes:
+            raise UserError("stratify is for the classes of one target; leave it out.")
+        labels = whole.apply(targets) if whole.classes and stratify is not False else None
         train, held = split_rows(len(table), validation, split_seed, labels)
-        val_table, val_y = table.rows(held), column[held]
+        val_table, val_y = table.rows(held), targets.rows(held)
         val_weights = None if weights is None else weights[held]
     standardise = loss not in UNSTANDARDISED
-    target = TargetEncoding.fit(column[train], target_name, task, standardise=standardise)
+    target = TargetEncoding.fit(targets.rows(train), task, standardise=standardise)
     inputs = TableEncoding.fit(
         table.rows(train), categories=categories, missing=missing, keep_constant=keep_constant
     )
-    part = _part(inputs, target, table.rows(train), column[train])
+    part = _part(inputs, target, table.rows(train), targets.rows(train))
     given = None if weights is None else weights[train]
     part = replace(part, weights=_weighted(target, part.labels, given, class_weight))
     val = replace(_part(inputs, target, val_table, val_y), weights=val_weights)
     tested = None if test is None else _part(inputs, target, as_table(test[0], "test"), test[1])
-    outputs = len(target.classes) or 1
-    splits = DataSplits(part, val, tested, outputs, name, table.source, class_names=target.classes)
+    splits = DataSplits(
+        part, val, tested, target.outputs, name, table.source, class_names=target.classes
+    )
     return OwnData(splits, Encoding(inputs, target))
 
 
@@ -216,8 +221,9 @@ def _weighted(
     """Return the weights of the training rows, those of their classes included."""
     if class_weight is None:
         return weights
-    if target.task != "classification":
-        raise UserError("class_weight is for classes, and this is a regression; leave it out.")
+    if not target.classes:
+        what = "a regression" if target.task == "regression" else "several targets"
+        raise UserError(f"class_weight is for classes, and this is {what}; leave it out.")
     if class_weight == "balanced":
         counts = torch.bincount(labels, minlength=len(target.classes))
         of_class = len(labels) / (len(counts) * counts)
@@ -239,8 +245,9 @@ def _weighted(
 
 def _config(given: Mapping[str, Any], own: OwnData) -> TrainConfig:
     """Return the configuration of a run: ``given`` before the defaults for a user's own data."""
-    classification = own.encoding.target.task == "classification"
-    values = {**DEFAULTS, "loss": "cross_entropy" if classification else "squared_error", **given}
+    target = own.encoding.target
+    loss = "squared_error" if target.task == "regression" else "binary_cross_entropy"
+    values = {**DEFAULTS, "loss": "cross_entropy" if target.classes else loss, **given}
     if values["optimizer"] == "sgd" and "lr" not in given:
         values["lr"] = OPTIONS["lr"].default
     if values["optimizer"] != "sgd":

@@ -57,6 +57,35 @@ def test_a_regression_of_an_npy_pair(people):
     assert (summary["config"]["loss"], summary["best"]["val_acc"]) == ("squared_error", None)
 
 
+@pytest.mark.parametrize(
+    "target", [["--target=income, size"], ["--target=income", "--target=size"]]
+)
+def test_several_targets_from_a_file_to_a_file(people, target):
+    people["size"] = 3 - people["b"]
+    people.drop(columns=["rich", "town"]).to_csv("train.csv", index=False)
+    assert train(["--data=train.csv", *target, "--out=run", *QUICK, "--epochs=40"]) == 0
+    assert predict(["run", "--data=people.csv", "--out=out.csv"]) == 0
+    out = pd.read_csv("out.csv")
+    assert list(out.columns) == ["income", "size"]
+    assert all(np.corrcoef(out[name], people[name])[0, 1] > 0.9 for name in out.columns)
+    assert train(["--resume=run"]) == 0
+    assert predict(["run", "--data=people.csv", "--out=out.npy"]) == 0
+    np.testing.assert_allclose(np.load("out.npy"), out.to_numpy())
+
+
+def test_labels_and_a_column_with_a_comma_in_its_name(people):
+    people["old, tall"] = np.where(people["a"] > 0, "so", "no")
+    people["wide"] = (people["b"] > 0).astype(int)
+    people.drop(columns=["income", "rich", "town"]).to_csv("train.csv", index=False)
+    flags = ["--data=train.csv", "--target=old, tall", "--target=wide", "--out=run"]
+    assert train([*flags, *QUICK]) == 0
+    assert predict(["run", "--data=people.csv", "--out=out.csv"]) == 0
+    out = pd.read_csv("out.csv")
+    assert list(out.columns) == ["old, tall", "wide", "p(old, tall=so)", "p(wide=1)"]
+    assert (out["old, tall"] == people["old, tall"]).mean() > 0.9
+    assert ((out["p(wide=1)"] > 0.5) == out["wide"]).all()
+
+
 def test_a_run_that_was_stopped_reads_its_file_again(people, monkeypatch):
     flags = ["--data=people.csv", "--target=rich", "--categories=town", *QUICK, "--dropout=0.2"]
     assert train([*flags, "--out=whole"]) == 0

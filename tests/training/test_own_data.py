@@ -18,6 +18,7 @@ RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(5, 3, (300, 4))
 KIND = np.where(X[:, 0] + X[:, 1] > 10, "big", "small")
 NUMBER = 100 + 20 * (X[:, 0] - X[:, 2])
+BOTH = np.c_[X[:, 0] > 5, X[:, 1] > 5].astype(int)
 QUICK = {"epochs": 25, "hidden": (16,), "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
 
 
@@ -53,7 +54,7 @@ def test_a_regression_is_learned_in_its_own_units():
     losses = [record.val_loss for record in run.history]
     assert run.summary["best"]["val_loss"] == min(losses)
     assert run.summary["best"]["val_acc"] is None
-    scaled = errors / run.predictor.encoding.target.deviation
+    scaled = errors / run.predictor.encoding.target.columns[0].deviation
     assert run.test.loss == pytest.approx(np.square(scaled).mean(), rel=1e-4)
 
 
@@ -63,6 +64,40 @@ def test_whole_numbers_are_classes_and_come_back():
     assert predicted.dtype == np.int64
     assert set(predicted) == {7, 8}
     assert (predicted == digits).mean() > 0.9
+
+
+def test_several_numbers_are_learned_each_in_its_own_units():
+    y = np.c_[NUMBER, 1e-3 * (X[:, 1] + X[:, 3])]
+    run = fastmlp.fit(X[:200], y[:200], **QUICK)
+    assert run.config.loss == "squared_error"
+    predicted = run.predict(X[200:])
+    assert predicted.shape == (100, 2)
+    errors = np.square(predicted - y[200:]).mean(0) / y.var(0)
+    assert (errors < 0.05).all()
+    deviations = [column.deviation for column in run.predictor.encoding.target.columns]
+    scaled = np.square((predicted - y[200:]) / deviations).mean()
+    assert run.evaluate(X[200:], y[200:]).loss == pytest.approx(scaled, rel=1e-4)
+
+
+def test_several_labels_are_learned_and_keep_their_names(tmp_path):
+    frame = pd.DataFrame(BOTH, columns=["warm", "wet"])
+    run = fastmlp.fit(X[:200], frame[:200], **QUICK, out=tmp_path / "run")
+    assert run.config.loss == "binary_cross_entropy"
+    folder = RunDirectory(tmp_path / "run")
+    read = Predictor(
+        folder.read_config(), Encoding.from_dict(folder.read_encoding()), folder.read_best()
+    )
+    assert read.encoding.target.names == ("warm", "wet")
+    predicted = read.predict(X[200:])
+    assert predicted.dtype == np.int64
+    assert (predicted == BOTH[200:]).mean() > 0.9
+    np.testing.assert_array_equal(read.predict_proba(X[200:]) > 0.5, predicted == 1)
+    accuracy = (predicted == BOTH[200:]).all(1).mean()
+    assert run.evaluate(X[200:], frame[["wet", "warm"]][200:]).accuracy == pytest.approx(accuracy)
+    with pytest.raises(UserError, match="y has the targets 'hot', 'wet', and the network was"):
+        run.evaluate(X, frame.rename(columns={"warm": "hot"}))
+    with pytest.raises(UserError, match=r"y has 1 targets for each row, and .* was trained on 2"):
+        run.evaluate(X, frame["wet"])
 
 
 def test_a_run_folder_predicts_raw_rows(tmp_path):
@@ -135,7 +170,10 @@ def test_rows_without_weight_do_not_count():
     [
         (X, None, {}, "y is missing"),
         (X, KIND[:9], {}, "y has 9 targets and X has 300 rows"),
-        (X, X, {}, r"y must be one target for each row"),
+        (X, X[None], {}, r"y must be one target for each row, .* or several"),
+        (X, np.c_[KIND, X[:, 0].round(3)], {}, "'y.1' has .* classes, and of several targets each"),
+        (X, BOTH, {"class_weight": "balanced"}, "class_weight is for .* this is several targets"),
+        (X, NUMBER, {"stratify": True}, "stratify is for the classes of one target"),
         (X[:2], KIND[:2], {"task": "regression"}, "'y' has the text"),
         (X[:3], [1, 2, 3], {}, "X has 3 rows, too few"),
         (X, np.ones(300), {}, "'y' has the single class '1'"),
