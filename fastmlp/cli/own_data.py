@@ -130,8 +130,8 @@ def splits_of(folder: RunDirectory) -> DataSplits | None:
     origin = folder.read_encoding().get("origin")
     if origin is None:
         raise UserError(
-            f"{folder.path} was trained on arrays given to fastmlp.fit, which are not in it; train "
-            "anew, or from a file with --data"
+            f"{folder.path} was trained on arrays given to fastmlp.fit, which are not in it; call "
+            "fit(..., out=..., resume=True) with the same arrays"
         )
     table, target, options = read(origin)
     loss = folder.read_config().loss

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmlp.data.encoding import TableEncoding
+from fastmlp.data.pixels import PixelEncoding, as_pixels
 from fastmlp.data.tables import Table, as_array, as_column, as_table, listed
 from fastmlp.data.targets import TargetEncoding
 from fastmlp.engines.metrics import EvalMetrics, eval_metrics
@@ -28,7 +29,7 @@ class Encoding:
     """How the rows and the targets of a user's data are encoded: ``encoding.json`` in the folder of
     a run."""
 
-    inputs: TableEncoding
+    inputs: TableEncoding | PixelEncoding
     target: TargetEncoding
 
     def to_dict(self) -> dict[str, Any]:
@@ -39,8 +40,8 @@ class Encoding:
     def from_dict(cls, values: Mapping[str, Any]) -> Encoding:
         """Return the encoding of a :meth:`to_dict`; raise KeyError, TypeError or ValueError where
         it is none."""
-        inputs = TableEncoding.from_dict(values["inputs"])
-        return cls(inputs, TargetEncoding.from_dict(values["target"]))
+        kind = PixelEncoding if "pixels" in values["inputs"] else TableEncoding
+        return cls(kind.from_dict(values["inputs"]), TargetEncoding.from_dict(values["target"]))
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ class Predictor:
         weights = weight_tensor(sample_weight, len(inputs))
         tensors = list(self.parameters.values())
         step = config.step_config(len(tensors[-1]))
-        found = evaluate_rows(tensors, inputs, targets, step, row_weights=weights)
+        scale, shift = self._affine
+        found = evaluate_rows(
+            tensors, inputs, targets, step, row_weights=weights, scale=scale, shift=shift
+        )
         return eval_metrics(config.loss, *found)
 
     @property
@@ -86,11 +90,34 @@ class Predictor:
         return as_module(self.parameters, self.config.activation)
 
     def _inputs(self, x: object) -> Tensor:
-        return torch.from_numpy(self.encoding.inputs.apply(as_table(x)))
+        return input_tensor(self.encoding.inputs, x)
+
+    @property
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the inputs are multiplied by, and what is added then."""
+        inputs = self.encoding.inputs
+        if isinstance(inputs, TableEncoding):
+            return None, None
+        found = inputs.normalization(self.config.normalize)
+        return found.scale, found.shift
 
     def _outputs(self, x: object) -> Tensor:
-        tensors = list(self.parameters.values())
-        return predict_rows(tensors, self._inputs(x), activation=self.config.activation)
+        tensors, (scale, shift) = list(self.parameters.values()), self._affine
+        activation = self.config.activation
+        return predict_rows(
+            tensors, self._inputs(x), activation=activation, scale=scale, shift=shift
+        )
+
+
+def input_tensor(encoding: TableEncoding | PixelEncoding, x: object, source: str = "X") -> Tensor:
+    """Return the inputs of raw rows as a network takes them: numbers (n, inputs) float32, or pixels
+    uint8, to be normalised."""
+    found: NDArray[Any] = (
+        encoding.apply(as_table(x, source))
+        if isinstance(encoding, TableEncoding)
+        else encoding.apply(as_pixels(x, source))
+    )
+    return torch.from_numpy(np.require(found, requirements=["C", "W"]))
 
 
 def as_module(parameters: Mapping[str, Tensor], activation: str) -> nn.Sequential:
