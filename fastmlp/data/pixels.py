@@ -50,6 +50,11 @@ class PixelEncoding:
 
     def apply(self, pixels: Pixels) -> NDArray[np.uint8]:
         """Return the rows; raise UserError where they have another width."""
+        if self.shape and pixels.shape and self.shape != pixels.shape:
+            raise UserError(
+                f"{pixels.source} has images of {_size(pixels.shape)}, and the network was trained "
+                f"on {_size(self.shape)}; scale them to that size."
+            )
         if pixels.values.shape[1] != self.width:
             raise UserError(
                 f"{pixels.source} has rows of {pixels.values.shape[1]:,} pixels, and the network "
@@ -96,10 +101,15 @@ def as_pixels(data: object, source: str = "X") -> Pixels:
     rows = as_rows(data, source)
     if isinstance(rows, Table):
         raise UserError(
-            f"{source} must be pixels, an array (n, features) of uint8, as the network was trained "
-            "on them."
+            f"{rows.source} must be pixels, an array (n, features) of uint8, as the network was "
+            "trained on them."
         )
     return rows
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    planes, height, width = shape
+    return f"{width} x {height} pixels in {'colour' if planes == 3 else 'grey'}"
 
 
 def _tensor(values: NDArray[np.uint8]) -> torch.Tensor:
