@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,11 +80,14 @@ class PixelEncoding:
     def from_dict(cls, values: Mapping[str, Any]) -> PixelEncoding:
         """Return the encoding of a :meth:`to_dict`; raise KeyError, TypeError or ValueError where
         it is none."""
+        width = int(values["pixels"])
         means, deviations = (tuple(map(float, values[key])) for key in ("means", "deviations"))
-        shape = values["shape"] and tuple(map(int, values["shape"]))
-        if not means or len(means) != len(deviations) or int(values["pixels"]) % len(means):
+        shape = None if values["shape"] is None else tuple(map(int, values["shape"]))
+        if not means or len(means) != len(deviations) or width % len(means):
             raise ValueError("there must be a mean and a deviation for each channel")
-        return cls(int(values["pixels"]), means, deviations, shape)
+        if shape is not None and (len(shape) != 3 or math.prod(shape) != width):
+            raise ValueError(f"images of the shape {shape} do not have {width} pixels")
+        return cls(width, means, deviations, shape)
 
 
 def as_rows(data: object, source: str = "X") -> Table | Pixels:

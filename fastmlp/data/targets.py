@@ -199,9 +199,10 @@ class TargetEncoding:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TargetEncoding:
         """Return the encoding of a :meth:`to_dict`."""
-        if values["task"] not in TASKS:
-            raise ValueError(f"there is no task {values['task']!r}")
-        return cls(values["task"], tuple(map(TargetColumn.from_dict, values["columns"])))
+        columns = tuple(map(TargetColumn.from_dict, values["columns"]))
+        if values["task"] not in TASKS or not columns:
+            raise ValueError(f"there is no task {values['task']!r} of {len(columns)} columns")
+        return cls(values["task"], columns)
 
 
 GUESSED_CLASSES = 100

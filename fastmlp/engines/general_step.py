@@ -41,7 +41,7 @@ def step_gradients(
     if weights is not None:
         weights = weights.to(dtype)
         total = weights.sum()
-        shares = weights / torch.where(total == 0, torch.inf, total)
+        shares = weights / total.masked_fill(total == 0, torch.inf)
     shares = shares * config.step_config(outputs.shape[1]).loss_scale
     mean = (loss.rows(outputs, targets, options) * shares).sum()
     shares = shares / len(x) if config.grad_average else shares

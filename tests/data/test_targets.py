@@ -99,3 +99,10 @@ def test_a_row_has_the_number_that_it_has_in_its_source():
     rows = table(["a", "b", "a", None]).rows(np.array([1, 3]))
     with pytest.raises(UserError, match="'y' has no value in row 4 "):
         TargetEncoding.fit(rows)
+
+
+@pytest.mark.parametrize("change", [{"task": "ranking"}, {"columns": []}])
+def test_a_damaged_encoding_is_none(change):
+    values = TargetEncoding.fit(table(["a", "b"])).to_dict()
+    with pytest.raises(ValueError, match="there is no task"):
+        TargetEncoding.from_dict({**values, **change})
