@@ -224,7 +224,8 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageSet:
     files = [_image_files(folder) for folder in folders]
     if len(folders) < 2 or not all(files):
         empty = next((str(f) for f, found in zip(folders, files, strict=True) if not found), None)
-        what = f"{empty} has no images" if empty else f"{root} has {len(folders)} folders"
+        count = f"{len(folders)} folder{'s' * (len(folders) != 1)}"
+        what = f"{empty} has no images" if empty else f"{root} has {count}"
         raise UserError(
             f"{what}; a folder of images needs two or more folders, one for each class, with "
             f"images ({', '.join(IMAGE_ENDINGS)}) in each."
