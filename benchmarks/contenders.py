@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peers import PEERS, Parameters, Peer
@@ -55,6 +55,15 @@ class Task:
         return -(-self.images // self.batch) * self.models
 
     @property
+    def config(self) -> OptimizerConfig:
+        """The settings of a step."""
+        return OptimizerConfig(self.batch)
+
+    def start(self, model: int) -> Parameters:
+        """Return a model's initial parameters."""
+        return initial_parameters([INPUTS, self.hidden, CLASSES], "kaiming", model)
+
+    @property
     def flop(self) -> float:
         """Floating-point operations of plain SGD: two products in the first layer, three in the
         last."""
@@ -62,14 +71,37 @@ class Task:
         return float(self.models * self.images * weights)
 
 
+class AnyTask(Protocol):
+    """An epoch: what the timing of contenders asks of it, of these images or of other data."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def models(self) -> int: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def config(self) -> OptimizerConfig: ...
+    def start(self, model: int) -> Parameters: ...
+
+
+class Made(Protocol):
+    """A contender made for a task."""
+
+    def epoch(self, orders: Sequence[Tensor], batch: int) -> object: ...
+    def parameters(self) -> list[Parameters]: ...
+
+
 class OurEngine:
     """One of fastmlp's engines, training several models at once."""
 
-    def __init__(self, kind: type[Engine], task: Task, part: Subset, device: torch.device) -> None:
-        self.engine = kind(part, make_normalization("unit", part.images), device)
-        config = OptimizerConfig(task.batch)
+    def __init__(
+        self, kind: type[Engine], task: AnyTask, part: Subset, device: torch.device
+    ) -> None:
+        name = "none" if part.images.is_floating_point() else "unit"
+        self.engine = kind(part, make_normalization(name, part.images), device)
         self.states = [
-            self.engine.new_state(start(task, model), config) for model in range(task.models)
+            self.engine.new_state(task.start(model), task.config) for model in range(task.models)
         ]
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
@@ -89,7 +121,7 @@ class OneAfterTheOther:
         images, labels = normalized_images(task.images).to(there), part.labels.to(there)
         self.peers: list[Peer] = []
         for model in range(task.models):
-            parameters = {name: t.to(device) for name, t in start(task, model).items()}
+            parameters = {name: t.to(device) for name, t in task.start(model).items()}
             self.peers.append(peer(parameters, images, labels, LR))
 
     def epoch(self, orders: Sequence[Tensor], batch: int) -> None:
@@ -102,12 +134,7 @@ class OneAfterTheOther:
         return [peer.parameters() for peer in self.peers]
 
 
-def start(task: Task, model: int) -> Parameters:
-    """Return a model's initial parameters."""
-    return initial_parameters([INPUTS, task.hidden, CLASSES], "kaiming", model)
-
-
-def orders_of(task: Task, turn: int) -> list[Tensor]:
+def orders_of(task: AnyTask, turn: int) -> list[Tensor]:
     """Return the models' orders of the images in an epoch."""
     return [
         torch.randperm(task.images, generator=torch.Generator().manual_seed(1000 * turn + model))
@@ -176,11 +203,11 @@ class Worker:
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.name = name
         self._device = torch.device(device)
-        self._task = Task()
-        self._made: OurEngine | OneAfterTheOther | JaxModels | None = None
+        self._task: AnyTask = Task()
+        self._made: Made | None = None
 
-    def make(self, task: Task) -> None:
-        """Get ready for a task."""
+    def make(self, task: Any) -> None:
+        """Get ready for a :class:`Task`."""
         part, name, device = random_part(task.images), self.name, self._device
         self._task, self._made = task, None
         if name.startswith(OURS):
@@ -190,7 +217,7 @@ class Worker:
         peer = PEERS[name][1] if name in PEERS else CUDA_PEERS[name].kind
         if peer is JaxModels:
             images = normalized_images(task.images).to(device)
-            models = [start(task, model) for model in range(task.models)]
+            models = [task.start(model) for model in range(task.models)]
             self._made = JaxModels(models, images, part.labels, LR)
             return
         self._made = OneAfterTheOther(peer, task, part, device)
@@ -219,10 +246,10 @@ class ContenderError(Exception):
     """A contender failed; the message is its own."""
 
 
-def _serve(name: str, device: str, threads: int, pipe: Connection) -> None:
+def _serve(kind: type[Worker], name: str, device: str, threads: int, pipe: Connection) -> None:
     """Serve calls from a pipe in a contender's process until one is None."""
     torch.set_num_threads(threads)
-    worker = Worker(name, device)
+    worker = kind(name, device)
     while (call := pipe.recv()) is not None:
         method, *args = call
         try:
@@ -235,14 +262,15 @@ def _serve(name: str, device: str, threads: int, pipe: Connection) -> None:
 
 
 class Contender:
-    """One of :func:`available` in a process of its own. Methods raise :class:`ContenderError`."""
+    """One of :func:`available`, or a worker of another ``kind``, in a process of its own. Methods
+    raise :class:`ContenderError`."""
 
-    def __init__(self, name: str, device: str = "cpu") -> None:
+    def __init__(self, name: str, device: str = "cpu", kind: type[Worker] = Worker) -> None:
         context = multiprocessing.get_context("spawn")
         self.name = name
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(name, device, torch.get_num_threads(), theirs), daemon=True
+            target=_serve, args=(kind, name, device, torch.get_num_threads(), theirs), daemon=True
         )
         self._process.start()
         theirs.close()  # so that its end is noticed here
@@ -261,7 +289,7 @@ class Contender:
             self._process.join(10)
             self._process.kill()
 
-    def make(self, task: Task) -> None:
+    def make(self, task: AnyTask) -> None:
         """Get ready for a task."""
         self._ask("make", task)
 
@@ -292,27 +320,27 @@ class Contender:
 AnyContender = Contender | Worker
 
 
-def prepare(contender: AnyContender, task: Task) -> list[Parameters]:
+def prepare(contender: AnyContender, task: AnyTask) -> list[Parameters]:
     """Make a contender for a task; return its parameters after STEPS_CHECKED steps."""
     contender.make(task)
     contender.epoch(0, STEPS_CHECKED * task.batch)
     return [{k: t.cpu() for k, t in p.items()} for p in contender.parameters()]
 
 
-def check_same(name: str, mine: list[Parameters], theirs: list[Parameters], task: Task) -> None:
+def check_same(name: str, mine: list[Parameters], theirs: list[Parameters], task: AnyTask) -> None:
     """Raise AssertionError unless two contenders have done the same STEPS_CHECKED steps.
 
     They may differ by three hundredths of the way that the parameters have gone: rounding makes up
     to one of them, where it decides whether a hidden unit is just above zero.
     """
     for model, (ours, truth) in enumerate(zip(mine, theirs, strict=True)):
-        for key, begin in start(task, model).items():
+        for key, begin in task.start(model).items():
             way, apart = (truth[key] - begin).norm(), (ours[key] - truth[key]).norm()
             assert apart < 0.03 * way, f"{name}: {key} is {apart} off on a way of {way}"
 
 
 def prepare_all(
-    contenders: Sequence[AnyContender], task: Task, on_ready: Callable[[str], None] | None = None
+    contenders: Sequence[AnyContender], task: AnyTask, on_ready: Callable[[str], None] | None = None
 ) -> tuple[list[AnyContender], dict[str, str]]:
     """Make contenders for a task and check that they do the same steps.
 
@@ -333,7 +361,7 @@ def prepare_all(
     return good, dropped
 
 
-def images_of_turn(contender: AnyContender, task: Task, seconds: float) -> int:
+def images_of_turn(contender: AnyContender, task: AnyTask, seconds: float) -> int:
     """Return how many images take about ``seconds``, in whole batches; at most an epoch's."""
     few = min(STEPS_CHECKED * task.batch, task.images)
     spent = min(contender.epoch(turn, few) for turn in (1, 2))
@@ -343,7 +371,7 @@ def images_of_turn(contender: AnyContender, task: Task, seconds: float) -> int:
 
 def time_epochs(
     contenders: Sequence[AnyContender],
-    task: Task,
+    task: AnyTask,
     rounds: int,
     turn_seconds: float,
     *,

@@ -1,11 +1,21 @@
-"""Tables of single operators, of layers in training steps, and of scikit-learn's interface."""
+"""Tables of single operators, of layers in training steps, of scikit-learn's interface, and of
+epochs on tables of numbers."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
 
-from table_parts import DISTURBED, Results, disturbed_note, mark, processor, undisturbed
+from table_parts import (
+    DISTURBED,
+    Results,
+    bold,
+    disturbed_note,
+    mark,
+    ours_first,
+    processor,
+    undisturbed,
+)
 
 
 def layer_table(results: Results) -> str:
@@ -90,3 +100,30 @@ def sklearn_claim(results: Mapping[str, Results]) -> str:
         f"{max(ratios):.1f} times as fast, {mean:.1f} in geometric mean over "
         f"{len(ratios)} cases ({processor(each)})."
     )
+
+
+def tabular_table(results: Results) -> str:
+    """Return milliseconds per epoch, a row for each case, a column for each contender, and how much
+    more many networks at once get done than one alone."""
+    rows = [row for row in results["rows"] if row["models"] == 1]
+    names = dict.fromkeys(name for row in rows for name in row["epoch"])
+    columns = sorted(names, key=lambda name: ours_first(name)[0])
+    lines = [
+        "| milliseconds per epoch | " + " | ".join(map(bold, columns)) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for row in rows:
+        times = {name: timing["median_us"] / 1e3 for name, timing in row["epoch"].items()}
+        ours = min(ms for name, ms in times.items() if name.startswith("fastmlp"))
+        cells = []
+        for name in columns:
+            ratio = "" if times.get(name) == ours else f" ({times.get(name, 0) / ours:.1f}x)"
+            cells.append(f"{times[name]:.1f}{ratio}{mark(row)}" if name in times else "")
+        lines.append(f"| {row['case']} | " + " | ".join(cells) + " |")
+    many = [
+        f"{row['models']} networks at once ({row['case']}) get **{row['throughput']:.2f}{mark(row)}"
+        "** times as much done as one alone."
+        for row in results["rows"]
+        if "throughput" in row
+    ]
+    return "\n".join([*lines, "", *many, *disturbed_note(results["rows"])])

@@ -90,7 +90,9 @@ class ModuleAndOptimizer:
         self.model = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
         self.model.to(images.device).load_state_dict(parameters)
         fused = True if images.is_cuda else None
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, fused=fused)
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=lr, fused=fused
+        )
         self.images, self.labels = images, labels
 
     def epoch(self, order: Tensor, batch: int) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from layer_tables import layer_table, op_table, sklearn_claim, sklearn_table
+from layer_tables import layer_table, op_table, sklearn_claim, sklearn_table, tabular_table
 from machine import MAKES, measured
 from pictures import out_of_date
 from table_parts import (
@@ -327,6 +327,7 @@ BLOCKS: dict[str, tuple[Callable[[Results], str], str]] = {
     "op": (op_table, "op_time"),
     "layer": (layer_table, "layer_time"),
     "sklearn": (sklearn_table, "sklearn"),
+    "tabular": (tabular_table, "tabular_time"),
     "train": (train_table, "train"),
     "accuracy": (accuracy_table, "accuracy"),
 }

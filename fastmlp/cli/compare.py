@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fastmlp.cli.curves import print_curves
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.training.options import shown
+from fastmlp.training.options import shown, written_widths
 from fastmlp.training.recorded import RecordedRun, read_run
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
@@ -112,7 +112,7 @@ def _table(runs: Sequence[RecordedRun], names: Sequence[str], regression: bool) 
 
 def _written(value: object) -> str:
     if isinstance(value, tuple):
-        return "-".join(map(str, value))
+        return written_widths(value, "-")
     return value if isinstance(value, str) else shown(value)
 
 

@@ -10,7 +10,7 @@ from fastmlp.cli.parser import ArgumentParser, as_flag
 from fastmlp.data.cifar10 import DIRECTORY_VARIABLE, cache_folder
 from fastmlp.data.download import URL_VARIABLE
 from fastmlp.training.config import OPTIONS, TrainConfig
-from fastmlp.training.options import Option
+from fastmlp.training.options import NO_LAYERS, Option, written_widths
 
 NO_DEFAULT = "%(default).0s"
 """Ends a help text: prints nothing, and keeps argparse from adding "(default: None)"."""
@@ -45,7 +45,7 @@ def add_option(
     if kind is bool:
         settings = {"action": argparse.BooleanOptionalAction}
     elif kind is tuple:
-        default = ("-" if lists else ",").join(map(str, default))
+        default = written_widths(default, "-" if lists else ",")
         if lists:
             help_text += ", several of one network as 512-256"
             settings |= {"type": _list_of(_widths, "widths"), "metavar": "H[-H...][,...]"}
@@ -101,4 +101,4 @@ def _list_of(read: Callable[[str], Any], what: str) -> Callable[[str], list[Any]
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split("-")))
+    return () if text == NO_LAYERS else tuple(map(int, text.split("-")))

@@ -1,4 +1,5 @@
-"""The flags of a user's own data: ``--data FILE --target COLUMN`` and what goes with them."""
+"""The flags of a user's own data: ``--data FILE --target COLUMN``, or ``--data FOLDER`` of images
+by class, and what goes with them."""
 
 from __future__ import annotations
 
@@ -8,10 +9,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastmlp.cli.parser import as_flag
 from fastmlp.data.encoding import MISSING
+from fastmlp.data.images import read_image_folder
+from fastmlp.data.pixels import Pixels, as_rows
 from fastmlp.data.splits import DataSplits
-from fastmlp.data.tables import Column, Table, read_table
+from fastmlp.data.tables import Table, read_array, read_table
 from fastmlp.data.targets import TASKS
 from fastmlp.training.own_data import prepare
 from fastmlp.training.run_directory import RunDirectory
@@ -19,22 +24,29 @@ from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 NAMES = ("target", "task", "categories", "missing", "keep_constant", "validation", "class_weight")
 """The flags that go with ``--data``."""
-OF_KNOWN_SETS = (
-    *("dataset", "data_dir", "data_url", "split", "test_set", "preset"),
-    *("normalize", "augment", "loader"),
-)
-"""The flags that do not."""
+OF_COLUMNS = ("target", "task", "categories", "missing", "keep_constant")
+"""Those of them that do not go with a folder of images."""
+OF_KNOWN_SETS = ("dataset", "data_dir", "data_url", "split", "test_set", "preset", "loader")
+OF_PIXELS = ("normalize", "augment")
+"""The flags that do not, or with a folder of images alone."""
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Add ``--data`` and the flags that go with it."""
     add, none = group.add_argument, argparse.SUPPRESS
-    add("--data", metavar="FILE", default=none, help="a .csv, .parquet, .npz or .npy file of rows")
+    add(
+        "--data",
+        metavar="FILE|FOLDER",
+        default=none,
+        help="a .csv, .parquet, .npz or .npy file of rows, or a folder with a folder of images for "
+        "each class",
+    )
     add(
         "--target",
-        metavar="COLUMN",
+        metavar="COLUMN[,COLUMN...]",
+        action="append",
         default=none,
-        help="the column to predict; for an .npy file, the .npy file of the targets",
+        help="the column to predict, or several; for an .npy file, the .npy file of the targets",
     )
     add("--task", choices=TASKS, default=none, help="by default what the target looks like")
     add(
@@ -63,17 +75,28 @@ def origin_of(flags: dict[str, Any]) -> dict[str, Any] | None:
     found = {name: flags.pop(name) for name in ("data", *NAMES) if name in flags}
     if not found:
         return None
-    for name in ("data", "target"):
-        if name not in found:
-            raise UserError(
-                f"{as_flag(name)} is missing; pass --data FILE --target COLUMN", EXIT_USAGE
-            )
-    for name in OF_KNOWN_SETS:
-        if name in flags:
-            raise UserError(
-                f"{as_flag(name)} is for the known data sets; leave it out with --data", EXIT_USAGE
-            )
+    if "data" not in found:
+        raise UserError("--data is missing; pass --data FILE --target COLUMN", EXIT_USAGE)
     found["data"] = os.path.abspath(os.path.expanduser(found["data"]))
+    images = os.path.isdir(found["data"])
+    _refuse(flags, OF_KNOWN_SETS if images else (*OF_KNOWN_SETS, *OF_PIXELS))
+    if images:
+        for name in OF_COLUMNS:
+            if name in found:
+                raise UserError(
+                    f"{as_flag(name)} is for a file of rows, and {found['data']} is a folder, of "
+                    "images by class; leave it out",
+                    EXIT_USAGE,
+                )
+        return found
+    if "target" not in found:
+        raise UserError(
+            "--target is missing; pass --data FILE --target COLUMN, or --data FOLDER with a folder "
+            "of images for each class",
+            EXIT_USAGE,
+        )
+    if len(found["target"]) == 1:
+        (found["target"],) = found["target"]
     if _is_pair(found):
         found["target"] = os.path.abspath(os.path.expanduser(found["target"]))
     if "categories" in found:
@@ -88,27 +111,59 @@ def as_flags(origin: dict[str, Any] | None) -> str:
         flag = as_flag(name)
         if value is True:
             text += f" {flag}"
-        else:
-            value = ",".join(value) if name == "categories" else str(value)
-            text += f" {flag} {shlex.quote(value)}"
+            continue
+        value = ",".join(value) if name == "categories" else value
+        for each in value if isinstance(value, list) else [value]:
+            text += f" {flag} {shlex.quote(str(each))}"
     return text
 
 
-def read(origin: dict[str, Any]) -> tuple[Table, Column, dict[str, Any]]:
+def _refuse(flags: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if name in flags:
+            raise UserError(
+                f"{as_flag(name)} is for {'images' if name in OF_PIXELS else 'the known data sets'}"
+                "; leave it out with --data",
+                EXIT_USAGE,
+            )
+
+
+def read(origin: dict[str, Any]) -> tuple[Table | Pixels, Table, dict[str, Any]]:
     """Return the rows, the targets and the options of :func:`prepare` that ``origin`` names."""
     options = {name: origin[name] for name in NAMES if name in origin and name != "target"}
-    options |= {"name": Path(origin["data"]).stem, "target_name": origin["target"]}
-    table = read_table(origin["data"])
-    if _is_pair(origin):
-        targets = read_table(origin["target"])
-        if len(targets.names) != 1 or len(targets) != len(table):
-            raise UserError(
-                f"{origin['target']} must be one target for each of the {len(table):,} rows, got "
-                f"{len(targets):,} rows of {len(targets.names)}."
-            )
-        return table, targets.columns["0"], options
-    rows, column = table.pop(origin["target"])
-    return rows, column, options
+    options |= {"name": Path(origin["data"]).stem}
+    if "target" not in origin:
+        found = read_image_folder(origin["data"])
+        classes = np.array(found.classes, dtype=object)[found.labels]
+        return Pixels(found.images, found.source, found.shape), Table({"class": classes}), options
+    if not _is_pair(origin):
+        table = read_table(origin["data"])
+        return *table.split(_targets(table, origin["target"])), options
+    rows, targets = read_rows(origin["data"]), read_table(origin["target"])
+    if len(targets) != len(rows):
+        raise UserError(
+            f"{origin['target']} must have targets for each of the {len(rows):,} rows, got "
+            f"{len(targets):,} rows."
+        )
+    return rows, targets, options
+
+
+def read_rows(path: str) -> Table | Pixels:
+    """Return the rows of a file; of an .npy file of uint8, pixels."""
+    if path.lower().endswith(".npy") and os.path.isfile(path):
+        rows = as_rows(read_array(path), path)
+        if isinstance(rows, Pixels) and len(rows):
+            return rows
+    return read_table(path)
+
+
+def _targets(table: Table, given: str | list[str]) -> list[str]:
+    """Return the columns that ``--target`` names, given once or several times; a name may have
+    commas."""
+    names: list[str] = []
+    for each in [given] if isinstance(given, str) else given:
+        names += [each] if each in table.columns else [part.strip() for part in each.split(",")]
+    return names
 
 
 def splits_of(folder: RunDirectory) -> DataSplits | None:
@@ -118,8 +173,8 @@ def splits_of(folder: RunDirectory) -> DataSplits | None:
     origin = folder.read_encoding().get("origin")
     if origin is None:
         raise UserError(
-            f"{folder.path} was trained on arrays given to fastmlp.fit, which are not in it; train "
-            "anew, or from a file with --data"
+            f"{folder.path} was trained on arrays given to fastmlp.fit, which are not in it; call "
+            "fit(..., out=..., resume=True) with the same arrays"
         )
     table, target, options = read(origin)
     loss = folder.read_config().loss

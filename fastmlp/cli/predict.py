@@ -9,11 +9,16 @@ import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fastmlp.cli.own_data import read_rows
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.data.tables import read_table
+from fastmlp.data.images import read_images
+from fastmlp.data.pixels import PixelEncoding, Pixels
+from fastmlp.data.tables import Table
 from fastmlp.training.predictor import Encoding, Predictor
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_USAGE, UserError
@@ -28,8 +33,7 @@ def main(argv: list[str]) -> int:
     if out.suffix.lower() not in (".csv", ".npy"):
         raise UserError(f"--out must end in .csv or .npy, got {options.out!r}", EXIT_USAGE)
     predictor = load_predictor(options.run)
-    rows = read_table(options.data)
-    target = predictor.encoding.target
+    files, rows = _read(options.data, predictor)
     remove_files(leftovers(out.parent, out.name))  # of a process that was killed
     predicted = predictor.predict(rows)
     if out.suffix.lower() == ".npy":
@@ -38,12 +42,7 @@ def main(argv: list[str]) -> int:
         np.save(buffer, predicted.astype(str) if texts else predicted, allow_pickle=False)
         write_file(out, buffer.getbuffer())
     else:
-        columns: dict[str, Iterable[object]] = {"prediction": predicted.tolist()}
-        if target.task == "classification":
-            shares = predictor.predict_proba(rows).T
-            columns |= {
-                f"p({c})": row.tolist() for c, row in zip(target.classes, shares, strict=True)
-            }
+        columns = files | _columns(predictor, rows, predicted)
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
@@ -51,6 +50,38 @@ def main(argv: list[str]) -> int:
         write_file(out, text.getvalue().encode())
     print(f"The predictions of {len(rows):,} rows are in {out}")
     return 0
+
+
+def _read(data: str, predictor: Predictor) -> tuple[dict[str, Iterable[object]], Table | Pixels]:
+    """Return the rows of a file or the images of a folder, whose names are a column of their
+    own."""
+    inputs, folder = predictor.encoding.inputs, Path(data).expanduser()
+    if not folder.is_dir() or not isinstance(inputs, PixelEncoding):
+        return {}, read_rows(data)
+    files, pixels = read_images(folder, inputs.shape[0] if inputs.shape else None)
+    return {"file": [str(file.relative_to(folder)) for file in files]}, pixels
+
+
+def _columns(
+    predictor: Predictor, rows: Table | Pixels, predicted: NDArray[Any]
+) -> dict[str, Iterable[object]]:
+    """Return the columns of the file: predictions, in a classification with probabilities."""
+    target = predictor.encoding.target
+    several = len(target.names) > 1
+    columns: dict[str, Iterable[object]] = (
+        {name: column.tolist() for name, column in zip(target.names, predicted.T, strict=True)}
+        if several
+        else {"prediction": predicted.tolist()}
+    )
+    if target.task == "classification":
+        names = (
+            [f"p({column.name}={column.classes[1]})" for column in target.columns]
+            if several
+            else [f"p({name})" for name in target.classes]
+        )
+        shares = predictor.predict_proba(rows).T
+        columns |= {name: row.tolist() for name, row in zip(names, shares, strict=True)}
+    return columns
 
 
 def build_parser() -> ArgumentParser:
@@ -61,7 +92,10 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("run", metavar="RUN", help="the folder of the run")
     parser.add_argument(
-        "--data", metavar="FILE", required=True, help="a .csv, .parquet, .npz or .npy file of rows"
+        "--data",
+        metavar="FILE|FOLDER",
+        required=True,
+        help="a .csv, .parquet, .npz or .npy file of rows, or a folder of images",
     )
     parser.add_argument(
         "--out",

@@ -12,6 +12,7 @@ import webbrowser
 
 from fastmlp.cli.curves import print_curves
 from fastmlp.cli.parser import ArgumentParser
+from fastmlp.training.options import written_widths
 from fastmlp.training.recorded import RecordedRun, read_run
 from fastmlp.utils.errors import UserError
 
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 def _lines(run: RecordedRun) -> list[tuple[str, str]]:
     config, summary = run.config, run.summary
-    network = "-".join(map(str, config.hidden))
+    network = written_widths(config.hidden, "-")
     optimizer = f"{config.optimizer}, lr {config.lr:g} {config.lr_schedule}"
     lines = [
         ("run", f"{run.folder}, {run.state}"),

@@ -125,6 +125,16 @@ def find_folder(root: Path) -> tuple[Archive, Path] | None:
     return None
 
 
+def find_deeper(root: Path) -> tuple[Archive, Path] | None:
+    """Return what :func:`find_folder` finds in the first of the folders within ``root`` that are
+    not hidden and hold one."""
+    try:
+        folders = sorted(path for path in root.iterdir() if path.name[0] != "." and path.is_dir())
+    except OSError:  # missing, or not to be read
+        return None
+    return next((found for folder in folders if (found := find_folder(folder))), None)
+
+
 def read(archive: Archive, folder: Path) -> tuple[Images, Labels]:
     """Return images (60000, 3072) uint8 and labels (60000,) int64, the test batch last.
 

@@ -14,8 +14,16 @@ from pathlib import Path
 import torch
 
 from fastmlp.data import synthetic
-from fastmlp.data.cifar10 import ARCHIVES, Archive, find_folder, read, search_path
+from fastmlp.data.cifar10 import (
+    ARCHIVES,
+    Archive,
+    find_deeper,
+    find_folder,
+    read,
+    search_path,
+)
 from fastmlp.data.download import DownloadError, fetch, tidy, unpack
+from fastmlp.data.found import found_instead
 from fastmlp.data.images import ImageSet, load_images
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
@@ -87,15 +95,18 @@ def load_dataset(
         found = _find(root, progress)
         if found is not None:
             return found
+    instead = _found_instead(roots)
     try:
         if not download:
             raise DownloadError("downloading is off")
+        if instead:
+            print(f"fastmlp: no CIFAR-10 yet{instead}", file=sys.stderr)
         return _read(*fetch(roots[0], data_url, progress=progress))
     except DownloadError as error:
         reason = (
             f"There is no CIFAR-10 in {' or '.join(map(str, roots))} (looked for"
-            f" {', '.join([*(a.folder for a in ARCHIVES), *(a.filename for a in ARCHIVES)])}):"
-            f" {error}"
+            f" {', '.join([*(a.folder for a in ARCHIVES), *(a.filename for a in ARCHIVES)])}"
+            f"){instead}: {error}"
         )
         if dataset == "cifar10" or (data_dir is not None and not download):
             raise DownloadError(reason) from error
@@ -103,8 +114,17 @@ def load_dataset(
     return _synthetic_dataset()
 
 
+def _found_instead(roots: list[Path]) -> str:
+    """Return what the folders hold instead, as the end of a clause."""
+    parts = [
+        f"; {root} has {'; and '.join(found)}" for root in roots if (found := found_instead(root))
+    ]
+    return "".join(parts)
+
+
 def _find(root: Path, progress: bool) -> Dataset | None:
-    """Load CIFAR-10 from ``root``: one of its folders, or the parent of one or of an archive."""
+    """Load CIFAR-10 from ``root``: one of its folders, or the parent of one or of an archive, or a
+    folder that holds such a parent."""
     unpacked = find_folder(root)
     if unpacked is not None:
         tidy(unpacked[1].parent)
@@ -117,7 +137,8 @@ def _find(root: Path, progress: bool) -> Dataset | None:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = unpack(archive, path, Path(scratch), progress=progress)
                 return replace(_read(archive, folder), source=str(path))
-    return None
+    deeper = find_deeper(root)
+    return None if deeper is None else _read(*deeper)
 
 
 def _read(archive: Archive, folder: Path) -> Dataset:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fastmlp.data.cifar10 import Images, Labels
 from fastmlp.data.digests import check_sum, read_sums
+from fastmlp.data.pixels import Pixels
 from fastmlp.data.tables import needs
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.untrusted import reason
@@ -218,23 +219,56 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageSet:
     one size; they are read as grey where all are, else in three planes. Raises UserError for a
     folder without classes, an image of another size and a file that cannot be read.
     """
-    pillow = needs("PIL.Image", "images", "A folder of images")
     root = Path(root).expanduser()
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    files = [(i, file) for i, folder in enumerate(folders) for file in _image_files(folder)]
-    counts = [sum(1 for i, _ in files if i == each) for each in range(len(folders))]
-    if len(folders) < 2 or not all(counts):
-        empty = next((str(f) for f, n in zip(folders, counts, strict=True) if not n), None)
-        what = f"{empty} has no images" if empty else f"{root} has {len(folders)} folders"
+    files = [_image_files(folder) for folder in folders]
+    if len(folders) < 2 or not all(files):
+        empty = next((str(f) for f, found in zip(folders, files, strict=True) if not found), None)
+        count = f"{len(folders)} folder{'s' * (len(folders) != 1)}"
+        what = f"{empty} has no images" if empty else f"{root} has {count}"
         raise UserError(
             f"{what}; a folder of images needs two or more folders, one for each class, with "
             f"images ({', '.join(IMAGE_ENDINGS)}) in each."
         )
+    flat, shape = _read_pictures([file for each in files for file in each])
+    labels = np.repeat(np.arange(len(folders)), [len(each) for each in files])
+    classes = tuple(folder.name for folder in folders)
+    return ImageSet(
+        root.name, str(root), classes, shape, flat, labels, flat[:0].copy(), labels[:0].copy()
+    )
+
+
+def read_images(root: str | os.PathLike[str], planes: int | None) -> tuple[list[Path], Pixels]:
+    """Return the image files in a folder and in those within it, in the order of their names, and
+    their pixels; as grey for one of ``planes``, in colour for three.
+
+    Raises UserError as :func:`read_image_folder`, and for a folder without images.
+    """
+    root = Path(root).expanduser()
+    files = _image_files(root) + [
+        file for path in sorted(root.rglob("*")) if path.is_dir() for file in _image_files(path)
+    ]
+    if not files:
+        raise UserError(
+            f"{root} has no images; pass a folder with some ({', '.join(IMAGE_ENDINGS)})."
+        )
+    flat, shape = _read_pictures(files, planes)
+    return files, Pixels(flat, str(root), shape)
+
+
+def _read_pictures(
+    files: list[Path], planes: int | None = None
+) -> tuple[Images, tuple[int, int, int]]:
+    """Return the pixels (n, features) of images of one size, planes one after another, and their
+    shape; grey where ``planes`` is 1 or all are grey."""
+    pillow = needs("PIL.Image", "images", "A folder of images")
     pictures = []
-    for _, file in files:
+    for file in files:
         try:
             with pillow.open(file) as image:
-                grey = image.mode in ("1", "L", "I", "I;16", "F")
+                grey = planes == 1 or (
+                    planes is None and image.mode in ("1", "L", "I", "I;16", "F")
+                )
                 pictures.append(np.asarray(image.convert("L" if grey else "RGB"), np.uint8))
         except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for a damaged file
             raise UserError(
@@ -243,7 +277,7 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageSet:
         size, first = pictures[-1].shape[:2], pictures[0].shape[:2]
         if size != first:
             raise UserError(
-                f"{file} is {size[1]} x {size[0]} pixels and {files[0][1]} is {first[1]} x "
+                f"{file} is {size[1]} x {size[0]} pixels and {files[0]} is {first[1]} x "
                 f"{first[0]}; scale all images to one size."
             )
     if any(picture.ndim == 3 for picture in pictures):
@@ -252,12 +286,7 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageSet:
     else:
         images = np.stack(pictures)[:, None]
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    flat = np.ascontiguousarray(images).reshape(len(images), -1)
-    labels = np.array([i for i, _ in files], np.int64)
-    classes = tuple(folder.name for folder in folders)
-    return ImageSet(
-        root.name, str(root), classes, shape, flat, labels, flat[:0].copy(), labels[:0].copy()
-    )
+    return np.ascontiguousarray(images).reshape(len(images), -1), shape
 
 
 def _image_files(folder: Path) -> list[Path]:

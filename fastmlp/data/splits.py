@@ -149,7 +149,9 @@ class DataSplits:
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """(planes, height, width) of the images, or None if they are not square."""
+        """(planes, height, width) of the images, or None if they are not square, or numbers."""
+        if self.train.images.is_floating_point():
+            return None
         return image_shape(self.train.images.shape[1])
 
     def normalization(self, name: str) -> Normalization:

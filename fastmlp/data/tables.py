@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,23 @@ class Table:
         """Return the number of a row, counted from 1, as its source has it."""
         return (row if self.origin is None else int(self.origin[row])) + 1
 
-    def pop(self, name: str) -> tuple[Table, Column]:
-        """Return the table without a column, and that column; raise UserError where it has none of
-        this name."""
-        if name not in self.columns:
-            raise UserError(
-                f"{self.source} has no column {quoted(name)}; its columns are "
-                f"{listed(self.names)}.",
-                options=("target",),
-            )
-        rest = {each: column for each, column in self.columns.items() if each != name}
-        return Table(rest, self.source, self.named, self.origin), self.columns[name]
+    def split(self, names: Sequence[str]) -> tuple[Table, Table]:
+        """Return the table without some columns, and with them alone; raise UserError where it has
+        none of such a name, a name stands twice, or no column is left."""
+        for i, name in enumerate(names):
+            if name not in self.columns:
+                raise UserError(
+                    f"{self.source} has no column {quoted(name)}; its columns are "
+                    f"{listed(self.names)}.",
+                    options=("target",),
+                )
+            if name in names[:i]:
+                raise UserError(f"The target {quoted(name)} is named twice; name it once.")
+        rest = {name: column for name, column in self.columns.items() if name not in names}
+        if not rest:
+            raise UserError(f"{self.source} has no column but the targets; add some to learn from.")
+        chosen = {name: self.columns[name] for name in names}
+        return replace(self, columns=rest), replace(self, columns=chosen, named=True)
 
 
 def listed(names: tuple[str, ...], most: int = 12) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,19 +132,26 @@ def make_normalization(name: str, train_images: torch.Tensor) -> Normalization:
     is for rows of numbers. Raises UserError for another name.
     """
     features = train_images.shape[-1]
+    statistics = channel_statistics(train_images) if name == "standard" else ([0.0], [1.0])
+    return normalization_of(name, features, *statistics)
+
+
+def normalization_of(
+    name: str, features: int, means: Sequence[float], deviations: Sequence[float]
+) -> Normalization:
+    """Return the normalization of that name for rows of so many features; ``standard`` has these
+    means and deviations of each channel."""
     if name == "none":
-        mean, std = [0.0], [1.0]
+        means, deviations = [0.0], [1.0]
     elif name == "unit":
-        mean, std = [0.0], [255.0]
-    elif name == "standard":
-        mean, std = channel_statistics(train_images)
-    else:
+        means, deviations = [0.0], [255.0]
+    elif name != "standard":
         raise UserError(
             f"normalize must be unit or standard, got {name!r}.", EXIT_USAGE, ("normalize",)
         )
-    scale = 1 / torch.tensor(std, dtype=torch.float64)
-    shift = -torch.tensor(mean, dtype=torch.float64) * scale
-    plane = features // len(std)
+    scale = 1 / torch.tensor(deviations, dtype=torch.float64)
+    shift = -torch.tensor(means, dtype=torch.float64) * scale
+    plane = features // len(scale)
     return Normalization(
         name, *(values.float().repeat_interleave(plane) for values in (scale, shift))
     )

@@ -23,9 +23,11 @@ from fastmlp.data.transforms import FlipShifts, Normalization
 from fastmlp.engines.base import Epoch, TrainState
 from fastmlp.engines.cuda_graph import CapturedGraph, ReplayThrottle
 from fastmlp.engines.eager import EagerEngine
-from fastmlp.engines.metrics import EpochMetrics, MetricsAccumulator
+from fastmlp.engines.general_step import chunk_factors, step_gradients, summed_loss
+from fastmlp.engines.metrics import EpochMetrics, MetricsAccumulator, batch_weights
 from fastmlp.engines.optimizers import OptimizerConfig, update_, update_by_parts_
 from fastmlp.engines.stepwise import REPORT_SECONDS
+from fastmlp.ops.losses import loss_row
 
 CHUNK_STEPS = 64
 """Steps in a chunk at most: an epoch can only be stopped between two chunks."""
@@ -85,6 +87,10 @@ class _Recordings:
         self.parameters = dict(state.parameters)
         self.optimizer_state = {kind: dict(t) for kind, t in state.optimizer_state.items()}
         self.lr = torch.zeros((), dtype=state.dtype, device=state.tensors[0].device)
+        # Where dropout's random numbers are used: the epoch, and the first step of a chunk.
+        self.epoch, self.first_step = (
+            torch.zeros((), dtype=torch.int64, device=self.lr.device) for _ in range(2)
+        )
         self.layers_dtype = state.layers_dtype
         self.chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
 
@@ -138,12 +144,14 @@ def _rebound(recorded: dict[str, Tensor], current: dict[str, Tensor]) -> dict[st
 class GraphEngine(EagerEngine):
     """fastmlp's operators, many steps in one CUDA graph; any depth and width.
 
-    Its steps are the eager engine's. What a step computes does not depend on its chunk, so an epoch
-    that was stopped between two chunks resumes bit by bit. On other devices than CUDA, where tests
-    build it, a chunk's replay simply runs its steps.
+    Plain steps are the eager engine's, others those of :mod:`fastmlp.engines.general_step`. What a
+    step computes does not depend on its chunk, so an epoch that was stopped between two chunks
+    resumes bit by bit. On other devices than CUDA, where tests build it, a chunk's replay simply
+    runs its steps.
     """
 
     name = "graph"
+    general = True
 
     def __init__(self, train: Subset, normalization: Normalization, device: torch.device) -> None:
         super().__init__(train, normalization, device)
@@ -158,7 +166,7 @@ class GraphEngine(EagerEngine):
         """Return why there are no CUDA graphs or no kernels, None where there are."""
         if device.type != "cuda":
             return f"it is made of CUDA graphs, which {device.type} does not have"
-        return EagerEngine.unsupported_reason(device, sizes, config)
+        return EagerEngine.unsupported_reason(device)  # without the settings, which it lacks
 
     def _train_network(
         self,
@@ -168,12 +176,16 @@ class GraphEngine(EagerEngine):
         on_progress: Callable[[EpochMetrics], None],
     ) -> EpochMetrics:
         batch, flip_shifts = state.config.batch_size, epoch.order.flip_shifts
-        metrics = MetricsAccumulator(len(epoch.order), batch, epoch.start_step, self.device)
+        weights = batch_weights(self._weights, epoch.order.indices, batch)
+        metrics = MetricsAccumulator(
+            len(epoch.order), batch, epoch.start_step, self.device, weights
+        )
         indices = epoch.order.indices.to(self.device)
         if flip_shifts is not None:
             flip_shifts = FlipShifts(flip_shifts.values.to(self.device), flip_shifts.shape)
         recordings = self._recordings_of(state)
         recordings.lr.fill_(epoch.lr)
+        recordings.epoch.fill_(epoch.number)
         whole = len(indices) // batch
         length, throttle = chunk_steps(whole, batch), ReplayThrottle(self.device)
         report_at = time.perf_counter() + REPORT_SECONDS
@@ -182,6 +194,7 @@ class GraphEngine(EagerEngine):
             steps = length if first + length <= whole else 1
             rows = slice(first * batch, (first + steps) * batch)
             moved = flip_shifts[rows] if flip_shifts is not None else None
+            recordings.first_step.fill_(first)
             chunk = self._run_chunk(recordings, indices[rows], steps, moved)
             metrics.add(chunk.losses, chunk.correct)
             throttle.keep()
@@ -235,25 +248,55 @@ class GraphEngine(EagerEngine):
         correct = torch.empty((), dtype=torch.int64, device=self.device)
 
         def work() -> None:
-            tensors, grad_average = recordings.tensors, recordings.config.grad_average
+            config, batch = recordings.config, images // steps
             pixels = self._images.index_select(0, indices)
             if flip_shifts is not None:
                 pixels = self._augmented(pixels, flip_shifts)
             labels = self._labels.index_select(0, indices)
             inputs = self._normalization.apply(pixels).to(recordings.layers_dtype)
+            step = self._steps(recordings, indices, steps, batch)
             done, logits = [], []
-            batches = zip(
-                aligned_batches(inputs, steps), torch.split(labels, images // steps), strict=True
-            )
-            for x, y in batches:
-                loss, outputs, gradients = self._gradients(tensors, x, y, grad_average)
+            batches = zip(aligned_batches(inputs, steps), torch.split(labels, batch), strict=True)
+            for number, (x, y) in enumerate(batches):
+                loss, outputs, gradients = step(number, x, y)
                 recordings.update(gradients)
                 done.append(loss)
                 logits.append(outputs)
             torch.stack(done, out=losses)
-            correct.copy_((torch.cat(logits).argmax(1) == labels).sum())
+            correct.copy_(loss_row(config.loss).hits(torch.cat(logits), labels).sum())
 
         return _Chunk(indices, flip_shifts, losses, correct, CapturedGraph(work, self.device))
+
+    def _steps(
+        self, recordings: _Recordings, indices: Tensor, steps: int, batch: int
+    ) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor, list[Tensor]]]:
+        """Return what gives the mean loss, the outputs and the gradients of a step of a chunk, for
+        its number, its inputs and its targets."""
+        tensors, config = recordings.tensors, recordings.config
+        if self._is_plain(config):
+            return lambda _, x, y: self._gradients(tensors, x, y, config.grad_average)
+        factors = chunk_factors(
+            tensors, steps, batch, recordings.first_step, recordings.epoch, config
+        )
+        weights: Sequence[Tensor | None] = [None] * steps
+        if self._weights is not None:
+            weights = torch.split(self._weights.index_select(0, indices), batch)
+        return lambda number, x, y: step_gradients(
+            tensors, x, y, weights[number], factors[number], config
+        )
+
+    def _is_plain(self, config: OptimizerConfig) -> bool:
+        """Return whether steps are of what the eager engine has: no more than plain cross entropy
+        of labels, without weights."""
+        labels = not self._labels.is_floating_point()
+        return not config.beyond_plain and self._weights is None and labels
+
+    def _evaluate_batch(
+        self, state: TrainState, x: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if self._is_plain(state.config) and weights is None:
+            return super()._evaluate_batch(state, x, labels, weights)
+        return summed_loss(state.tensors, x, labels, weights, state.config)
 
     def _evaluation_rows(self) -> int:
         return EVALUATION_ROWS

@@ -53,11 +53,32 @@ def dropout_factors(
     A row and a unit have the same number whatever the shape. ``epoch`` < 2**24, ``layer`` < 256.
     """
     rows, units = shape
+    return factors_of_rows(
+        *(torch.arange(rows), torch.full((rows,), step), torch.tensor(epoch), units, probability),
+        seed=seed,
+        layer=layer,
+        dtype=dtype,
+    )
+
+
+def factors_of_rows(
+    rows: Tensor,
+    steps: Tensor,
+    epoch: Tensor,
+    units: int,
+    probability: float,
+    *,
+    seed: int,
+    layer: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return :func:`dropout_factors` (n, units) of these ``rows`` (n,) of their batches, those of
+    the ``steps`` (n,), in an ``epoch``, a scalar; all int64, on the device that computes them."""
     groups = -(-units // 4)
-    row = torch.arange(rows)[:, None].expand(rows, groups)
-    group = torch.arange(groups).expand(rows, groups)
-    step_word = torch.full_like(row, step & _LOW)
-    place = torch.full_like(row, (epoch << 8 | layer) & _LOW)
-    words = torch.stack(philox((group, row, step_word, place), seed), 2).reshape(rows, -1)
+    shape = len(rows), groups
+    group = torch.arange(groups, device=rows.device).expand(shape)
+    row, step = (each[:, None].expand(shape) for each in (rows, steps & _LOW))
+    place = ((epoch << 8 | layer) & _LOW).expand(shape)
+    words = torch.stack(philox((group, row, step, place), seed), 2).reshape(len(rows), 4 * groups)
     kept = words[:, :units] >= dropout_threshold(probability)
     return kept.to(dtype) * (1 / (1 - probability))

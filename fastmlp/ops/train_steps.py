@@ -200,12 +200,33 @@ def forward_ref(
     raise AssertionError
 
 
+def backward_ref(
+    parameters: Sequence[Tensor],
+    g: Tensor,
+    saved: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    activation: str,
+    factors: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    """Return the gradients of all parameters, in their order, from that of the outputs, ``g``
+    (m, O), and what :func:`forward_ref` returned."""
+    row, gradients = row_of(activation), list[Tensor]()
+    for layer in reversed(range(len(inputs))):
+        gradients[:0] = [g.t() @ inputs[layer], g.sum(0)]
+        if layer:
+            g = g @ parameters[2 * layer]
+            g = g * factors[layer - 1] if factors else g
+            wide = torch.promote_types(g.dtype, torch.float32)  # rounded once, as autograd does
+            g = row.backward(g.to(wide), saved[layer - 1].to(wide)).to(g.dtype)
+    return gradients
+
+
 def _gradients_ref(
     network: Network, rows: Rows, batch: Tensor, step: int
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return the batch's mean loss, its hits and the gradient of each parameter."""
     config, parameters = network.config, network.parameters
-    dtype, loss, row = parameters[0].dtype, loss_row(config.loss), row_of(config.activation)
+    dtype, loss = parameters[0].dtype, loss_row(config.loss)
     factors = [
         dropout_factors(
             (len(batch), len(bias)),
@@ -227,13 +248,7 @@ def _gradients_ref(
     mean = (loss.rows(z, target, options) * weights).double().sum() * scale
     scale = scale / len(batch) if config.grad_average else scale
     g = loss.gradient(z, target, options) * (weights * scale)[:, None]
-    gradients: list[Tensor] = []
-    for layer in reversed(range(len(inputs))):
-        gradients[:0] = [g.t() @ inputs[layer], g.sum(0)]
-        if layer:
-            g = g @ parameters[2 * layer]
-            g = g * factors[layer - 1] if factors else g
-            g = row.backward(g, saved[layer - 1])
+    gradients = backward_ref(parameters, g, saved, inputs, config.activation, factors)
     return mean, loss.hits(z, target).sum(), gradients
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.training.config import OPTIONS, TrainConfig
+from fastmlp.training.options import written_widths
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 VARIED = [name for name, option in OPTIONS.items() if option.varied]
@@ -109,5 +110,5 @@ def _draw(values: Sequence[Any], random: np.random.Generator) -> Any:
 def shown(value: Any) -> float | int | str:
     """Return a value as a person writes it: a network of one hidden layer by its width."""
     if isinstance(value, tuple):
-        return value[0] if len(value) == 1 else "-".join(map(str, value))
+        return value[0] if len(value) == 1 else written_widths(value, "-")
     return value  # type: ignore[no-any-return]

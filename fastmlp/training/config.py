@@ -113,7 +113,7 @@ class TrainConfig:
     )
     hidden: tuple[int, ...] = option(
         (256,),
-        "widths of the hidden layers",
+        "widths of the hidden layers; none: softmax or linear regression",
         WIDTHS,
         metavar="H[,H...]",
         varied=True,

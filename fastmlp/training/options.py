@@ -66,9 +66,11 @@ ABOVE_ZERO = number("a number above 0", lambda value: value > 0)
 NOT_NEGATIVE = number("a number of at least 0", lambda value: value >= 0)
 BELOW_ONE = number("a number from 0 up to, but not, 1", lambda value: 0 <= value < 1)
 FLAG = Constraint("true or false", lambda value: isinstance(value, bool), bool)
+NO_LAYERS = "none"
+"""How a network without hidden layers is written."""
 WIDTHS = Constraint(
-    "one or more layer widths like 256 or 512,256",
-    lambda value: isinstance(value, tuple) and value != () and all(is_whole(w, 1) for w in value),
+    "layer widths like 256 or 512,256, or none",
+    lambda value: isinstance(value, tuple) and all(is_whole(w, 1) for w in value),
     tuple,
 )
 DEVICE = Constraint(
@@ -182,21 +184,28 @@ def options_table(defaults: Any) -> str:
 
 def _written(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return written_widths(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def parse_widths(hidden: object) -> object:
-    """Return a tuple of layer widths for 256, "256", "512,256" or a sequence of whole numbers, and
-    anything else as it is."""
+    """Return a tuple of layer widths for 256, "256", "512,256" or a sequence of whole numbers, an
+    empty one for "none", and anything else as it is."""
     parts: object = hidden
-    if isinstance(hidden, str):
+    if hidden == NO_LAYERS:
+        parts = ()
+    elif isinstance(hidden, str):
         parts = [int(part) if _is_digits(part) else part for part in hidden.split(",")]
     elif isinstance(hidden, int):
         parts = [hidden]
-    if isinstance(parts, (list, tuple)) and parts and all(is_whole(part, 1) for part in parts):
+    if isinstance(parts, (list, tuple)) and all(is_whole(part, 1) for part in parts):
         return tuple(parts)
     return hidden
+
+
+def written_widths(widths: tuple[int, ...], between: str = ",") -> str:
+    """Return layer widths as :func:`parse_widths` reads them, or as others ``between`` them."""
+    return between.join(map(str, widths)) or NO_LAYERS
 
 
 def is_whole(value: object, least: int, most: int = MAX_WHOLE) -> bool:

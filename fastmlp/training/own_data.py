@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmlp.data.encoding import TableEncoding
+from fastmlp.data.pixels import PixelEncoding, Pixels, as_rows
 from fastmlp.data.splits import DataSplits, Subset
 from fastmlp.data.tables import Table, as_table
 from fastmlp.data.targets import TargetEncoding
@@ -20,11 +21,13 @@ from fastmlp.training.config import OPTIONS, TrainConfig, config_from_dict
 from fastmlp.training.predictor import (
     Encoding,
     Predictor,
-    target_column,
+    input_tensor,
+    target_table,
     target_tensor,
     weight_tensor,
 )
 from fastmlp.training.run import RunResult
+from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 DEFAULTS: dict[str, Any] = {"hidden": (100,), "optimizer": "adam", "lr": 1e-3, "batch_size": 200}
@@ -53,12 +56,16 @@ def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
     """Train a network on rows ``x`` and targets ``y``, and keep the parameters of the best epoch.
 
     ``x`` (n, columns): NumPy, torch, or a data frame of pandas or polars, whose column names are
-    kept; ``y`` (n,): classes, texts or whole numbers, or numbers to predict. Options are those of
-    :func:`prepare`; the fields of :class:`TrainConfig`, whose defaults are :data:`DEFAULTS` here
-    where that has others; ``out``, ``callbacks`` and ``should_stop`` as in
-    :func:`fastmlp.training.api.fit`; and ``origin``, where the rows are from, as JSON has it, which
-    is kept beside the encoding. The result predicts raw rows. Raises
-    :class:`~fastmlp.utils.errors.UserError` for what the user can mend.
+    kept; an array of uint8 are pixels. ``y`` (n,): classes, texts or whole numbers, or numbers to
+    predict; or several such targets, (n, targets) or a data frame.
+
+    Options are those of :func:`prepare`; the fields of :class:`TrainConfig`, whose defaults are
+    :data:`DEFAULTS` here where that has others; ``out``, ``callbacks`` and ``should_stop`` as in
+    :func:`fastmlp.training.api.fit`; ``resume``, whether to go on with the run in ``out``, if there
+    is one, which was begun with the same rows and options, but perhaps fewer epochs; and
+    ``origin``, where the rows are from, as JSON has it, which is kept beside the encoding. The
+    result predicts raw rows. Raises :class:`~fastmlp.utils.errors.UserError` for what the user can
+    mend.
 
     With a configuration, ``fit(config, data)``, it is :func:`fastmlp.training.api.fit`.
 
@@ -74,13 +81,32 @@ def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
         return api.fit(config, data, **options)
     if y is None:
         raise UserError("y is missing; call fit(X, y), or fit(config) for a known data set.")
-    origin = options.pop("origin", None)
+    origin, resumed = options.pop("origin", None), options.pop("resume", False)
     call = {name: options.pop(name) for name in CALL_OPTIONS if name in options}
     config, own = configured(x, y, options)
-    encoding = {**own.encoding.to_dict(), "origin": origin}
-    result = api.fit(config, own.splits, encoding=encoding, **call)
+    if resumed and call.get("out") is None:
+        raise UserError("resume goes on with the run in a folder; pass it as out.")
+    if resumed and RunDirectory(call["out"]).resumable:
+        folder = call.pop("out")
+        _check_same_options(config, RunDirectory(folder).read_config())
+        result = api.resume(folder, own.splits, epochs=config.epochs, **call)
+    else:
+        encoding = {**own.encoding.to_dict(), "origin": origin}
+        result = api.fit(config, own.splits, encoding=encoding, **call)
     predictor = Predictor(result.config, own.encoding, result.best_parameters)
     return replace(result, predictor=predictor)
+
+
+def _check_same_options(new: TrainConfig, old: TrainConfig) -> None:
+    """Raise UserError where a run would go on with other options than it was begun with."""
+    begun = old.essentials()
+    for name, value in new.essentials().items():
+        if name != "epochs" and value != begun[name]:
+            raise UserError(
+                f"The run was begun with {name} {begun[name]} and cannot go on with {value}; pass "
+                "the same, or another out.",
+                options=(name,),
+            )
 
 
 def configured(x: object, y: object, options: Mapping[str, Any]) -> tuple[TrainConfig, OwnData]:
@@ -121,8 +147,8 @@ def prepare(
     categories: Iterable[str] = (),
     missing: str = "error",
     keep_constant: bool = False,
-    validation: float | tuple[object, object] = 0.2,
-    test: tuple[object, object] | None = None,
+    validation: float | tuple[object, ...] = 0.2,
+    test: tuple[object, ...] | None = None,
     stratify: bool | None = None,
     sample_weight: object = None,
     class_weight: str | Mapping[object, float] | None = None,
@@ -132,41 +158,55 @@ def prepare(
 ) -> OwnData:
     """Split rows and targets into training and validation parts, and encode them.
 
-    ``task`` is classification or regression, by default what the targets look like.
+    An array (n, features) uint8 are pixels: they stay so, and the engine normalises them as
+    ``normalize`` says.
+
+    ``task`` is classification or regression, by default what the targets look like; where there
+    are several, each has two classes, or each is a number.
     ``categories`` are columns to make one-hot, ``missing`` "mean" takes a column's mean for missing
     numbers, ``keep_constant`` keeps columns with one value. ``validation`` is the share of the rows
     held out, drawn by ``split_seed``, each class in its share with ``stratify`` (by default in a
-    classification), or rows and targets of their own; ``test`` are rows and targets to test on at
-    the end. ``sample_weight`` (n,) are factors of the rows' losses; ``class_weight`` are factors of
+    classification), or rows and targets of their own, (X, y) or with weights (X, y, w); ``test``
+    are such rows to test on at the end. ``sample_weight`` (n,) are factors of the rows' losses;
+    ``class_weight`` are factors of
     the classes' in training, "balanced" for n / (classes * rows of the class). ``name`` is that of
     the data set, ``target_name`` that of the target in messages.
     """
-    table = as_table(x)
-    column = target_column(y, len(table))
-    weights = weight_tensor(sample_weight, len(table))
-    if isinstance(validation, tuple):
-        train = np.arange(len(table))
-        val_table, val_y, val_weights = as_table(validation[0], "validation"), validation[1], None
-    else:
-        guess = TargetEncoding.fit(column, target_name, task)
-        classes = guess.task == "classification" if stratify is None else stratify
-        labels = guess.apply(column) if classes else None
-        train, held = split_rows(len(table), validation, split_seed, labels)
-        val_table, val_y = table.rows(held), column[held]
-        val_weights = None if weights is None else weights[held]
+    categories = tuple(categories)
+    rows = as_table(x) if categories and not isinstance(x, Pixels) else as_rows(x)
+    targets = target_table(y, len(rows), target_name)
+    weights = weight_tensor(sample_weight, len(rows))
+    train, held = np.arange(len(rows)), None
+    if not isinstance(validation, tuple):
+        whole = TargetEncoding.fit(targets, task)
+        task = whole.task
+        if stratify and not whole.classes:
+            raise UserError("stratify is for the classes of one target; leave it out.")
+        labels = whole.apply(targets) if whole.classes and stratify is not False else None
+        train, held = split_rows(len(rows), validation, split_seed, labels)
     standardise = loss not in UNSTANDARDISED
-    target = TargetEncoding.fit(column[train], target_name, task, standardise=standardise)
-    inputs = TableEncoding.fit(
-        table.rows(train), categories=categories, missing=missing, keep_constant=keep_constant
+    target = TargetEncoding.fit(targets.rows(train), task, standardise=standardise)
+    given, seen = None if weights is None else weights[train], rows.rows(train)
+    inputs = (
+        TableEncoding.fit(seen, categories=categories, missing=missing, keep_constant=keep_constant)
+        if isinstance(seen, Table)
+        else PixelEncoding.fit(seen)
     )
-    part = _part(inputs, target, table.rows(train), column[train])
-    given = None if weights is None else weights[train]
+    encoding = Encoding(inputs, target)
+    part = _part(encoding, "X", seen, targets.rows(train), given)
     part = replace(part, weights=_weighted(target, part.labels, given, class_weight))
-    val = replace(_part(inputs, target, val_table, val_y), weights=val_weights)
-    tested = None if test is None else _part(inputs, target, as_table(test[0], "test"), test[1])
-    outputs = len(target.classes) or 1
-    splits = DataSplits(part, val, tested, outputs, name, table.source, class_names=target.classes)
-    return OwnData(splits, Encoding(inputs, target))
+    if held is None:
+        val = _part(encoding, "validation", *_given(validation, "validation"))
+    else:
+        of_held = None if weights is None else weights[held]
+        val = _part(encoding, "X", rows.rows(held), targets.rows(held), of_held)
+    tested = None if test is None else _part(encoding, "test", *_given(test, "test"))
+    if part.weights is None and any(p is not None and p.weights is not None for p in (val, tested)):
+        part = replace(part, weights=torch.ones(len(part.labels)))  # engines take them or do not
+    splits = DataSplits(
+        part, val, tested, target.outputs, name, rows.source, class_names=target.classes
+    )
+    return OwnData(splits, encoding)
 
 
 def split_rows(
@@ -202,9 +242,21 @@ def split_rows(
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _part(inputs: TableEncoding, target: TargetEncoding, table: Table, y: object) -> Subset:
-    rows = torch.from_numpy(inputs.apply(table))
-    return Subset(rows, target_tensor(target, y, len(rows)))
+def _given(part: object, name: str) -> tuple[object, ...]:
+    """Return rows, targets and weights, if any, of a part of the data that was given."""
+    if not isinstance(part, tuple) or len(part) not in (2, 3):
+        raise UserError(
+            f"{name} must be rows and targets, or rows, targets and weights.", options=(name,)
+        )
+    return part
+
+
+def _part(
+    encoding: Encoding, source: str, rows: object, y: object, weights: object = None
+) -> Subset:
+    inputs = input_tensor(encoding.inputs, rows, source)
+    targets = target_tensor(encoding.target, y, len(inputs))
+    return Subset(inputs, targets, weights=weight_tensor(weights, len(inputs)))
 
 
 def _weighted(
@@ -216,8 +268,9 @@ def _weighted(
     """Return the weights of the training rows, those of their classes included."""
     if class_weight is None:
         return weights
-    if target.task != "classification":
-        raise UserError("class_weight is for classes, and this is a regression; leave it out.")
+    if not target.classes:
+        what = "a regression" if target.task == "regression" else "several targets"
+        raise UserError(f"class_weight is for classes, and this is {what}; leave it out.")
     if class_weight == "balanced":
         counts = torch.bincount(labels, minlength=len(target.classes))
         of_class = len(labels) / (len(counts) * counts)
@@ -239,8 +292,9 @@ def _weighted(
 
 def _config(given: Mapping[str, Any], own: OwnData) -> TrainConfig:
     """Return the configuration of a run: ``given`` before the defaults for a user's own data."""
-    classification = own.encoding.target.task == "classification"
-    values = {**DEFAULTS, "loss": "cross_entropy" if classification else "squared_error", **given}
+    target = own.encoding.target
+    loss = "squared_error" if target.task == "regression" else "binary_cross_entropy"
+    values = {**DEFAULTS, "loss": "cross_entropy" if target.classes else loss, **given}
     if values["optimizer"] == "sgd" and "lr" not in given:
         values["lr"] = OPTIONS["lr"].default
     if values["optimizer"] != "sgd":
@@ -255,7 +309,7 @@ def _known(options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise UserError(
                 f"fit has no option {name!r}; beside the fields of TrainConfig it has "
-                f"{', '.join((*known, *CALL_OPTIONS))}.",
+                f"{', '.join((*known, *CALL_OPTIONS, 'resume'))}.",
                 EXIT_USAGE,
             )
     return dict(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastmlp.data.encoding import TableEncoding
-from fastmlp.data.tables import as_array, as_column, as_table
+from fastmlp.data.pixels import PixelEncoding, as_pixels
+from fastmlp.data.tables import Table, as_array, as_column, as_table, listed
 from fastmlp.data.targets import TargetEncoding
 from fastmlp.engines.metrics import EvalMetrics, eval_metrics
 from fastmlp.ops.activations import row_of
@@ -28,7 +29,7 @@ class Encoding:
     """How the rows and the targets of a user's data are encoded: ``encoding.json`` in the folder of
     a run."""
 
-    inputs: TableEncoding
+    inputs: TableEncoding | PixelEncoding
     target: TargetEncoding
 
     def to_dict(self) -> dict[str, Any]:
@@ -39,8 +40,8 @@ class Encoding:
     def from_dict(cls, values: Mapping[str, Any]) -> Encoding:
         """Return the encoding of a :meth:`to_dict`; raise KeyError, TypeError or ValueError where
         it is none."""
-        inputs = TableEncoding.from_dict(values["inputs"])
-        return cls(inputs, TargetEncoding.from_dict(values["target"]))
+        kind = PixelEncoding if "pixels" in values["inputs"] else TableEncoding
+        return cls(kind.from_dict(values["inputs"]), TargetEncoding.from_dict(values["target"]))
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,20 @@ class Predictor:
     parameters: Mapping[str, Tensor]
 
     def predict(self, x: object) -> NDArray[Any]:
-        """Return each row's class, as the target had them, or its number, (n,)."""
-        target, outputs = self.encoding.target, self._outputs(x)
-        if target.task == "classification":
-            labels: NDArray[Any] = target.labels[outputs.argmax(1).numpy()]
-            return labels
-        expected = loss_row(self.config.loss).link(outputs)[:, 0].double().numpy()
-        numbers: NDArray[np.float64] = expected * target.deviation + target.mean
-        return numbers
+        """Return each row's class, as the target had them, or its number, (n,); with several
+        targets (n, targets)."""
+        expected: NDArray[np.float32] = loss_row(self.config.loss).link(self._outputs(x)).numpy()
+        return self.encoding.target.predictions(expected)
 
     def predict_proba(self, x: object) -> NDArray[np.float32]:
         """Return the probability of each class, (n, classes), in the order of
-        ``encoding.target.classes``; raise UserError in a regression."""
+        ``encoding.target.classes``; with several targets that of each one's second class, (n,
+        targets). Raises UserError in a regression."""
         if self.encoding.target.task != "classification":
             raise UserError("A regression has no probabilities of classes; call predict.")
-        probabilities: NDArray[np.float32] = self._outputs(x).softmax(1).numpy()
+        probabilities: NDArray[np.float32] = (
+            loss_row(self.config.loss).link(self._outputs(x)).numpy()
+        )
         return probabilities
 
     def evaluate(self, x: object, y: object, sample_weight: object = None) -> EvalMetrics:
@@ -78,7 +78,10 @@ class Predictor:
         weights = weight_tensor(sample_weight, len(inputs))
         tensors = list(self.parameters.values())
         step = config.step_config(len(tensors[-1]))
-        found = evaluate_rows(tensors, inputs, targets, step, row_weights=weights)
+        scale, shift = self._affine
+        found = evaluate_rows(
+            tensors, inputs, targets, step, row_weights=weights, scale=scale, shift=shift
+        )
         return eval_metrics(config.loss, *found)
 
     @property
@@ -87,11 +90,34 @@ class Predictor:
         return as_module(self.parameters, self.config.activation)
 
     def _inputs(self, x: object) -> Tensor:
-        return torch.from_numpy(self.encoding.inputs.apply(as_table(x)))
+        return input_tensor(self.encoding.inputs, x)
+
+    @property
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the inputs are multiplied by, and what is added then."""
+        inputs = self.encoding.inputs
+        if isinstance(inputs, TableEncoding):
+            return None, None
+        found = inputs.normalization(self.config.normalize)
+        return found.scale, found.shift
 
     def _outputs(self, x: object) -> Tensor:
-        tensors = list(self.parameters.values())
-        return predict_rows(tensors, self._inputs(x), activation=self.config.activation)
+        tensors, (scale, shift) = list(self.parameters.values()), self._affine
+        activation = self.config.activation
+        return predict_rows(
+            tensors, self._inputs(x), activation=activation, scale=scale, shift=shift
+        )
+
+
+def input_tensor(encoding: TableEncoding | PixelEncoding, x: object, source: str = "X") -> Tensor:
+    """Return the inputs of raw rows as a network takes them: numbers (n, inputs) float32, or pixels
+    uint8, to be normalised."""
+    found: NDArray[Any] = (
+        encoding.apply(as_table(x, source))
+        if isinstance(encoding, TableEncoding)
+        else encoding.apply(as_pixels(x, source))
+    )
+    return torch.from_numpy(np.require(found, requirements=["C", "W"]))
 
 
 def as_module(parameters: Mapping[str, Tensor], activation: str) -> nn.Sequential:
@@ -109,21 +135,45 @@ def as_module(parameters: Mapping[str, Tensor], activation: str) -> nn.Sequentia
 
 def target_tensor(target: TargetEncoding, y: object, count: int) -> Tensor:
     """Return the targets of ``count`` rows as a network is trained on them: labels (n,) int64 or
-    numbers (n, 1) float32."""
-    encoded = torch.from_numpy(target.apply(target_column(y, count)))
-    return encoded[:, None] if encoded.is_floating_point() else encoded
+    numbers (n, targets) float32."""
+    table = target_table(y, count)
+    if len(table.names) != len(target.names):
+        raise UserError(
+            f"y has {len(table.names)} targets for each row, and the network was trained on "
+            f"{len(target.names)}; pass those."
+        )
+    if set(table.names) != set(target.names):
+        if table.named and len(table.names) > 1:
+            raise UserError(
+                f"y has the targets {listed(table.names)}, and the network was trained on "
+                f"{listed(target.names)}; pass those."
+            )
+        columns = dict(zip(target.names, table.columns.values(), strict=True))
+        table = replace(table, columns=columns)
+    return torch.from_numpy(target.apply(table))
 
 
-def target_column(y: object, count: int) -> NDArray[Any]:
-    """Return targets (n,) or (n, 1) as a column; raise UserError unless there are ``count``."""
-    array = as_array(y, "y")
-    if array.ndim == 2 and array.shape[1] == 1:
-        array, y = array[:, 0], array[:, 0]
-    if array.ndim != 1:
-        raise UserError(f"y must be one target for each row, of shape (n,), got {array.shape}.")
-    if len(array) != count:
-        raise UserError(f"y has {len(array):,} targets and X has {count:,} rows; pass as many.")
-    return as_column(array if hasattr(y, "detach") else y)
+def target_table(y: object, count: int, name: str = "y") -> Table:
+    """Return targets (n,) or (n, targets), or those of a data frame, as columns, of this ``name``
+    where they have none; raise UserError unless there are ``count`` rows."""
+    if hasattr(y, "columns"):
+        table = as_table(y, "y")
+    else:
+        array = as_array(y, "y")
+        if array.ndim == 1:
+            columns = {name: as_column(array if hasattr(y, "detach") else y)}
+        elif array.ndim == 2 and array.shape[1]:
+            names = [name] if array.shape[1] == 1 else [f"{name}.{i}" for i in range(len(array.T))]
+            columns = {n: as_column(values) for n, values in zip(names, array.T, strict=True)}
+        else:
+            raise UserError(
+                "y must be one target for each row, of shape (n,), or several, of shape "
+                f"(n, targets), got {array.shape}."
+            )
+        table = Table(columns, "y", named=False)
+    if len(table) != count:
+        raise UserError(f"y has {len(table):,} targets and X has {count:,} rows; pass as many.")
+    return table
 
 
 def weight_tensor(weights: object, count: int) -> Tensor | None:

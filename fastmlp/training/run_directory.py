@@ -140,6 +140,11 @@ class RunDirectory:
         return (self.path / "summary.json").exists()
 
     @property
+    def resumable(self) -> bool:
+        """Whether it is the folder of a run that came to its first save."""
+        return self.whole and not self._unbegun()
+
+    @property
     def whole(self) -> bool:
         """Whether the folder still has the configuration that makes it the folder of a run."""
         return (self.path / "config.json").exists()

@@ -57,7 +57,7 @@ def test_every_contender_on_a_gpu_does_the_same_steps(name, images):
     for turn in range(2):
         made.epoch(turn, images)
     for model, mine in enumerate(made.parameters()):
-        theirs = contenders.start(TASK, model)
+        theirs = TASK.start(model)
         for turn in range(2):
             train_epoch_ref(
                 *(list(theirs.values()), part.images, part.labels),

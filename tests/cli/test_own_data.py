@@ -1,6 +1,7 @@
 """``train --data FILE --target COLUMN`` and ``predict``: from a file to predictions in a file."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,89 @@ def test_a_regression_of_an_npy_pair(people):
     assert (summary["config"]["loss"], summary["best"]["val_acc"]) == ("squared_error", None)
 
 
+@pytest.mark.parametrize(
+    "target", [["--target=income, size"], ["--target=income", "--target=size"]]
+)
+def test_several_targets_from_a_file_to_a_file(people, target):
+    people["size"] = 3 - people["b"]
+    people.drop(columns=["rich", "town"]).to_csv("train.csv", index=False)
+    assert train(["--data=train.csv", *target, "--out=run", *QUICK, "--epochs=40"]) == 0
+    assert predict(["run", "--data=people.csv", "--out=out.csv"]) == 0
+    out = pd.read_csv("out.csv")
+    assert list(out.columns) == ["income", "size"]
+    assert all(np.corrcoef(out[name], people[name])[0, 1] > 0.9 for name in out.columns)
+    assert train(["--resume=run"]) == 0
+    assert predict(["run", "--data=people.csv", "--out=out.npy"]) == 0
+    np.testing.assert_allclose(np.load("out.npy"), out.to_numpy())
+
+
+def test_labels_and_a_column_with_a_comma_in_its_name(people):
+    people["old, tall"] = np.where(people["a"] > 0, "so", "no")
+    people["wide"] = (people["b"] > 0).astype(int)
+    people.drop(columns=["income", "rich", "town"]).to_csv("train.csv", index=False)
+    flags = ["--data=train.csv", "--target=old, tall", "--target=wide", "--out=run"]
+    assert train([*flags, *QUICK]) == 0
+    assert predict(["run", "--data=people.csv", "--out=out.csv"]) == 0
+    out = pd.read_csv("out.csv")
+    assert list(out.columns) == ["old, tall", "wide", "p(old, tall=so)", "p(wide=1)"]
+    assert (out["old, tall"] == people["old, tall"]).mean() > 0.9
+    assert ((out["p(wide=1)"] > 0.5) == out["wide"]).all()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with 30 images for each of three classes, which differ in a bright corner."""
+    image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for i, name in enumerate(("cat", "dog", "eel")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(30):
+            pixels = random.integers(0, 100, (4, 6, 3), dtype=np.uint8)
+            pixels[:2, 2 * i : 2 * i + 2] += 100
+            image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number:02}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_folder_of_images_to_predictions(pictures, monkeypatch):
+    flags = ["--data=pictures", "--out=run", "--normalize=unit", *QUICK]
+    assert train(flags) == 0
+    config = RunDirectory("run").read_config()
+    assert (config.dataset, config.normalize) == ("pictures", "unit")
+    (pictures / "extra.png").write_bytes((pictures / "dog" / "00.png").read_bytes())
+    assert predict(["run", "--data=pictures", "--out=out.csv"]) == 0
+    out = pd.read_csv("out.csv")
+    assert list(out.columns) == ["file", "prediction", "p(cat)", "p(dog)", "p(eel)"]
+    assert len(out) == 91
+    assert out["file"][0] == "extra.png"
+    folders = out["file"].str.split("/").str[0].replace("extra.png", "dog")
+    assert (folders == out["prediction"]).mean() > 0.9
+    (pictures / "extra.png").unlink()
+    assert train(["--resume=run"]) == 0
+    sizes = pytest.importorskip("PIL.Image").new("RGB", (5, 5))
+    Path("other").mkdir()
+    sizes.save("other/a.png")
+    with pytest.raises(UserError, match="other has images of 5 x 5 pixels in colour, and the net"):
+        predict(["run", "--data=other", "--out=out.csv"])
+    with pytest.raises(UserError, match=r"people.csv must be pixels"):
+        predict(["run", "--data=people.csv", "--out=out.csv"])
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(UserError, match=r"needs PIL, which is not .*install 'fastmlp\[images"):
+        train(["--data=pictures", "--out=again"])
+    assert not Path("again").exists()
+
+
+def test_an_npy_file_of_bytes_are_pixels():
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (80, 16), dtype=np.uint8)
+    np.save("x.npy", x)
+    np.save("y.npy", np.where(x[:, 3] > 127, "light", "dark"))
+    flags = ["--data=x.npy", "--target=y.npy", "--out=run", *QUICK]
+    assert train([*flags, "--epochs=30"]) == 0
+    assert "pixels" in RunDirectory("run").read_encoding()["inputs"]
+    assert predict(["run", "--data=x.npy", "--out=out.npy"]) == 0
+    assert (np.load("out.npy") == np.load("y.npy")).mean() > 0.8
+
+
 def test_a_run_that_was_stopped_reads_its_file_again(people, monkeypatch):
     flags = ["--data=people.csv", "--target=rich", "--categories=town", *QUICK, "--dropout=0.2"]
     assert train([*flags, "--out=whole"]) == 0
@@ -79,6 +163,12 @@ def test_a_run_that_was_stopped_reads_its_file_again(people, monkeypatch):
         (["--data=people.csv", "--target=rich"], "'town' .* text 'Bonn|Ulm' in row 1;"),
         (["--data=none.csv", "--target=rich"], "none.csv does not exist"),
         (["--data=people.csv", "--target=rich", "--split=60/20/20"], "--split is for the known"),
+        (
+            ["--data=people.csv", "--target=rich", "--augment=flip"],
+            "--augment is for images",
+        ),
+        (["--data=.", "--target=rich"], "--target is for a file of rows, and .* is a folder"),
+        (["--data=."], "has 0 folders; a folder of images needs two or more folders"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(flags, message, tmp_path):

@@ -214,7 +214,7 @@ MISTAKES: list[Any] = [
     (["--lr", "nan"], 2, "lr must be a number above 0, got nan"),
     (["--batch-size", "8,1.5"], 2, "argument --batch-size: invalid list of int values value"),
     (["--hidden", "64,a"], 2, "argument --hidden: invalid list of widths value: '64,a'"),
-    (["--hidden", "64,0"], 2, "hidden must be one or more layer widths"),
+    (["--hidden", "64,0"], 2, "hidden must be layer widths"),
     (["--hidden", "64--32"], 2, "argument --hidden: invalid list of widths value: '64--32'"),
     (["--vary", "grd"], 2, "vary must be one, grid or random:N, N from 1 to 100000, got 'grd'"),
     (["--vary", "random:x", "--lr", "1,2"], 2, "vary must be one, grid or random:N"),

@@ -196,7 +196,7 @@ MISTAKES: list[Any] = [
     (["--epochs", "many"], 2, "argument --epochs: invalid int value: 'many'"),
     (["--epochs", "0"], 2, "epochs must be a whole number of at least 1, got 0"),
     (["--lr", "nan"], 2, "lr must be a number above 0, got nan"),
-    (["--hidden", "256;64"], 2, "hidden must be one or more layer widths"),
+    (["--hidden", "256;64"], 2, "hidden must be layer widths"),
     (["--init", "ones"], 2, "init must be kaiming, torch, xavier or normal:STD"),
     (["--momentum", "1"], 2, "momentum must be a number from 0"),
     (["--optimizer", "lion"], 2, "argument --optimizer: invalid choice: 'lion'"),

@@ -1,5 +1,6 @@
 """Data sets: found, read, split, normalised, shown. CIFAR-10 is a tiny one of random pixels."""
 
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -89,6 +90,52 @@ def test_every_layout_is_found(tiny, tmp_path):
             found = load_dataset("cifar10", root, download=False, progress=False)
             assert_is(found, batches, root / archive.folder)
         assert visible(root) == sorted([archive.filename, archive.folder])
+
+
+def test_a_folder_one_level_deeper_is_found(tiny, tmp_path):
+    other = make_batches(seed=9)
+    write_folder(tmp_path / ".scratch" / BINARY.folder, binary_files(other))
+    folder = write_folder(tmp_path / "sets" / BINARY.folder, binary_files(tiny[0]))
+    assert_is(load_dataset("auto", tmp_path, download=False), tiny[0], folder)
+    top = write_folder(tmp_path / BINARY.folder, binary_files(other))
+    assert_is(load_dataset("auto", tmp_path, download=False), other, top)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["cifar-100-python/train"],
+            "'cifar-100-python', which is CIFAR-100, of which cifar",
+        ),
+        (["cifar-100-binary.tar.gz"], r"CIFAR-100 \(dataset cifar100\)"),
+        (["cat/1.png", "dog/1.png"], r"'cat', a folder of images \(train --data .*found learns"),
+        (["1.PNG", "2.png"], "'1.PNG', an image "),
+        (
+            ["a.parquet", "b.mat"],
+            "'a.parquet', a table .*; and 'b.mat', a file of MATLAB, whi",
+        ),
+        (["FashionMNIST/raw/x"], "'FashionMNIST', where fashion-mnist would be"),
+    ],
+)
+def test_what_else_a_folder_holds_is_said_before_a_download(
+    tiny, tmp_path, monkeypatch, capsys, names, words
+):
+    root = tmp_path / "found"
+    for name in [*names, ".hidden.mat", "notes.txt"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    with pytest.raises(UserError, match=words) as error:
+        load_dataset("cifar10", root, download=False)
+    assert str(error.value).count("'") == 2 * len(words.split("; and "))  # each kind once
+    assert "hidden" not in str(error.value)
+
+    def fetch(root, url, *, progress):
+        assert re.search(words, capsys.readouterr().err)
+        return BINARY, write_folder(root / BINARY.folder, binary_files(tiny[0]))
+
+    monkeypatch.setattr(data, "fetch", fetch)
+    assert load_dataset("auto", root).name == "cifar10"
 
 
 def test_the_binary_layout_is_preferred(tiny, tmp_path):

@@ -61,7 +61,9 @@ def test_an_npz_file(tmp_path):
     table = read_table(tmp_path / "a.npz")
     assert table.names == ("x.0", "x.1", "y")
     assert table.columns["x.1"].tolist() == [1.0, 3.0, 5.0]
-    assert table.pop("y")[1].tolist() == ["a", "b", "a"]
+    rest, targets = table.split(["y"])
+    assert rest.names == ("x.0", "x.1")
+    assert targets.columns["y"].tolist() == ["a", "b", "a"]
 
 
 def test_an_npy_file(tmp_path):
@@ -103,9 +105,14 @@ def test_arrays_of_several_lengths_are_named(tmp_path):
         read_table(tmp_path / "a.npz")
 
 
-def test_a_column_that_is_not_there():
+def test_columns_that_are_not_there_or_not_enough():
+    table = as_table(FRAME)
     with pytest.raises(UserError, match="X has no column 'weight'; its columns are 'age', 'inc"):
-        as_table(FRAME).pop("weight")
+        table.split(["age", "weight"])
+    with pytest.raises(UserError, match="The target 'age' is named twice"):
+        table.split(["age", "age"])
+    with pytest.raises(UserError, match="X has no column but the targets"):
+        table.split(table.names)
 
 
 @pytest.mark.parametrize("data", [np.zeros((2, 3, 4)), object(), [[1, 2], [3]]])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastmlp.data.sampling import EpochOrder
 from fastmlp.data.splits import Subset
-from fastmlp.data.transforms import Normalization, RandomFlipShift
+from fastmlp.data.transforms import Normalization, RandomFlipShift, make_normalization
 from fastmlp.engines import graph
 from fastmlp.engines.base import Engine, Epoch
 from fastmlp.engines.eager import EagerEngine
@@ -47,9 +47,23 @@ ENDS = pytest.mark.parametrize(
 )
 BITS = pytest.mark.parametrize(
     "options",
-    [*(OPTIONS[name] for name in ("plain", "all", "adamw")), {"precision": "bfloat16"}],
-    ids=["plain", "all", "adamw", "bfloat16"],
+    [
+        *(OPTIONS[name] for name in ("plain", "all", "adamw")),
+        {"precision": "bfloat16"},
+        {"activation": "gelu", "dropout": 0.3, "clip_norm": 0.5, "seed": 5},
+    ],
+    ids=["plain", "all", "adamw", "bfloat16", "general"],
 )
+LOSSES = ("cross_entropy", "binary_cross_entropy", "squared_error", "huber", "poisson")
+ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "gelu", "silu")
+GENERAL = [
+    *({"loss": loss} for loss in LOSSES),
+    *({"activation": name} for name in ACTIVATIONS),
+    {"label_smoothing": 0.2},
+    {"dropout": 0.4, "seed": 2**40 + 3},
+    {"clip_norm": 0.05, "optimizer": "sgd", "momentum": 0.9, "nesterov": True},
+    {"optimizer": "adamw", "weight_decay": 0.1, "grad_average": True, "clip_norm": 0.01},
+]
 KINDS = (GraphEngine, ReferenceEngine)
 DEPTHS = pytest.mark.parametrize("hidden", [(), (19,), (12, 7), (31, 8, 17)], ids=str)
 
@@ -61,6 +75,18 @@ def problem(inputs: int = 37) -> tuple[Subset, Normalization]:
     scale = 0.02 * torch.rand(inputs, generator=random) + 0.01
     shift = -torch.rand(inputs, generator=random)
     return Subset(images, labels), Normalization("standard", scale, shift)
+
+
+def rows_of_numbers(loss: str, weighted: bool) -> tuple[Subset, Normalization]:
+    """Rows with targets for the loss, some of them of weight 0, a whole batch among them."""
+    random = torch.Generator().manual_seed(5)
+    x = torch.randn(IMAGES, 7, generator=random)
+    targets = torch.randint(0, CLASSES, (IMAGES,), generator=random)
+    if loss != "cross_entropy":
+        targets = torch.randint(0, 2, (IMAGES, CLASSES), generator=random).float()
+    weights = torch.randint(0, 4, (IMAGES,), generator=random).float()
+    weights[order_of()[16:24]] = 0
+    return Subset(x, targets, weights=weights if weighted else None), make_normalization("none", x)
 
 
 def make(
@@ -152,6 +178,53 @@ class GraphTests:
             assert (mine.correct, mine.steps) == (theirs.correct, theirs.steps)
             assert mine.finished
         assert_close(ours, truth)
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("options", GENERAL, ids=str)
+    def test_every_option_on_rows_of_numbers(self, device, options, weighted):
+        options = {"optimizer": "adam", **options}
+        data = rows_of_numbers(options.get("loss", "cross_entropy"), weighted)
+        ours, truth = (
+            make(kind, where, options, (19, 6), torch.float64, data)
+            for kind, where in ((GraphEngine, device), (ReferenceEngine, torch.device("cpu")))
+        )
+        for number in range(2):
+            epoch = Epoch(EpochOrder(order_of(seed=number)), 0.02, 0, number)
+            mine, theirs = (e.engine.train_epoch([e.state], [epoch])[0] for e in (ours, truth))
+            assert mine.loss_sum == pytest.approx(theirs.loss_sum, rel=1e-6)  # kept in float32
+            assert (mine.correct, mine.weight) == (theirs.correct, theirs.weight)
+        assert_close(ours, truth)
+        mine, theirs = (each.evaluate(data[0]) for each in (ours, truth))
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-9)
+        assert mine.accuracy == pytest.approx(theirs.accuracy, nan_ok=True)
+        if "loss" not in options:  # the option does something
+            plain = make(GraphEngine, device, {"optimizer": "adam"}, (19, 6), torch.float64, data)
+            for number in range(2):
+                plain.train_epoch(order_of(seed=number), 0.02)
+            apart = [
+                (tensor - plain.parameters_state()[name]).abs().max()
+                for name, tensor in ours.parameters_state().items()
+            ]
+            assert max(apart) > 1e-4
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_weights_of_samples_in_bfloat16_on_moved_images(self, device, weighted):
+        part, norm = problem(75)
+        weights = torch.arange(IMAGES) % 3
+        part = replace(part, weights=weights.float() if weighted else None)
+        moves = RandomFlipShift(True, 2).draw(IMAGES, (3, 5, 5), torch.Generator().manual_seed(4))
+        ends = []
+        for kind, precision in (
+            (GraphEngine, "bfloat16"),
+            (ReferenceEngine, "bfloat16"),
+            (ReferenceEngine, "float32"),
+        ):
+            options = {"precision": precision, "activation": "tanh", "dropout": 0.2, "seed": 7}
+            engine = make(kind, device, options, (19, 6), data=(part, norm))
+            engine.train_epoch(order_of(), 0.01, flip_shifts=moves)
+            ends.append(torch.cat([t.flatten() for t in engine.parameters_state().values()]))
+        ours, theirs, float32 = ends
+        assert (ours - theirs).norm() < 0.5 * (float32 - theirs).norm()
 
     @EACH_OPTION
     def test_float32_is_as_near_as_plain_pytorch(self, device, options):

@@ -81,10 +81,11 @@ def test_the_command_and_the_command_that_it_names(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(pictures, "sweep_picture", lambda *args: None)
     monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
     x, y = rows()
-    frame = pd.DataFrame(x, columns=["a", "b", "c"]).assign(town="Ulm", y=y)
+    frame = pd.DataFrame(x, columns=["a", "b", "c"]).assign(town="Ulm", y=y, z=-y)
     frame.loc[::2, "town"] = "Bad Aibling"
     frame.to_csv("my rows.csv", index=False)
-    flags = ["--data=my rows.csv", "--target=y", "--categories=town", "--lr=1e-5,0.03"]
+    flags = ["--data=my rows.csv", "--target=y", "--target=z", "--categories=town"]
+    flags += ["--lr=1e-5,0.03"]
     quick = ["--epochs=4", "--hidden=8", "--threads=1", "--device=cpu", "--batch-size=16"]
     assert command.main([*flags, *quick, "--out=s"]) == 0
     out = capsys.readouterr().out

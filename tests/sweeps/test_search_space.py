@@ -141,7 +141,7 @@ MISTAKES: list[Any] = [
     ({"lr": 0.1}, "one", "lr must be a list of values to try, got 0.1"),
     ({"hidden": "64,32"}, "one", "hidden must be a list of values to try, got '64,32'"),
     ({"batch_size": [8, 1.5]}, "one", "batch_size must be a whole number of at least 1, got 1.5"),
-    ({"hidden": ["64;32"]}, "one", "hidden must be one or more layer widths"),
+    ({"hidden": ["64;32"]}, "one", "hidden must be layer widths"),
     ({"init": ["kaiming", "he"]}, "one", "init must be kaiming, torch, xavier or normal:STD"),
     ({"augment": ["spin"]}, "one", "augment must be none, flip, shift:N"),
     ({"lr": [1]}, "grd", "vary must be one, grid or random:N, N from 1 to 100000, got 'grd'"),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from support.tiny import assert_same_run
 
 import fastmlp
 from fastmlp.training.own_data import prepare, split_rows
@@ -18,6 +19,7 @@ RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(5, 3, (300, 4))
 KIND = np.where(X[:, 0] + X[:, 1] > 10, "big", "small")
 NUMBER = 100 + 20 * (X[:, 0] - X[:, 2])
+BOTH = np.c_[X[:, 0] > 5, X[:, 1] > 5].astype(int)
 QUICK = {"epochs": 25, "hidden": (16,), "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
 
 
@@ -53,7 +55,7 @@ def test_a_regression_is_learned_in_its_own_units():
     losses = [record.val_loss for record in run.history]
     assert run.summary["best"]["val_loss"] == min(losses)
     assert run.summary["best"]["val_acc"] is None
-    scaled = errors / run.predictor.encoding.target.deviation
+    scaled = errors / run.predictor.encoding.target.columns[0].deviation
     assert run.test.loss == pytest.approx(np.square(scaled).mean(), rel=1e-4)
 
 
@@ -63,6 +65,145 @@ def test_whole_numbers_are_classes_and_come_back():
     assert predicted.dtype == np.int64
     assert set(predicted) == {7, 8}
     assert (predicted == digits).mean() > 0.9
+
+
+def test_several_numbers_are_learned_each_in_its_own_units():
+    y = np.c_[NUMBER, 1e-3 * (X[:, 1] + X[:, 3])]
+    run = fastmlp.fit(X[:200], y[:200], **QUICK)
+    assert run.config.loss == "squared_error"
+    predicted = run.predict(X[200:])
+    assert predicted.shape == (100, 2)
+    errors = np.square(predicted - y[200:]).mean(0) / y.var(0)
+    assert (errors < 0.05).all()
+    deviations = [column.deviation for column in run.predictor.encoding.target.columns]
+    scaled = np.square((predicted - y[200:]) / deviations).mean()
+    assert run.evaluate(X[200:], y[200:]).loss == pytest.approx(scaled, rel=1e-4)
+
+
+def test_several_labels_are_learned_and_keep_their_names(tmp_path):
+    frame = pd.DataFrame(BOTH, columns=["warm", "wet"])
+    run = fastmlp.fit(X[:200], frame[:200], **QUICK, out=tmp_path / "run")
+    assert run.config.loss == "binary_cross_entropy"
+    folder = RunDirectory(tmp_path / "run")
+    read = Predictor(
+        folder.read_config(), Encoding.from_dict(folder.read_encoding()), folder.read_best()
+    )
+    assert read.encoding.target.names == ("warm", "wet")
+    predicted = read.predict(X[200:])
+    assert predicted.dtype == np.int64
+    assert (predicted == BOTH[200:]).mean() > 0.9
+    np.testing.assert_array_equal(read.predict_proba(X[200:]) > 0.5, predicted == 1)
+    accuracy = (predicted == BOTH[200:]).all(1).mean()
+    assert run.evaluate(X[200:], frame[["wet", "warm"]][200:]).accuracy == pytest.approx(accuracy)
+    with pytest.raises(UserError, match="y has the targets 'hot', 'wet', and the network was"):
+        run.evaluate(X, frame.rename(columns={"warm": "hot"}))
+    with pytest.raises(UserError, match=r"y has 1 targets for each row, and .* was trained on 2"):
+        run.evaluate(X, frame["wet"])
+
+
+def pictures(count=300, seed=1):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, count)
+    pixels = random.integers(0, 150, (count, 16), dtype=np.uint8)
+    pixels[:, 0] = 7  # a constant pixel is no mistake
+    pixels[np.arange(count), 1 + labels] += 100
+    return pixels, np.array(["a", "b", "c"])[labels]
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        ({}, "native"),
+        ({"normalize": "unit", "lr": 0.02}, "native"),
+        ({"optimizer": "sgd", "augment": "shift:1"}, "blocked"),
+        ({"sample_weight": np.ones(300)}, "native"),
+        ({"engine": "reference"}, "reference"),
+    ],
+)
+def test_pixels_stay_bytes(options, engine, monkeypatch):
+    trained = []
+    fit = fastmlp.training.api.fit
+    monkeypatch.setattr(
+        "fastmlp.training.api.fit", lambda *args, **kw: trained.append(args[1]) or fit(*args, **kw)
+    )
+    x, y = pictures()
+    run = fastmlp.fit(x, y, **{**QUICK, **options})
+    assert run.config.engine == engine
+    assert trained[0].train.images.dtype == trained[0].val.images.dtype == torch.uint8
+    new, truth = pictures(seed=2)
+    if "augment" not in options:
+        assert (run.predict(new) == truth).mean() > 0.8
+    normalization = run.predictor.encoding.inputs.normalization(run.config.normalize)
+    expected = run.model(normalization.apply(torch.from_numpy(new))).softmax(1).detach()
+    np.testing.assert_allclose(run.predict_proba(torch.from_numpy(new)), expected, atol=1e-5)
+    found = run.evaluate(new, truth)
+    assert found.accuracy == (run.predict(new) == truth).mean()
+    assert found.loss == pytest.approx(
+        -np.log(expected.numpy()[np.arange(300), np.searchsorted(["a", "b", "c"], truth)]).mean(),
+        rel=1e-4,
+    )
+    with pytest.raises(UserError, match="X must be pixels"):
+        run.predict(new.astype(float))
+
+
+def test_bytes_with_categories_are_a_table():
+    own = prepare((X[:, :2] > 5).astype(np.uint8), KIND, categories=["1"])
+    assert own.encoding.inputs.input_names == ("0", "1=0", "1=1")
+    assert own.splits.train.images.dtype == torch.float32
+
+
+def test_rows_of_validation_and_test_have_weights():
+    wrong = np.where(KIND == "big", "small", "big")
+    held = np.concatenate([X[200:], X[200:]]), np.concatenate([KIND[200:], wrong[200:]])
+    weights = np.repeat([2.0, 0.0], 100)
+    options = {**QUICK, "epochs": 3}
+    run = fastmlp.fit(
+        X[:200], KIND[:200], validation=(*held, weights), test=(*held, weights), **options
+    )
+    right = fastmlp.fit(X[:200], KIND[:200], validation=(X[200:], KIND[200:]), **options)
+    losses = [[record.val_loss for record in each.history] for each in (run, right)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert run.test.loss == pytest.approx(run.evaluate(X[200:], KIND[200:]).loss, rel=1e-5)
+    x, y = pictures()
+    own = prepare(x, y, validation=(x, y, np.arange(300)))
+    assert own.splits.val.weights.tolist() == list(range(300))
+    assert not own.splits.train.plain  # an engine that has no weights must not evaluate these
+    with pytest.raises(UserError, match="sample_weight must be 100 numbers"):
+        prepare(X[:200], KIND[:200], validation=(X[200:], KIND[200:], [1, 2]))
+    with pytest.raises(
+        UserError, match="validation must be rows and targets, or rows, targets and"
+    ):
+        prepare(X, KIND, validation=(X,))
+
+
+def test_a_run_on_arrays_goes_on_where_it_stopped(tmp_path):
+    def fit(name, **options):
+        return fastmlp.fit(
+            X, KIND, **{**QUICK, "epochs": 4, **options}, out=tmp_path / name, resume=True
+        )
+
+    whole = fit("whole")  # there is nothing to go on with
+    calls = iter(range(9))
+    stopped = fit("stopped", should_stop=lambda: next(calls, None) is None)
+    assert stopped.interrupted
+    resumed = fit("stopped")
+    assert resumed.finished
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    np.testing.assert_array_equal(resumed.predict_proba(X), whole.predict_proba(X))
+    assert [r.val_loss for r in fit("stopped").history] == [r.val_loss for r in whole.history]
+    short = fit("longer", epochs=2, lr_schedule="constant")
+    longer = fit("longer", epochs=4, lr_schedule="constant")
+    assert (len(short.history), len(longer.history)) == (2, 4)
+    with pytest.raises(
+        UserError, match=r"The run was begun with lr 0.01 and cannot go on with 0.1"
+    ):
+        fit("stopped", lr=0.1)
+    with pytest.raises(UserError, match="The run was trained on other data"):
+        fastmlp.fit(
+            X + 1e-3 * X**2, KIND, **{**QUICK, "epochs": 4}, out=tmp_path / "whole", resume=True
+        )
+    with pytest.raises(UserError, match="resume goes on with the run in a folder; pass it as out"):
+        fastmlp.fit(X, KIND, **QUICK, resume=True)
 
 
 def test_a_run_folder_predicts_raw_rows(tmp_path):
@@ -135,7 +276,10 @@ def test_rows_without_weight_do_not_count():
     [
         (X, None, {}, "y is missing"),
         (X, KIND[:9], {}, "y has 9 targets and X has 300 rows"),
-        (X, X, {}, r"y must be one target for each row"),
+        (X, X[None], {}, r"y must be one target for each row, .* or several"),
+        (X, np.c_[KIND, X[:, 0].round(3)], {}, "'y.1' has .* classes, and of several targets each"),
+        (X, BOTH, {"class_weight": "balanced"}, "class_weight is for .* this is several targets"),
+        (X, NUMBER, {"stratify": True}, "stratify is for the classes of one target"),
         (X[:2], KIND[:2], {"task": "regression"}, "'y' has the text"),
         (X[:3], [1, 2, 3], {}, "X has 3 rows, too few"),
         (X, np.ones(300), {}, "'y' has the single class '1'"),
