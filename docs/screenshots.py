@@ -96,7 +96,7 @@ def photograph(report: Path, path: Path) -> None:
           });
         }""")
         page.add_style_tag(
-            content="figure { height: 26rem; overflow: hidden } main { padding: 1rem }"
+            content="figure { height: 27rem; overflow: hidden } main { padding: 1rem }"
         )
         page.locator("main").screenshot(path=path)
         browser.close()
