@@ -37,9 +37,26 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_every_page_and_notebook_is_two_clicks_away() -> None:
+    """In the navigation, and those for users on the first page, too."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    pages = [page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md")]
+    notebooks = [f"notebooks/{p.stem}.md" for p in (ROOT / "examples").glob("*.ipynb")]
+    notebooks.remove("notebooks/course.zh-TW.md")  # which the other language links to
+    lost = [page for page in (*pages, *notebooks) if f": {page}\n" not in navigation]
+    assert lost == []
+    first = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    ours = re.findall(r"^      - [^:]+: ([\w/-]+)\.md$", navigation.partition("How it")[0], re.M)
+    assert len(ours) > 10
+    for name in ours:
+        target = f"../examples/{name[10:]}.ipynb" if name.startswith("notebooks/") else f"{name}.md"
+        assert f"]({target})" in first, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
