@@ -40,6 +40,7 @@ def _shown(output: dict[str, Any], data: dict[str, Any]) -> str:
     """Return what a cell printed, or the table that it ends in."""
     if "text/html" in data:
         table = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.S)
+        table = re.sub(r"<table[^>]*>", "<table>", table)  # in the site's style
         return "\n".join(line.strip() for line in table.splitlines() if line.strip())
     text = "".join(output.get("text") or data.get("text/plain", []))
     return f"```text\n{text.rstrip()}\n```"

@@ -34,3 +34,4 @@ def test_everything_is_there(path: Path) -> None:
     for link in re.findall(r"\]\(\.\./([\w-]+\.md)", page):
         assert (ROOT / "docs" / link).exists(), link
     assert "<style" not in page
+    assert "<table " not in page
