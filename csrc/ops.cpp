@@ -26,6 +26,19 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "bool need_dx, bool need_dw, bool need_db, int matmul_precision=0) -> "
       "(Tensor, Tensor, Tensor)");
 
+  // Layers of linear one after the other, whose parameters are a weight (O, I) each or, with
+  // `bias`, also a bias (O). Returns the outputs (..., O) of all layers, before each the input of
+  // its activation where that is what its derivative is computed from, or without `keep` the last
+  // output alone.
+  m.def(
+      "mlp(Tensor x, Tensor[] parameters, int[] activations, bool bias, bool keep, "
+      "int matmul_precision=0) -> Tensor[]");
+  // dx, or shape (0,), and the parameters' gradients; kept is what mlp returned, without the last
+  // output unless that activation's derivative is computed from it.
+  m.def(
+      "mlp_backward(Tensor dy, Tensor x, Tensor[] kept, Tensor[] parameters, int[] activations, "
+      "bool bias, bool need_dx, int matmul_precision=0) -> Tensor[]");
+
   // An activation of each element, and its gradient; saved is the activation's output or its input,
   // whichever common/activation.h computes the derivative from.
   m.def("activation(Tensor x, int activation) -> Tensor");

@@ -32,9 +32,9 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 1 << 30:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """A GPU is not for several processes at once, and a single file is not worth a second one."""
-    files = [argument for argument in config.args if Path(argument.split("::")[0]).is_file()]
-    return 0 if torch.cuda.is_available() or 0 < len(files) <= 2 else None
+    """A GPU is not for several processes at once, and one file or two are not worth a second one."""
+    files = [Path(argument.split("::")[0]).is_file() for argument in config.args]
+    return 0 if torch.cuda.is_available() or (all(files) and len(files) <= 2) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 #define FASTMLP_KERNELS "cpu/activations_kernels.h"
 #include "common/check_ops.h"
 #include "common/tensor.h"
+#include "cpu/operators.h"
 #include "cpu/simd/foreach_isa.h"
 
 namespace fastmlp {
@@ -28,6 +29,8 @@ void for_ranges(int64_t count, int64_t activation, ScalarType type, const F& f) 
   });
 }
 
+}  // namespace
+
 Tensor activation_cpu(const Tensor& x, int64_t activation) {
   check_floating("x", x);
   check_memory("x", x);
@@ -46,6 +49,8 @@ Tensor activation_cpu(const Tensor& x, int64_t activation) {
   for_ranges(y.numel(), activation, x.scalar_type(), range);
   return y;
 }
+
+namespace {
 
 Tensor activation_backward_cpu(const Tensor& dy, const Tensor& saved, int64_t activation) {
   check_activation_backward(dy, saved, activation);

@@ -2,6 +2,7 @@
 #define FASTMLP_KERNELS "cpu/linear_panels.h"
 #include "common/linear_aten.h"
 #include "common/tensor.h"
+#include "cpu/operators.h"
 #include "cpu/simd/panel_shape.h"
 #include "cpu/threads/parallel.h"
 #include "plan.h"
@@ -194,6 +195,8 @@ Tensor linear_ours(const Tensor& x, const Tensor& weight, const std::optional<Te
   return y;
 }
 
+}  // namespace
+
 Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                   int64_t activation, int64_t matmul_precision) {
   check_linear(x, weight, bias);
@@ -202,6 +205,8 @@ Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   return is_ours(x, weight) ? linear_ours(x, weight, bias, static_cast<Activation>(activation))
                             : linear_aten(x, weight, bias, activation);
 }
+
+namespace {
 
 template <typename T>
 void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
@@ -236,6 +241,8 @@ void linear_backward_skinny(const Rows& dy, const Rows& x, const Tensor& weight,
   }
 }
 
+}  // namespace
+
 Gradients linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
                               const std::optional<Tensor>& saved, int64_t activation, bool need_dx,
                               bool need_dw, bool need_db, int64_t matmul_precision) {
@@ -264,7 +271,6 @@ Gradients linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& w
   return {dx, dw, db};
 }
 
-}  // namespace
 }  // namespace fastmlp
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {

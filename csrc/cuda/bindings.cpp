@@ -4,7 +4,7 @@
 
 #include <Python.h>
 
-#include "common/linear_aten.h"
+#include "common/mlp.h"
 #include "plan.h"
 
 namespace fastmlp {
@@ -296,6 +296,8 @@ STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, FASTMLP_KEY, m) {
   m.impl("activation_backward", TORCH_BOX(&fastmlp::activation_backward_cuda));
   m.impl("linear", TORCH_BOX(&fastmlp::linear_cuda));
   m.impl("linear_backward", TORCH_BOX(&fastmlp::linear_backward_cuda));
+  m.impl("mlp", TORCH_BOX((&fastmlp::mlp<fastmlp::linear_cuda, fastmlp::activation_cuda>)));
+  m.impl("mlp_backward", TORCH_BOX(&fastmlp::mlp_backward<fastmlp::linear_backward_cuda>));
   m.impl("cross_entropy", TORCH_BOX(&fastmlp::cross_entropy_cuda));
   m.impl("cross_entropy_backward", TORCH_BOX(&fastmlp::cross_entropy_backward_cuda));
 }

@@ -27,7 +27,7 @@ from fastmlp.ops._load import is_exporting, runs_reference
 from fastmlp.ops.activations import ACTIVATIONS, row_of
 from fastmlp.ops.checks import is_foreign
 from fastmlp.ops.linear import check_linear
-from fastmlp.ops.mlp import Layer
+from fastmlp.ops.mlp import Layer, takes_one_call
 from fastmlp.ops.mlp import mlp as mlp_op
 
 _LINEARS = (nn.Linear, Linear)
@@ -114,7 +114,8 @@ class MLP(nn.Sequential):
                 found = name_of(following)
                 if found is not None:
                     name, position = found, position + 1
-            layers.append(Layer(module.weight, module.bias, name))
+            own = module._parameters  # quicker than the attributes
+            layers.append(Layer(own["weight"], own["bias"], name))
         return apply_layers(x, layers, self.backend)
 
     def __getitem__(self, index: Any) -> Any:
@@ -179,34 +180,31 @@ class MLP(nn.Sequential):
 def apply_layers(x: Tensor, layers: list[Layer], backend: str | None = None) -> Tensor:
     """Return what linear layers make of x, one after the other; errors are those of
     :func:`fastmlp.functional.linear`."""
-    if len(layers) > 1 and not runs_reference(backend, x) and _fit(x, layers):
-        check_linear(x, *layers[0])
-        return mlp_op(x, layers)
+    if len(layers) > 1 and not runs_reference(backend, x) and takes_one_call(layers):
+        try:
+            return mlp_op(x, layers)
+        except RuntimeError:
+            _check(x, layers)
+            raise
     for weight, bias, activation in layers:
         x = functional.linear(x, weight, bias, activation, backend=backend)
     return x
 
 
-def _fit(x: Tensor, layers: list[Layer]) -> bool:
-    """Return whether every layer fits the one before it; where one does not, linear says why."""
-    dtype, device, width = x.dtype, x.device, layers[0].weight.shape[-1]
-    for weight, bias, _ in layers:
-        for tensor in (weight, bias):
-            if tensor is not None and (
-                is_foreign(tensor) or tensor.dtype != dtype or tensor.device != device
-            ):
-                return False
-        if weight.dim() != 2 or weight.shape[1] != width:
-            return False
-        width = weight.shape[0]
-        if bias is not None and bias.shape != weight.shape[:1]:
-            return False
-    return True
+def _check(x: Tensor, layers: list[Layer]) -> None:
+    """Raise the error of the first layer that does not fit the one before it, if any."""
+    check_linear(x, *layers[0])
+    for before, layer in pairwise(layers):
+        check_linear(x.new_empty(0, before.weight.shape[0]), *layer)
 
 
 def _is_untouched(module: nn.Module) -> bool:
-    """Return whether a call of ``module`` is one of its class's ``forward`` and nothing else."""
-    return not (
+    """Return whether a call of ``module`` is one of its class's ``forward`` and nothing else, and
+    its weight and bias, if it has any, are parameters of its own."""
+    own = module._parameters
+    return (
+        not own or (len(own) == 2 and own.get("weight") is not None and "bias" in own)
+    ) and not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks

@@ -76,7 +76,11 @@ class Operator:
     def _with_gradient(self, *args: Any) -> Any:
         if torch.is_grad_enabled():
             for arg in args:
-                if isinstance(arg, Tensor) and arg.requires_grad:
+                if isinstance(arg, Tensor):
+                    needed = arg.requires_grad
+                else:
+                    needed = isinstance(arg, list) and any(map(_requires_grad, arg))
+                if needed:
                     if self._gradient is None:
                         return self._composition(*args)
                     return self._gradient.apply(*args)
@@ -85,7 +89,7 @@ class Operator:
     def _autograd_kernel(self, _keyset: Any, *args: Any) -> Any:
         # The dispatcher leaves out arguments that have their default values.
         args, _ = fill_defaults(self._operator._schema, args, {})  # type: ignore[no-untyped-call]
-        if any(map(_has_tangent, args)):
+        if any(_has_tangent(each) for arg in args for each in _flat(arg)):
             return self._composition(*args)
         with enable_single_level_autograd_function():  # torch.func calls this for each level
             return self._with_gradient(*args)
@@ -130,6 +134,14 @@ def is_asked_for(ctx: Any, index: int) -> bool:
         return bool(torch._C._will_engine_execute_node(ctx.next_functions[index][0]))
     except (AttributeError, RuntimeError):  # under torch.func, or a leaf in autograd.grad
         return True
+
+
+def _flat(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _requires_grad(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _has_tangent(value: Any) -> bool:

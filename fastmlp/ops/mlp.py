@@ -1,7 +1,7 @@
-"""Several linear layers in a row as one node of autograd.
+"""Several linear layers in a row: one call into C++ and one node of autograd for all of them.
 
-A node written in Python costs some 20 us in both passes together, as much as a small layer; a whole
-network costs it once here.
+A node written in Python costs some 20 us in both passes together, as much as a small layer, and a
+call into C++ 3 us; a whole network costs them once here.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import _SingleLevelFunction
+from torch.nn import Parameter
 
-from fastmlp.ops import linear as linear_ops
-from fastmlp.ops._register import is_asked_for, is_transformed
-from fastmlp.ops.activations import ACTIVATIONS, _activation_op
-from fastmlp.ops.matmul_precision import matmul_precision_of
+from fastmlp.ops._register import Operator, is_asked_for, is_transformed
+from fastmlp.ops.activations import ACTIVATIONS, row_of_kernel
+from fastmlp.ops.linear import linear, linear_backward_ref, linear_ref
+from fastmlp.ops.matmul_precision import FLOAT32, matmul_precision_of
 
 
 class Layer(NamedTuple):
@@ -26,93 +27,186 @@ class Layer(NamedTuple):
     activation: str
 
 
+def takes_one_call(layers: list[Layer]) -> bool:
+    """Return whether :func:`mlp` computes layers: not where a transform has to see each operator,
+    or where autograd keeps less because some parameters need no gradient."""
+    has_bias, recording = layers[0].bias is not None, torch.is_grad_enabled()
+    for weight, bias, name in layers:
+        if type(weight) is not Parameter and type(weight) is not Tensor:
+            return False
+        if recording and not weight.requires_grad:
+            return False
+        if (bias is not None) is not has_bias or ACTIVATIONS[name].kernel is None:
+            return False
+        if bias is not None and (
+            (type(bias) is not Parameter and type(bias) is not Tensor)
+            or (recording and not bias.requires_grad)
+        ):
+            return False
+    return not is_transformed()
+
+
 def mlp(x: Tensor, layers: list[Layer]) -> Tensor:
-    """Return what the layers make of x (..., I), one after the other, as
-    :func:`fastmlp.ops.linear.linear` does; its checks are the caller's."""
-    if _takes_one_node(x, layers):
-        flat = [tensor for layer in layers for tensor in layer[:2]]
-        result: Tensor = _Mlp.apply(  # type: ignore[attr-defined]
-            x, [layer.activation for layer in layers], *flat
-        )
+    """Return what layers that :func:`takes_one_call` accepts make of x (..., I), one after the
+    other, as :func:`fastmlp.ops.linear.linear` does.
+
+    Raises RuntimeError where a layer does not fit the one before it.
+    """
+    kernels = [ACTIVATIONS[name].kernel for _, _, name in layers]
+    has_bias = layers[0].bias is not None
+    parameters = [tensor for layer in layers for tensor in layer[: 1 + has_bias]]
+    if torch.is_grad_enabled():
+        result: Tensor = _Mlp.apply(x, kernels, *parameters)  # type: ignore[attr-defined]
         return result
-    return _one_by_one(x, layers)
-
-
-def _takes_one_node(x: Tensor, layers: list[Layer]) -> bool:
-    return (
-        torch.is_grad_enabled()
-        and all(
-            weight.requires_grad
-            and (bias is None or bias.requires_grad)
-            and ACTIVATIONS[name].kernel is not None
-            for weight, bias, name in layers
-        )
-        and not is_transformed()
-    )
-
-
-def _one_by_one(x: Tensor, layers: list[Layer]) -> Tensor:
-    for weight, bias, activation in layers:
-        x = linear_ops.linear(x, weight, bias, activation)
-    return x
+    (result,) = _mlp_op.kernel(x, parameters, kernels, has_bias, False, matmul_precision_of(x))
+    return result
 
 
 class _Mlp(_SingleLevelFunction):  # type: ignore[misc]
     """Keeps of each layer what :func:`fastmlp.ops.linear.linear` would."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, names: list[str], *parameters: Tensor | None) -> Tensor:
-        ctx.names, ctx.precision = names, matmul_precision_of(x)
-        inputs, saved = [], []
-        for i, name in enumerate(names):
-            inputs.append(x)
-            row = ACTIVATIONS[name]
-            fused = 0 if row.saves == "input" else row.kernel
-            x = linear_ops._linear_op.kernel(
-                x, parameters[2 * i], parameters[2 * i + 1], fused, ctx.precision
-            )
-            saved.append(None if row.saves == "nothing" else x)
-            if row.saves == "input":
-                x = _activation_op.kernel(x, row.kernel)
-        ctx.save_for_backward(*inputs, *saved, *parameters)
-        return x
+    def forward(ctx: Any, x: Tensor, kernels: list[int], *parameters: Tensor) -> Tensor:
+        has_bias, precision = len(parameters) > len(kernels), matmul_precision_of(x)
+        ctx.kernels, ctx.has_bias, ctx.precision = kernels, has_bias, precision
+        kept = _mlp_op.kernel(x, parameters, kernels, has_bias, True, precision)
+        y: Tensor = kept[-1]
+        if row_of_kernel(kernels[-1]).saves != "output":
+            kept.pop()
+        ctx.save_for_backward(x, *parameters, *kept)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.names)
-        tensors = ctx.saved_tensors
-        inputs, saved, parameters = (
-            tensors[:count],
-            tensors[count : 2 * count],
-            tensors[2 * count :],
-        )
+        x, *tensors = ctx.saved_tensors
+        count = len(ctx.kernels) * (1 + ctx.has_bias)
+        parameters, kept = tensors[:count], tensors[count:]
         if torch.is_grad_enabled():
-            return _differentiable_backward(ctx, dy, inputs[0], parameters)
-        gradients: list[Tensor | None] = []
+            return _differentiable_backward(ctx, dy, x, parameters)
         need_dx = is_asked_for(ctx, 0)
-        for i in reversed(range(count)):
-            weight, bias = parameters[2 * i : 2 * i + 2]
-            needs = i > 0 or need_dx, True, bias is not None
-            kernel = ACTIVATIONS[ctx.names[i]].kernel
-            dx, dw, db = linear_ops._linear_backward_op.kernel(
-                dy, inputs[i], weight, saved[i], kernel, *needs, ctx.precision
-            )
-            gradients += [None if bias is None else db, dw]
-            dy = dx
-        return dy if need_dx else None, None, *reversed(gradients)
+        dx, *gradients = _mlp_backward_op.kernel(
+            dy, x, kept, parameters, ctx.kernels, ctx.has_bias, need_dx, ctx.precision
+        )
+        return dx if need_dx else None, None, *gradients
 
 
 def _differentiable_backward(
-    ctx: Any, dy: Tensor, x: Tensor, parameters: tuple[Tensor | None, ...]
+    ctx: Any, dy: Tensor, x: Tensor, parameters: list[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients as functions of dy, x and the parameters, by going forward once more."""
-    layers = [
-        Layer(parameters[2 * i], parameters[2 * i + 1], name)  # type: ignore[arg-type]
-        for i, name in enumerate(ctx.names)
-    ]
-    wanted = [t for t in (x, *parameters) if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(_one_by_one(x, layers), wanted, dy, create_graph=True))
-    dx, *rest = (
-        next(found) if t is not None and t.requires_grad else None for t in (x, *parameters)
-    )
+    y = x
+    for weight, bias, kernel in _by_layer(parameters, ctx.kernels, ctx.has_bias):
+        y = linear(y, weight, bias, row_of_kernel(kernel).name)
+    wanted = [t for t in (x, *parameters) if t.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    dx, *rest = (next(found) if t.requires_grad else None for t in (x, *parameters))
     return dx, None, *rest
+
+
+def _by_layer(
+    parameters: list[Tensor], kernels: list[int], has_bias: bool
+) -> list[tuple[Tensor, Tensor | None, int]]:
+    if not has_bias:
+        return [(weight, None, kernel) for weight, kernel in zip(parameters, kernels, strict=True)]
+    return list(zip(parameters[::2], parameters[1::2], kernels, strict=True))
+
+
+# ---- the operators: fake kernels, compositions of PyTorch's, what they count as -----------------
+
+
+def _mlp_fake(
+    x: Tensor,
+    parameters: list[Tensor],
+    activations: list[int],
+    bias: bool,
+    keep: bool,
+    matmul_precision: int = FLOAT32,
+) -> list[Tensor]:
+    kept = []
+    for weight, _, kernel in _by_layer(parameters, activations, bias):
+        y = x.new_empty((*x.shape[:-1], weight.shape[0]))
+        apart = keep and row_of_kernel(kernel).saves == "input"
+        kept += [y, y.new_empty(y.shape)] if apart else [y]
+    return kept if keep else kept[-1:]
+
+
+def _mlp_composition(
+    x: Tensor,
+    parameters: list[Tensor],
+    activations: list[int],
+    bias: bool,
+    keep: bool,
+    matmul_precision: int = FLOAT32,
+) -> list[Tensor]:
+    kept = []
+    for weight, b, kernel in _by_layer(parameters, activations, bias):
+        row, z = row_of_kernel(kernel), linear_ref(x, weight, b)
+        x = row.forward(z)
+        kept += [z, x] if keep and row.saves == "input" else [x]
+    return kept if keep else kept[-1:]
+
+
+def _flops(shapes: list[torch.Size], rows: int, bias: bool) -> int:
+    weights = shapes[:: 1 + bias]
+    return sum(2 * rows * weight.numel() for weight in weights)
+
+
+_mlp_op = Operator(
+    "mlp",
+    _mlp_fake,
+    _mlp_composition,
+    flops=lambda x, parameters, activations, bias, *_, **__: _flops(
+        parameters, x[:-1].numel(), bias
+    ),
+)
+
+
+def _mlp_backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    kept: list[Tensor],
+    parameters: list[Tensor],
+    activations: list[int],
+    bias: bool,
+    need_dx: bool,
+    matmul_precision: int = FLOAT32,
+) -> list[Tensor]:
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    return [dx, *(parameter.new_empty(parameter.shape) for parameter in parameters)]
+
+
+def _mlp_backward_composition(
+    dy: Tensor,
+    x: Tensor,
+    kept: list[Tensor],
+    parameters: list[Tensor],
+    activations: list[int],
+    bias: bool,
+    need_dx: bool,
+    matmul_precision: int = FLOAT32,
+) -> list[Tensor]:
+    inputs, saved, rest = [x], [], list(kept)
+    for kernel in activations:
+        row = row_of_kernel(kernel)
+        before = rest.pop(0) if row.saves == "input" else None
+        output = rest.pop(0) if rest else None
+        saved.append(output if row.saves == "output" else before)
+        inputs.append(output)  # type: ignore[arg-type]
+    gradients: list[Tensor] = []
+    layers = list(zip(_by_layer(parameters, activations, bias), inputs, saved, strict=False))
+    for i, ((weight, b, kernel), before, after) in reversed(list(enumerate(layers))):
+        mask, name = (i > 0 or need_dx, True, b is not None), row_of_kernel(kernel).name
+        dx, dw, db = linear_backward_ref(dy, before, weight, after, mask, name)
+        gradients = [dw, *([] if db is None else [db]), *gradients]  # type: ignore[list-item]
+        dy = x.new_empty(0) if dx is None else dx
+    return [dy, *gradients]
+
+
+_mlp_backward_op = Operator(
+    "mlp_backward",
+    _mlp_backward_fake,
+    _mlp_backward_composition,
+    flops=lambda dy, x, kept, parameters, activations, bias, need_dx, *_, **__: _flops(
+        [*parameters, *parameters][0 if need_dx else 1 + bias :], dy[:-1].numel(), bias
+    ),
+)

@@ -111,6 +111,14 @@ def test_few_inputs_by_a_transposed_weight(batch):
     assert torch.equal(ops.linear(x, w, b, "relu"), linear_ref(x, w, b, "relu"))
 
 
+@pytest.mark.parametrize("inputs", [16, 19, 64])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_or_two_rows_by_a_transposed_weight(batch, inputs):
+    x, w = small_integers(batch, inputs), small_integers(inputs, 130).t()
+    b = small_integers(130)
+    assert torch.equal(ops.linear(x, w, b, "relu"), linear_ref(x, w, b, "relu"))
+
+
 def test_the_biass_gradient_of_many_rows_loses_no_digits():
     dy = torch.ones(512, 3)
     dy[0] = 1 << 24  # beside which float32 has no room for a one

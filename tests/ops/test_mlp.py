@@ -64,15 +64,20 @@ def test_values_gradients_and_second_derivatives(activation, bias):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("function", [apply_layers, lambda x, layers: linear(x, *layers[0])])
-def test_no_gradient_of_inputs_that_nobody_asked_for(function, monkeypatch):
+@pytest.mark.parametrize(
+    ("function", "backward", "position"),
+    [
+        (apply_layers, mlp_ops._mlp_backward_op, 6),
+        (lambda x, layers: linear(x, *layers[0]), linear_ops._linear_backward_op, 5),
+    ],
+    ids=["layers", "a layer"],
+)
+def test_no_gradient_of_inputs_that_nobody_asked_for(function, backward, position, monkeypatch):
     layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64).requires_grad_()
-    needed = []
-    backward = linear_ops._linear_backward_op
-    kernel = backward.kernel
+    needed, kernel = [], backward.kernel
 
     def spy(*args: object) -> object:
-        needed.append(args[5])
+        needed.append(args[position])
         return kernel(*args)
 
     monkeypatch.setattr(backward, "kernel", spy)
@@ -147,3 +152,39 @@ def test_layers_that_do_not_fit_are_told_in_linears_words(change, message):
     layers[1] = layers[1]._replace(weight=change(layers[1].weight))
     with pytest.raises((ValueError, TypeError), match=message):
         apply_layers(x, layers)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_the_operators(activation, bias):
+    """Fake kernels and the rest that PyTorch asks for; what is kept; gradients of direct calls."""
+    layers, x = layers_of(activation, bias), torch.randn(4, SIZES[0], dtype=torch.float64)
+    parameters = leaves_of(x, layers)[1:]
+    kernels = [ACTIVATIONS[layer.activation].kernel for layer in layers]
+    mlp, backward = torch.ops.fastmlp.mlp, torch.ops.fastmlp.mlp_backward
+    for keep in (False, True):
+        torch.library.opcheck(mlp.default, (x, parameters, kernels, bias, keep))
+    with torch.no_grad():
+        kept = mlp(x, parameters, kernels, bias, True)
+        (alone,) = mlp(x, parameters, kernels, bias, False)
+    torch.testing.assert_close(alone, kept[-1], rtol=1e-14, atol=1e-14)
+    assert len(kept) == (5 if ACTIVATIONS[activation].saves == "input" else 3)
+    dy, kept = torch.randn_like(alone), kept[:-1]  # the last layer has no activation
+    args = (dy, x, kept, [p.detach() for p in parameters], kernels, bias, True)
+    torch.library.opcheck(backward.default, args)
+    wanted = torch.autograd.grad(by_pytorch(x.requires_grad_(), layers), (x, *parameters), dy)
+    torch.testing.assert_close(tuple(backward(*args)), wanted)
+    direct = torch.autograd.grad(mlp(x, parameters, kernels, bias, False)[0], (x, *parameters), dy)
+    torch.testing.assert_close(direct, wanted)
+
+
+def test_the_operators_refuse_lists_of_other_lengths():
+    layers, x = layers_of("relu"), torch.randn(4, SIZES[0], dtype=torch.float64)
+    parameters = [p.detach() for p in leaves_of(x, layers)[1:]]
+    mlp, backward = torch.ops.fastmlp.mlp, torch.ops.fastmlp.mlp_backward
+    with pytest.raises(RuntimeError, match="2 for each of one or more activations, got 5 for 3"):
+        mlp(x, parameters[:-1], [1, 1, 0], True, True)
+    kept = mlp(x, parameters, [1, 1, 0], True, True)
+    for wrong in (kept, kept[:1]):
+        with pytest.raises(RuntimeError, match="kept must be what mlp kept of these layers"):
+            backward(kept[-1], x, wrong, parameters, [1, 1, 0], True, True)

@@ -119,3 +119,19 @@ def test_without_a_compiler_the_package_is_pure_python(checkout: Path, tmp_path:
     names = zipfile.ZipFile(wheel).namelist()
     assert {"fastmlp/py.typed", "fastmlp/report/report.html.jinja"} <= set(names)
     assert not [name for name in names if name.startswith("tests") or name.endswith(".so")]
+
+
+def test_a_tag_is_the_version(checkout: Path) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
+    for command in (
+        ["init", "-q"],
+        ["add", "CITATION.cff"],
+        ["commit", "-qm", "a"],
+        ["tag", "v9.8.7"],
+    ):
+        subprocess.run([*git, *command], check=True)
+    try:
+        run = hook(checkout, "from setuptools_scm import get_version; print(get_version())")
+    finally:
+        shutil.rmtree(checkout / ".git")
+    assert run.stdout.startswith("9.8.7"), run.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmlp.ops.activations import row_of_kernel
 from fastmlp.ops.blocked_sgd import recurrence
 from fastmlp.ops.losses import LOSSES, loss_row
 from fastmlp.ops.step_config import StepConfig, options_of
@@ -53,6 +54,24 @@ class Calls:
         dy = self.numbers(*x.shape[:-1], self.outputs)
         needs = [self.random.random() < 0.8 for _ in range(3)]
         return [dy, x, weight, self.numbers(*dy.shape) if number else None, number, *needs, 0]
+
+    def mlp(self) -> Arguments:
+        numbers = [self.random.randrange(7) for _ in range(self.random.randint(1, 3))]
+        bias, parameters = (
+            self.random.random() < 0.7,
+            self.network(self.inputs, len(numbers), self.floating),
+        )
+        parameters = parameters if bias else parameters[::2]
+        x = self.numbers(self.rows, self.inputs)
+        return [x, parameters, numbers, bias, self.random.random() < 0.5, 0]
+
+    def mlp_backward(self) -> Arguments:
+        x, parameters, numbers, bias, _, _ = self.mlp()
+        kept = torch.ops.fastmlp.mlp(x, parameters, numbers, bias, True)
+        dy = self.numbers(*kept[-1].shape)
+        if row_of_kernel(numbers[-1]).saves != "output":
+            kept.pop()
+        return [dy, x, kept, parameters, numbers, bias, self.random.random() < 0.5, 0]
 
     def cross_entropy(self) -> Arguments:
         logits, weight = self.numbers(self.rows, self.outputs), self.numbers(self.outputs).abs()
