@@ -43,6 +43,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_pictures_are_small_and_load_nothing() -> None:
+    found = [*(ROOT / "docs").glob("*.png"), *(ROOT / "docs").glob("*.svg")]
+    assert len(found) > 4
+    for picture in found:
+        assert picture.stat().st_size < 150_000, picture.name
+        if picture.suffix == ".svg":
+            assert "url(http" not in picture.read_text(encoding="utf-8").replace('"', "")
+
+
 def test_every_page_and_notebook_is_two_clicks_away() -> None:
     """In the navigation, and those for users on the first page, too."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
