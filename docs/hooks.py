@@ -19,9 +19,11 @@ _NOTEBOOK = re.compile(r"\]\(\.\./examples/([\w-]+)\.ipynb\)")
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Link to a notebook's page, and name any other file outside docs/ in place of a link that
     would lead out of the site."""
+    if page.file.src_uri.startswith("notebooks/"):  # whose links are the site's already
+        return markdown
     return _OUTSIDE.sub(r"\1 (`\2`)", _NOTEBOOK.sub(r"](notebooks/\1.md)", markdown))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,3 +36,17 @@ def test_everything_is_there(path: Path) -> None:
         assert (ROOT / "docs" / link).exists(), link
     assert "<style" not in page
     assert "<table " not in page
+
+
+def test_links_from_page_to_page() -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed")
+    from hooks import on_page_markdown
+
+    text = "[a](../examples/tabular.ipynb), [b](../LICENSE), [c](training.md)"
+    pages = [
+        SimpleNamespace(file=SimpleNamespace(src_uri=n)) for n in ("index.md", "notebooks/x.md")
+    ]
+    assert on_page_markdown(text, page=pages[0]) == (
+        "[a](notebooks/tabular.md), b (`LICENSE`), [c](training.md)"
+    )
+    assert on_page_markdown("[d](../training.md)", page=pages[1]) == "[d](../training.md)"
