@@ -6,10 +6,12 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 
 import fastmlp
 
@@ -35,9 +37,35 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_pictures_are_small_and_load_nothing() -> None:
+    found = [*(ROOT / "docs").glob("*.png"), *(ROOT / "docs").glob("*.svg")]
+    assert len(found) > 4
+    for picture in found:
+        assert picture.stat().st_size < 150_000, picture.name
+        if picture.suffix == ".svg":
+            assert "url(http" not in picture.read_text(encoding="utf-8").replace('"', "")
+
+
+def test_every_page_and_notebook_is_two_clicks_away() -> None:
+    """In the navigation, and those for users on the first page, too."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    pages = [page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md")]
+    notebooks = [f"notebooks/{p.stem}.md" for p in (ROOT / "examples").glob("*.ipynb")]
+    notebooks.remove("notebooks/course.zh-TW.md")  # which the other language links to
+    lost = [page for page in (*pages, *notebooks) if f": {page}\n" not in navigation]
+    assert lost == []
+    first = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    ours = re.findall(r"^      - [^:]+: ([\w/-]+)\.md$", navigation.partition("How it")[0], re.M)
+    assert len(ours) > 10
+    for name in ours:
+        target = f"../examples/{name[10:]}.ipynb" if name.startswith("notebooks/") else f"{name}.md"
+        assert f"]({target})" in first, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -75,20 +103,36 @@ def test_the_readmes_example_prints_what_stands_below_it(
     assert re.sub(r"[\d.]+", "N", printed) == re.sub(r"[\d.]+", "N", shown)
 
 
+def assert_mlflow_was_told(calls: list[Any], run: fastmlp.training.run.RunResult) -> None:
+    """The run's options, three epochs and its network, and that it is over."""
+    epochs = ["log_metrics"] * 3
+    assert [call[0] for call in calls] == [
+        *("start_run", "log_params", *epochs, "log_artifact", "end_run"),
+    ]
+    assert calls[1].args[0]["epochs"] == 3
+    for call, record in zip(calls[2:5], run.history, strict=True):
+        losses = {"train_loss": record.train_loss, "val_loss": record.val_loss}
+        assert (call.args, call.kwargs) == ((losses,), {"step": record.epoch})
+    saved = torch.load(calls[5].args[0], weights_only=True)
+    assert set(saved) == set(run.best_parameters)
+    assert all(torch.equal(saved[name], run.best_parameters[name]) for name in saved)
+
+
 def test_the_page_on_callbacks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = types.ModuleType("mlflow")
-    calls = [Mock() for _ in range(4)]
-    names = ("start_run", "log_params", "log_metrics", "end_run")
-    for name, call in zip(names, calls, strict=True):
-        setattr(told, name, call)
+    calls = Mock()
+    for name in ("start_run", "log_params", "log_metrics", "log_artifact", "end_run"):
+        setattr(told, name, getattr(calls, name))
     monkeypatch.setitem(sys.modules, "mlflow", told)
     monkeypatch.chdir(tmp_path)
     rows = np.random.default_rng(0).normal(size=(60, 3))
     names = {"X": rows, "y": rows[:, 0] > 0}
-    page = "\n".join(blocks(ROOT / "docs" / "callbacks.md", "python"))
     pytest.importorskip("tensorboard")
-    exec(page, names)
-    assert [call.call_count for call in calls] == [1, 1, 3, 1]
+    for code in blocks(ROOT / "docs" / "callbacks.md", "python"):
+        exec(code, names)
+        if "import mlflow" in code:
+            assert_mlflow_was_told(calls.mock_calls, names["run"])
+    assert len(calls.mock_calls) == 7
     assert len(list((tmp_path / "best").iterdir())) == 3
     assert (tmp_path / "lr.png").exists()
 

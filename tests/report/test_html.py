@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,3 +113,28 @@ def test_missing_content_is_an_error(picture: Path) -> None:
 def test_a_missing_picture_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"gone\.png"):
         render(**content(tmp_path / "gone.png"))
+
+
+def rules(source: str, media: str) -> str:
+    """The rules of one of the page's media queries."""
+    (found,) = re.findall(rf"@media {re.escape(media)} \{{\n(.*?)\n\}}\n", source, re.S)
+    return " ".join(found.split())
+
+
+def test_it_is_fit_for_a_phone_and_for_paper(picture: Path) -> None:
+    """Wide pictures and tables scroll by themselves, and nothing is torn apart in print."""
+    given = content(picture)
+    given["pictures"] = {"classes": picture, "final": picture}
+    rows = [(str(i),) for i in range(13)]
+    given["machine"] = Table(("a",), rows)
+    page = Page(render(**given))
+    assert [a.get("class") for tag, a in page.tags if tag == "figure"] == [None, "wide"]
+    classes = [str(a["class"]) for tag, a in page.tags if str(a.get("class")).startswith("table")]
+    assert classes.count("table long") == 1  # which alone may begin on one page and end on another
+    source = render(**given)
+    assert ".wide img { max-width: none;" in rules(source, "screen and (max-width: 40rem)")
+    paper = rules(source, "print")
+    assert "tr, figure, aside, li { break-inside: avoid; }" in paper
+    assert ".table:not(.long) { break-inside: avoid; }" in paper
+    assert "img { max-height: 10.5cm; }" in paper
+    assert rules(source, "screen and (prefers-color-scheme: dark)")  # paper is never dark
