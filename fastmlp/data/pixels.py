@@ -86,7 +86,7 @@ class PixelEncoding:
         if not means or len(means) != len(deviations) or width % len(means):
             raise ValueError("there must be a mean and a deviation for each channel")
         if shape is not None and (len(shape) != 3 or math.prod(shape) != width):
-            raise ValueError(f"images of the shape {shape} do not have {width} pixels")
+            raise ValueError(f"shape must be three sizes of {width} pixels together, got {shape}")
         return cls(width, means, deviations, shape)
 
 

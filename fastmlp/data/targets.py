@@ -201,7 +201,10 @@ class TargetEncoding:
         """Return the encoding of a :meth:`to_dict`."""
         columns = tuple(map(TargetColumn.from_dict, values["columns"]))
         if values["task"] not in TASKS or not columns:
-            raise ValueError(f"there is no task {values['task']!r} of {len(columns)} columns")
+            raise ValueError(
+                f"task must be {' or '.join(TASKS)} of one column or more, got "
+                f"{values['task']!r} of {len(columns)}"
+            )
         return cls(values["task"], columns)
 
 
