@@ -1,6 +1,7 @@
 // How a block multiplies its two tiles: float32 by FMA or by tensor cores in TF32, the 16-bit types
-// by tensor cores. All engines have accumulate(a, b), and for_each(f), which hands out kWidth
-// neighbouring results at a time.
+// by tensor cores, bfloat16 by FMA where these do not know it. All engines have accumulate(a, b),
+// and for_each(f), which hands out kWidth neighbouring results at a time; kThere says whether the
+// GPU that is compiled for has their instructions.
 #pragma once
 #include "cuda/linear_tiles.cuh"
 #include "cuda/tensor_cores.cuh"
@@ -8,13 +9,17 @@
 namespace fastmlp {
 
 // Each thread owns kTileM / 8 rows of 4 columns.
-template <int kTileM>
+template <typename T, int kTileM>
 struct FmaEngine {
-  using Element = float;
+  using Element = T;
+  static constexpr bool kThere = true;
   static constexpr int kDepth = 32, kWidth = 4, kMicroM = kTileM / 8;
   static constexpr int kStepsOfASum = 8;  // tiles whose sums are kept apart: bounds rounding errors
-  using TileA = Tile<float, kTileM, kDepth, false>;
-  using TileB = Tile<float, kTileN, kDepth, false>;
+  using TileA = Tile<T, kTileM, kDepth, false>;
+  using TileB = Tile<T, kTileN, kDepth, false>;
+  struct alignas(kWidth * sizeof(T)) Neighbours {
+    T v[kWidth];
+  };
 
   float sums[kMicroM][kWidth] = {};
   float totals[kMicroM][kWidth] = {};
@@ -26,12 +31,12 @@ struct FmaEngine {
   __device__ void accumulate(TileA& a, TileB& b) {
 #pragma unroll 8
     for (int k = 0; k < kDepth; ++k) {
-      const Pack<float> right = *reinterpret_cast<const Pack<float>*>(&b.at(col0(), k));
+      const Neighbours right = *reinterpret_cast<const Neighbours*>(&b.at(col0(), k));
 #pragma unroll
       for (int i = 0; i < kMicroM; ++i) {
-        const float left = a.at(row0() + i, k);
+        const float left = widen(a.at(row0() + i, k));
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) sums[i][j] += left * right.v[j];
+        for (int j = 0; j < kWidth; ++j) sums[i][j] += left * widen(right.v[j]);
       }
     }
     if (++steps == kStepsOfASum) flush();
@@ -92,6 +97,7 @@ struct MmaEngine : Fragments<kTileM> {
   using Element = T;
   using Grid = Fragments<kTileM>;
   using Grid::col0, Grid::group, Grid::kFragmentsM, Grid::kFragmentsN, Grid::pair, Grid::row0;
+  static constexpr bool kThere = kHasSm80 || std::is_same_v<T, f16>;
   static constexpr int kDepth = 64;
   using TileA = Tile<T, kTileM, kDepth, true>;
   using TileB = Tile<T, kTileN, kDepth, true>;
@@ -121,7 +127,7 @@ struct MmaEngine : Fragments<kTileM> {
         const uint32_t left[4] = {two(a, row, k), two(a, row + 8, k), two(a, row, k + 8),
                                   two(a, row + 8, k + 8)};
 #pragma unroll
-        for (int j = 0; j < kFragmentsN; ++j) mma(sums[i][j], left, right[j], T{});
+        for (int j = 0; j < kFragmentsN; ++j) mma<T>(sums[i][j], left, right[j]);
       }
     }
   }
@@ -142,6 +148,7 @@ struct Tf32Engine : Fragments<kTileM> {
   using Element = float;
   using Grid = Fragments<kTileM>;
   using Grid::col0, Grid::group, Grid::kFragmentsM, Grid::kFragmentsN, Grid::pair, Grid::row0;
+  static constexpr bool kThere = kHasSm80;
   static constexpr int kDepth = 32;
   using TileA = SwizzledTile<kTileM>;
   using TileB = SwizzledTile<kTileN>;

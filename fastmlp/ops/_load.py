@@ -65,7 +65,7 @@ def _unfit_gpu() -> str | None:
                 f"this build has code for GPUs of compute capability {archs.replace(';', ', ')}, "
                 f"and the {torch.cuda.get_device_name(index)} here has "
                 f"{'.'.join(map(str, capability))}; run 'pip install -e .' here to build for it, "
-                "from 8.0 on"
+                "from 7.5 on"
             )
     return None
 
@@ -76,7 +76,8 @@ _unfit_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def runs_on(archs: str, capability: tuple[int, int]) -> bool:
     """Return whether what was compiled for ``archs``, as TORCH_CUDA_ARCH_LIST spells them, runs on
     a GPU: machine code on the same major and no smaller minor version, with an ``a`` on exactly
-    that, and PTX on any later one (CUDA C++ Programming Guide, "Application Compatibility")."""
+    that, and PTX on any later one (CUDA C++ Programming Guide, "Application Compatibility"). PTX of
+    7.5 does not count on 8.0 and later: it lacks the kernels that are planned for these."""
     for arch in archs.split(";"):
         number = arch.removesuffix("+PTX")
         major, minor = (int(part) for part in number.rstrip("a").split("."))
@@ -84,7 +85,7 @@ def runs_on(archs: str, capability: tuple[int, int]) -> bool:
             fits = (major, minor) == capability
         else:
             fits = major == capability[0] and minor <= capability[1]
-            fits = fits or (arch.endswith("+PTX") and (major, minor) <= capability)
+            fits = fits or (arch.endswith("+PTX") and (8, 0) <= (major, minor) <= capability)
         if fits:
             return True
     return False
