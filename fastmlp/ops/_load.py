@@ -54,9 +54,26 @@ NATIVE_DEVICES: tuple[str, ...] = tuple(
 """Device types that the compiled operators have kernels for."""
 
 
+_distrust: str | None = None
+
+
+def distrust(why: str) -> None:
+    """Use none of the CUDA kernels in this process any more; ``why`` says what is wrong."""
+    global _distrust
+    _distrust = why
+    _unfit_gpu.cache_clear()
+
+
+def distrusted() -> str | None:
+    """Return why the CUDA kernels, which could run, are not to be used; None where they are."""
+    return _distrust
+
+
 @functools.cache
 def _unfit_gpu() -> str | None:
     """Return why the CUDA kernels cannot run on a GPU of this machine, or None where they can."""
+    if _distrust is not None:
+        return _distrust
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         archs = str(torch.ops.fastmlp.cuda_archs())
         capability = torch.cuda.get_device_capability(index)

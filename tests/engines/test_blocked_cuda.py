@@ -98,6 +98,16 @@ class TestEngine(EngineTests):
         return CPU
 
 
+class TestEngineOnTuring(EngineTests):
+    """As on a T4: another kernel, and less shared memory."""
+
+    @pytest.fixture
+    def device(self, monkeypatch):
+        emulation.configure(ORDERS["shuffled"], processors=40, capability=75)
+        monkeypatch.setattr(blocked_cuda, "gpu_limits", lambda device: (75, 64 << 10))
+        return CPU
+
+
 @pytest.mark.parametrize("networks", [1, 3])
 def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
     """On a GPU neither waits for the other, so either may come first."""
