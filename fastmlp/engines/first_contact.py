@@ -42,7 +42,7 @@ self_check.tell(device, registry.engines_on(device))
 def meet(device: torch.device, engines: Sequence[type[Engine]]) -> None:
     """Make sure that this build's kernels are right on a GPU, by a check or by an earlier one;
     where they are not, warn and use none of them on any GPU in this process."""
-    if device.type != "cuda" or not native_available("cuda"):
+    if device.type != "cuda" or not torch.cuda.is_available() or not native_available("cuda"):
         return
     problems = _problems_of(device.index or 0, tuple(engines))
     if not problems:

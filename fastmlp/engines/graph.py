@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,6 +28,7 @@ from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.metrics import EpochMetrics, MetricsAccumulator
 from fastmlp.engines.optimizers import OptimizerConfig, update_, update_by_parts_
 from fastmlp.engines.stepwise import REPORT_SECONDS
+from fastmlp.ops.matmul_precision import matmul_precision_of
 
 CHUNK_STEPS = 64
 """Steps in a chunk at most: an epoch can only be stopped between two chunks."""
@@ -64,16 +67,26 @@ def aligned_batches(x: Tensor, steps: int) -> list[Tensor]:
     return [batch[:size].view(-1, inputs) for batch in x]
 
 
+class _ChunkKey(NamedTuple):
+    """What a recording depends on: ``matmul_precision`` is what was allowed while it was made."""
+
+    steps: int
+    images: int
+    shape: tuple[int, int, int] | None
+    """The images' (planes, height, width) where they are flipped and shifted."""
+    matmul_precision: int
+
+
 @dataclass
 class _Chunk:
     """A recording of some steps: filled with ``indices`` and ``flip_shifts``, replayed, and read
     in ``losses`` and ``correct``."""
 
+    steps: int
     indices: Tensor
     flip_shifts: FlipShifts | None
     losses: Tensor
     correct: Tensor
-    graph: CapturedGraph
 
 
 class _Recordings:
@@ -86,7 +99,7 @@ class _Recordings:
         self.optimizer_state = {kind: dict(t) for kind, t in state.optimizer_state.items()}
         self.lr = torch.zeros((), dtype=state.dtype, device=state.tensors[0].device)
         self.layers_dtype = state.layers_dtype
-        self.chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
+        self.chunks: dict[_ChunkKey, tuple[_Chunk, CapturedGraph]] = {}
 
     def bind(self, state: TrainState) -> None:
         """Make ``state`` hold the recorded tensors, with its own values in them; missing optimizer
@@ -206,54 +219,55 @@ class GraphEngine(EagerEngine):
         """Run ``steps`` steps on these images; return what holds their losses and hits until it
         runs again."""
         shape = flip_shifts.shape if flip_shifts is not None else None
-        key = steps, len(indices), shape
+        key = _ChunkKey(steps, len(indices), shape, matmul_precision_of(recordings.lr))
         if key not in recordings.chunks:
             restore = recordings.saved()
-            recordings.chunks[key] = self._record(recordings, *key)
+            chunk = self._make_chunk(key, recordings.lr.dtype)
+            graph = CapturedGraph(partial(self._steps, recordings, chunk), self.device)
+            recordings.chunks[key] = chunk, graph
             restore()
-        chunk = recordings.chunks[key]
+        chunk, graph = recordings.chunks[key]
         chunk.indices.copy_(indices)
         if flip_shifts is not None and chunk.flip_shifts is not None:
             chunk.flip_shifts.values.copy_(flip_shifts.values)
-        chunk.graph.replay()
+        graph.replay(partial(self._steps, recordings, chunk))
         return chunk
 
-    def _record(
-        self,
-        recordings: _Recordings,
-        steps: int,
-        images: int,
-        shape: tuple[int, int, int] | None,
-    ) -> _Chunk:
-        """Record ``steps`` steps on ``images`` images, augmented where ``shape`` is given."""
-        indices = torch.zeros(images, dtype=torch.int64, device=self.device)
+    def _make_chunk(self, key: _ChunkKey, dtype: torch.dtype) -> _Chunk:
+        """Return a chunk, to be filled with images; its losses are of ``dtype``."""
         flip_shifts = None
-        if shape is not None:
-            values = torch.zeros(images, 3, dtype=torch.int8, device=self.device)
-            flip_shifts = FlipShifts(values, shape)
-        losses = torch.empty(steps, dtype=recordings.lr.dtype, device=self.device)
-        correct = torch.empty((), dtype=torch.int64, device=self.device)
+        if key.shape is not None:
+            values = torch.zeros(key.images, 3, dtype=torch.int8, device=self.device)
+            flip_shifts = FlipShifts(values, key.shape)
+        return _Chunk(
+            key.steps,
+            torch.zeros(key.images, dtype=torch.int64, device=self.device),
+            flip_shifts,
+            torch.empty(key.steps, dtype=dtype, device=self.device),
+            torch.empty((), dtype=torch.int64, device=self.device),
+        )
 
-        def work() -> None:
-            tensors, grad_average = recordings.tensors, recordings.config.grad_average
-            pixels = self._images.index_select(0, indices)
-            if flip_shifts is not None:
-                pixels = self._augmented(pixels, flip_shifts)
-            labels = self._labels.index_select(0, indices)
-            inputs = self._normalization.apply(pixels).to(recordings.layers_dtype)
-            done, logits = [], []
-            batches = zip(
-                aligned_batches(inputs, steps), torch.split(labels, images // steps), strict=True
-            )
-            for x, y in batches:
-                loss, outputs, gradients = self._gradients(tensors, x, y, grad_average)
-                recordings.update(gradients)
-                done.append(loss)
-                logits.append(outputs)
-            torch.stack(done, out=losses)
-            correct.copy_((torch.cat(logits).argmax(1) == labels).sum())
-
-        return _Chunk(indices, flip_shifts, losses, correct, CapturedGraph(work, self.device))
+    def _steps(self, recordings: _Recordings, chunk: _Chunk) -> None:
+        """Take the steps of a chunk."""
+        tensors, grad_average = recordings.tensors, recordings.config.grad_average
+        pixels = self._images.index_select(0, chunk.indices)
+        if chunk.flip_shifts is not None:
+            pixels = self._augmented(pixels, chunk.flip_shifts)
+        labels = self._labels.index_select(0, chunk.indices)
+        inputs = self._normalization.apply(pixels).to(recordings.layers_dtype)
+        done, logits = [], []
+        batches = zip(
+            aligned_batches(inputs, chunk.steps),
+            torch.split(labels, len(labels) // chunk.steps),
+            strict=True,
+        )
+        for x, y in batches:
+            loss, outputs, gradients = self._gradients(tensors, x, y, grad_average)
+            recordings.update(gradients)
+            done.append(loss)
+            logits.append(outputs)
+        torch.stack(done, out=chunk.losses)
+        chunk.correct.copy_((torch.cat(logits).argmax(1) == labels).sum())
 
     def _evaluation_rows(self) -> int:
         return EVALUATION_ROWS
