@@ -97,12 +97,17 @@ __device__ void multiply_tiles(const LinearProduct& product) {
   for (int64_t k = k_begin; k < k_end; k += kDepth) {
     next_a.store(tiles.a, a.k_contiguous);
     next_b.store(tiles.b, b.k_contiguous);
-    __syncthreads();  // all threads have written their packs of both tiles, which all read
+    bool large = false;  // of any thread
+    if constexpr (Engine::kAsksForLarge) {
+      large = __syncthreads_or(next_a.has_large() || next_b.has_large());  // and as below
+    } else {
+      __syncthreads();  // all threads have written their packs of both tiles, which all read
+    }
     if (k + kDepth < k_end) {
       next_a.load(a, row0, k + kDepth);
       next_b.load(b, col0, k + kDepth);
     }
-    engine.accumulate(tiles.a, tiles.b);
+    engine.accumulate(tiles.a, tiles.b, large);
     if (sums_rows) row_sum += tile_row_sum<kDepth>(tiles.a, threadIdx.x);
     __syncthreads();  // all threads have read the tiles, which the next step overwrites
   }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -38,7 +39,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   bool started;
   State state;
-  unsigned exchanges;
+  unsigned exchanges, votes;
   int barrier;
   unsigned threads;  // that this barrier waits for
   const uint64_t* flag;
@@ -55,6 +56,7 @@ size_t shared_used_;
 alignas(64) unsigned char launch_bytes_[kMostLaunchBytes + kBandBytes];
 size_t launch_size_;
 std::map<const void*, void*> shared_keys_;
+bool votes_[3];  // of block_barrier_or, in turn
 alignas(16) char slots_[2][kMostThreads][kLargestExchange];
 
 [[gnu::noinline]] void wait(State state) {
@@ -156,9 +158,10 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
   memset(launch_bytes_ + launch_size_, kBand, kBandBytes);
   shared_used_ = 0;
   shared_keys_.clear();
+  std::fill_n(votes_, 3, false);
   for (unsigned i = 0; i < threads; ++i) {
     fibers_[i]->state = State::kReady;
-    fibers_[i]->exchanges = 0;
+    fibers_[i]->exchanges = fibers_[i]->votes = 0;
   }
   while (true) {
     for (const unsigned warp : warps) {
@@ -213,6 +216,16 @@ cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<v
 }
 
 void block_barrier() { wait(State::kAtBlockBarrier); }
+
+// Nobody votes the time after next before all have read what came out this time.
+bool block_barrier_or(bool mine) {
+  const unsigned turn = present_->votes++;
+  votes_[turn % 3] |= mine;
+  block_barrier();
+  votes_[(turn + 2) % 3] = false;
+  return votes_[turn % 3];
+}
+
 void warp_barrier() { wait(State::kAtWarpBarrier); }
 
 void numbered_barrier(int number, unsigned threads) {
@@ -308,6 +321,8 @@ static float truncated_sum(const double* addends, int n) {
     largest = std::max(largest, std::fabs(addends[i]));
   }
   if (!std::isfinite(plain) || largest == 0) return static_cast<float>(plain);
+  constexpr double kMost = std::numeric_limits<float>::max();
+  if (std::fabs(plain) > kMost) return static_cast<float>(std::copysign(kMost, plain));
   const int last = std::max(std::ilogb(largest) - 23, -149);  // the last bit that is kept
   for (int i = 0; i < n; ++i) sum += std::trunc(std::scalbn(addends[i], -last));
   sum = std::scalbn(sum, last);

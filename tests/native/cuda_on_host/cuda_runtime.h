@@ -50,6 +50,7 @@ cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<v
 // Wait for the block, for the warp, for so many threads at a barrier of this number, for a flag in
 // shared memory.
 void block_barrier();
+bool block_barrier_or(bool mine);  // whether any thread's was true
 void warp_barrier();
 void numbered_barrier(int number, unsigned threads);
 void wait_for_flag(const uint64_t* flag);
@@ -80,7 +81,8 @@ void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bo
 void mma_1688(float (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]);
 
 // c (16, 8) += a (16, 8) b (8, 8) likewise, for mma.m16n8k8 with TF32 operands. Addends and sum are
-// cut off after 24 bits, counted from the largest: no tensor core is known to keep fewer.
+// cut off after 24 bits, counted from the largest: no tensor core is known to keep fewer. A sum
+// that overflows is the largest number, as nobody says that it is inf.
 void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 // x to TF32 as cvt.rna.tf32.f32 does: to nearest, ties away from 0; inf and nan stay.
@@ -101,6 +103,7 @@ uint32_t round_to_tf32(float x);
 #define FASTMLP_SHARED_BYTES(name) unsigned char* name = cuda_on_host::launch_bytes()
 
 inline void __syncthreads() { cuda_on_host::block_barrier(); }
+inline int __syncthreads_or(int mine) { return cuda_on_host::block_barrier_or(mine != 0); }
 inline void __syncwarp() { cuda_on_host::warp_barrier(); }
 inline void __trap() { cuda_on_host::trap("a trap"); }
 
