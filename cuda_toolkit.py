@@ -12,19 +12,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-LEAST = (8, 0)
+LEAST = (7, 5)
 """The compute capability that our kernels need."""
-EVERY_GPU = "8.0;9.0a;10.0;12.0+PTX"
+EVERY_GPU = "7.5;8.0;9.0a;10.0;12.0+PTX"
 """What is built for where there is no GPU to see: the kernels of 8.0 run on 8.6 and 8.9 too."""
 FAMILIES = {
     "Volta": "7.0+PTX",
-    "Turing": "7.5+PTX",
+    "Turing": "7.5",
     "Ampere": "8.0;8.6+PTX",
     "Ada": "8.9+PTX",
     "Hopper": "9.0+PTX",
     "Blackwell": "10.0;12.0+PTX",
 }
-"""Names that TORCH_CUDA_ARCH_LIST may hold."""
+"""Names that TORCH_CUDA_ARCH_LIST may hold; Turing's without PTX, which no later GPU is to run: it
+would do without the tensor cores that these have."""
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,13 +80,13 @@ class GraphByHand:
             changing = [*self.tensors, self.loss]
             before = [tensor.clone() for tensor in changing]
             static = rows.clone()
-            recording = CapturedGraph(lambda: self.steps(static, steps), rows.device)
+            recording = CapturedGraph(partial(self.steps, static, steps), rows.device)
             self.chunks[key] = static, recording
             for tensor, value in zip(changing, before, strict=True):
                 tensor.copy_(value)
         static, recording = self.chunks[key]
         static.copy_(rows)
-        recording.replay()
+        recording.replay(partial(self.steps, static, steps))
 
     def steps(self, rows: Tensor, steps: int) -> None:
         """Take the steps that are recorded. d and dh are the gradients times -lr, so that adding

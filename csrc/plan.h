@@ -53,6 +53,10 @@ struct Gpu {
   int shared_bytes;
 };
 
+// Whether a GPU's tensor cores multiply bfloat16 and TF32, and so whether its kernels for them are
+// compiled: those of 7.5 know float16 alone.
+inline bool has_tf32(int capability) { return capability >= 80; }
+
 // How float32 is multiplied on a GPU. Of what may be asked for, the first two leave the choice to
 // the plan; the others are for tests and benchmarks.
 enum class MatmulPrecision {
@@ -78,6 +82,8 @@ struct MatmulPrecisionPlan {
 inline MatmulPrecisionPlan plan_matmul_precision(int64_t m, int64_t n, int64_t k, int capability,
                                                  MatmulPrecision wanted) {
   constexpr double kWorkPerNumber = 20;
+  if (!has_tf32(capability))
+    return {MatmulPrecision::kFma, "FMA: this GPU's tensor cores know float16 alone"};
   if (wanted >= MatmulPrecision::kFma) return {wanted, "as asked for"};
   const double work = 1.0 * m * n * k, numbers = 1.0 * m * n + 1.0 * m * k + 1.0 * n * k;
   if (work < kWorkPerNumber * numbers) return {MatmulPrecision::kFma, "FMA: bound by reading"};
@@ -153,8 +159,9 @@ inline void place_chain(ChainPlan& plan, int64_t batch, int64_t hidden, int64_t 
 }
 
 inline ChainPlan plan_chain_cuda(int64_t batch, int64_t hidden, int64_t classes, int64_t steps,
-                                 bool doubles) {
-  constexpr int64_t kSharedBytes = 99 << 10;  // that every GPU from sm_80 on gives a block
+                                 bool doubles, const Gpu& gpu) {
+  constexpr int kMostSharedBytes = 99 << 10;  // what every GPU from 8.0 on gives a block; 7.5: 64
+  const int64_t shared_bytes = std::min(kMostSharedBytes, gpu.shared_bytes);
   ChainPlan plan{};
   const auto refused = [&](const char* reason) {
     plan.unsupported_reason = reason;
@@ -172,7 +179,7 @@ inline ChainPlan plan_chain_cuda(int64_t batch, int64_t hidden, int64_t classes,
     for (const bool keeps : {true, false}) {
       plan.keeps_weight = keeps && steps > 1;  // in one step it is read once
       place_chain(plan, batch, hidden, classes, steps);
-      if (plan.size * (doubles ? 8 : 4) <= kSharedBytes) return plan;
+      if (plan.size * (doubles ? 8 : 4) <= shared_bytes) return plan;
     }
   }
   return refused("such a block does not fit into a GPU's shared memory");
@@ -198,7 +205,7 @@ inline PipelinedChainPlan plan_pipelined_chain(int64_t batch, int64_t hidden, in
     return plan;
   };
   if (doubles) return refused("float64");
-  if (gpu.capability < 80) return refused("a GPU without tensor cores for TF32");
+  if (!has_tf32(gpu.capability)) return refused("a GPU without tensor cores for TF32");
   if (batch < 1 || batch > 128 || steps < 1 || steps > 1024 / batch) return refused("its rows");
   if (hidden < 1 || hidden > 256) return refused("more than 256 hidden units");
   if (classes < 1 || classes > 16) return refused("more than 16 classes");

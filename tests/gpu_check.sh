@@ -22,6 +22,7 @@ for part in ${*:-build tests sanitize benchmark epochs}; do
     build)
       step env FASTMLP_CUDA=1 "$PYTHON" setup.py -q build_ext --inplace
       step "$PYTHON" -m fastmlp.info
+      step "$PYTHON" -m fastmlp.info --check
       ;;
     tests)
       step "$PYTHON" -c 'import fastmlp; assert fastmlp.native_available("cuda")'

@@ -76,7 +76,7 @@ FASTMLP_HD T narrow(acc_t<T> x) {
 
 template <>
 FASTMLP_HD bf16 narrow<bf16>(float x) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   bf16 y;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
   return y;

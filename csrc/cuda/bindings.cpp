@@ -68,9 +68,11 @@ std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType 
   const ProductPlan product = plan_product(batch, out, in, processors);
   const MatmulPrecisionPlan by = plan_matmul_precision(
       batch, out, in, static_cast<int>(capability), static_cast<MatmulPrecision>(matmul_precision));
+  const bool in_words = type == ScalarType::Float ||
+                        (type == ScalarType::BFloat16 && !has_tf32(static_cast<int>(capability)));
   return std::string("fastmlp's kernels (") + plan.reason + "; tiles of " +
          std::to_string(product.tile_m) + " rows, " + std::to_string(product.splits) + " parts" +
-         (type == ScalarType::Float ? std::string("; ") + by.reason : "") + ")";
+         (in_words ? std::string("; ") + by.reason : "") + ")";
 }
 
 // A weight (O, I) as it lies, by rows or by columns, or a copy by rows.
@@ -98,6 +100,7 @@ void multiply(const char* name, LinearProduct product, const Tensor& like, const
   check_launch(name, describe_device(&gpu));
   const int64_t m = product.m, n = product.n, k = product.k;
   product.precision = plan_matmul_precision(m, n, k, gpu.capability, product.precision).precision;
+  product.bfloat16_by_fma = !has_tf32(gpu.capability);
   const ProductPlan plan = plan_product(m, n, k, gpu.processors);
   product.tile_m = plan.tile_m;
   product.splits = plan.splits;

@@ -9,13 +9,23 @@
 #include "cuda/launch.h"
 
 // The tests compile the kernels for the host with a cuda_runtime.h of their own, which brings its
-// FASTMLP_SHARED, FASTMLP_SHARED_BYTES, launch_kernel and launch_with_shared.
+// FASTMLP_SHARED, FASTMLP_SHARED_BYTES, kHasSm80, has_sm80, launch_kernel and launch_with_shared.
 #ifdef __CUDACC__
 #define FASTMLP_SHARED(type, name) __shared__ type name
 // As much memory as the launch asks for, aligned to 16 bytes.
 #define FASTMLP_SHARED_BYTES(name) extern __shared__ __align__(16) unsigned char name[]
 
 namespace fastmlp {
+
+// Whether the GPU that this is compiled for has what came with sm_80: bfloat16 and TF32 on tensor
+// cores, flags in shared memory, integers combined over a warp. For sm_75 a kernel that needs these
+// is a trap: no plan launches it there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kHasSm80 = false;
+#else
+constexpr bool kHasSm80 = true;
+#endif
+__device__ constexpr bool has_sm80() { return kHasSm80; }
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
@@ -46,6 +56,7 @@ __device__ inline void barrier_of(int id, int threads) {
 // A flag in shared memory, raised once: by one lane, after __syncwarp. Who waits for it sees what
 // the warp has written before.
 using Flag = uint64_t;
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 __device__ inline void lower(Flag* flag) {
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(flag));
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
@@ -74,7 +85,6 @@ __device__ inline void wait_for(Flag* flag) {
 }
 
 // Of all lanes, the same in each.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 __device__ inline unsigned warp_max(unsigned x) { return __reduce_max_sync(0xffffffffu, x); }
 __device__ inline unsigned warp_sum(unsigned x) { return __reduce_add_sync(0xffffffffu, x); }
 #endif
@@ -126,8 +136,9 @@ cudaError_t dispatch_type(Type type, const F& f) {
 // A bit for each lane of the warp.
 __device__ inline unsigned ballot(bool yes) { return __ballot_sync(kWholeWarp, yes); }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 // The largest number of all lanes, the same in each; nan counts as larger than inf, or smaller than
-// -inf, by its sign. Needs sm_80.
+// -inf, by its sign.
 __device__ inline float warp_largest(float x) {
   const auto flipped = [](uint32_t bits) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -135,6 +146,7 @@ __device__ inline float warp_largest(float x) {
   const uint32_t key = warp_max(flipped(bits_of_float(x)));
   return float_of_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
+#endif
 
 template <typename Acc>
 __device__ Acc shuffle_xor(Acc value, int distance) {

@@ -71,6 +71,7 @@ struct LinearProduct {
   int64_t splits, chunk;
   // plan_matmul_precision's, one of the last three; other types than kFloat leave it alone.
   MatmulPrecision precision;
+  bool bfloat16_by_fma;  // rather than by tensor cores
 };
 
 // linear, and both products of linear_backward. Any type but kDouble.

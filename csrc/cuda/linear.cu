@@ -75,18 +75,9 @@ struct LinearTiles {
   typename Engine::TileB b;
 };
 
-// Computes  c = act(a b^T + bias) and the sums of a's rows; elements of a are 0 where its relu_y is
-//           <= 0. linear: a = x, b = w. dx: a = g, b = w^T. dw and db: a = g^T, b = x^T, where g is
-//           dy through the activation's derivative.
-// Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n): the
-//           sums of the parts where there is more than one.
-// Grid      x: tiles of kTileM rows by 64 columns, columns first; y: parts of k. 128 threads.
-// Memory    shared memory: both tiles, 10 to 18 KB; the next tiles wait in registers.
-// Precision the engine's; sums in float, in one order for one plan: deterministic.
-// Needs     sm_80 for 16-bit types and TF32; any strides and alignment.
-// Same as   linear_ref, linear_backward_ref.
+// The block's tile of c, and its rows' sums.
 template <typename Engine, int kTileM>
-__global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct product) {
+__device__ void multiply_tiles(const LinearProduct& product) {
   using T = typename Engine::Element;
   constexpr int kDepth = Engine::kDepth;
   FASTMLP_SHARED(LinearTiles<Engine>, tiles);
@@ -106,12 +97,17 @@ __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct
   for (int64_t k = k_begin; k < k_end; k += kDepth) {
     next_a.store(tiles.a, a.k_contiguous);
     next_b.store(tiles.b, b.k_contiguous);
-    __syncthreads();  // all threads have written their packs of both tiles, which all read
+    bool large = false;  // of any thread
+    if constexpr (Engine::kAsksForLarge) {
+      large = __syncthreads_or(next_a.has_large() || next_b.has_large());  // and as below
+    } else {
+      __syncthreads();  // all threads have written their packs of both tiles, which all read
+    }
     if (k + kDepth < k_end) {
       next_a.load(a, row0, k + kDepth);
       next_b.load(b, col0, k + kDepth);
     }
-    engine.accumulate(tiles.a, tiles.b);
+    engine.accumulate(tiles.a, tiles.b, large);
     if (sums_rows) row_sum += tile_row_sum<kDepth>(tiles.a, threadIdx.x);
     __syncthreads();  // all threads have read the tiles, which the next step overwrites
   }
@@ -122,6 +118,25 @@ __global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct
   const int64_t row = row0 + threadIdx.x;
   if (!sums_rows || row >= product.m) return;
   static_cast<T*>(product.row_sums)[row] = narrow<T>(row_sum);
+}
+
+// Computes  c = act(a b^T + bias) and the sums of a's rows; elements of a are 0 where its relu_y is
+//           <= 0. linear: a = x, b = w. dx: a = g, b = w^T. dw and db: a = g^T, b = x^T, where g is
+//           dy through the activation's derivative.
+// Shapes    c (m, n), a (m, k), b (n, k), bias (n), row_sums (m); workspace (splits, m, n): the
+//           sums of the parts where there is more than one.
+// Grid      x: tiles of kTileM rows by 64 columns, columns first; y: parts of k. 128 threads.
+// Memory    shared memory: both tiles, 10 to 18 KB; the next tiles wait in registers.
+// Precision the engine's; sums in float, in one order for one plan: deterministic.
+// Needs     Engine::kThere; any strides and alignment.
+// Same as   linear_ref, linear_backward_ref.
+template <typename Engine, int kTileM>
+__global__ void __launch_bounds__(kLinearThreads, 3) linear_kernel(LinearProduct product) {
+  if constexpr (Engine::kThere) {
+    multiply_tiles<Engine, kTileM>(product);
+  } else {
+    __trap();
+  }
 }
 
 // Computes  c = act(sum over splits of the parts + bias).
@@ -166,8 +181,6 @@ cudaError_t launch_typed(const LinearProduct& product, cudaStream_t stream) {
 }
 
 template <typename, int kTileM>
-using Fma = FmaEngine<kTileM>;
-template <typename, int kTileM>
 using ThreeTf32 = Tf32Engine<kTileM, true>;
 template <typename, int kTileM>
 using Tf32 = Tf32Engine<kTileM, false>;
@@ -175,7 +188,7 @@ using Tf32 = Tf32Engine<kTileM, false>;
 cudaError_t launch_floats(const LinearProduct& product, cudaStream_t stream) {
   switch (product.precision) {
     case MatmulPrecision::kFma:
-      return launch_typed<float, Fma>(product, stream);
+      return launch_typed<float, FmaEngine>(product, stream);
     case MatmulPrecision::kThreeTf32:
       return launch_typed<float, ThreeTf32>(product, stream);
     case MatmulPrecision::kTf32:
@@ -194,7 +207,8 @@ cudaError_t launch_linear(const LinearProduct& product, Type type, cudaStream_t 
     case Type::kFloat:
       return launch_floats(product, stream);
     case Type::kBFloat16:
-      return launch_typed<bf16, MmaEngine>(product, stream);
+      return product.bfloat16_by_fma ? launch_typed<bf16, FmaEngine>(product, stream)
+                                     : launch_typed<bf16, MmaEngine>(product, stream);
     case Type::kHalf:
       return launch_typed<f16, MmaEngine>(product, stream);
     default:

@@ -1,6 +1,8 @@
 // How a block multiplies its two tiles: float32 by FMA or by tensor cores in TF32, the 16-bit types
-// by tensor cores. All engines have accumulate(a, b), and for_each(f), which hands out kWidth
-// neighbouring results at a time.
+// by tensor cores, bfloat16 by FMA where these do not know it. All engines have accumulate(a, b,
+// large), and for_each(f), which hands out kWidth neighbouring results at a time; kThere says
+// whether the GPU that is compiled for has their instructions, kAsksForLarge whether they want to
+// know of `large` operands, as is_large has it.
 #pragma once
 #include "cuda/linear_tiles.cuh"
 #include "cuda/tensor_cores.cuh"
@@ -8,13 +10,17 @@
 namespace fastmlp {
 
 // Each thread owns kTileM / 8 rows of 4 columns.
-template <int kTileM>
+template <typename T, int kTileM>
 struct FmaEngine {
-  using Element = float;
+  using Element = T;
+  static constexpr bool kThere = true, kAsksForLarge = false;
   static constexpr int kDepth = 32, kWidth = 4, kMicroM = kTileM / 8;
   static constexpr int kStepsOfASum = 8;  // tiles whose sums are kept apart: bounds rounding errors
-  using TileA = Tile<float, kTileM, kDepth, false>;
-  using TileB = Tile<float, kTileN, kDepth, false>;
+  using TileA = Tile<T, kTileM, kDepth, false>;
+  using TileB = Tile<T, kTileN, kDepth, false>;
+  struct alignas(kWidth * sizeof(T)) Neighbours {
+    T v[kWidth];
+  };
 
   float sums[kMicroM][kWidth] = {};
   float totals[kMicroM][kWidth] = {};
@@ -23,15 +29,15 @@ struct FmaEngine {
   static __device__ int row0() { return threadIdx.x / 16 * kMicroM; }
   static __device__ int col0() { return threadIdx.x % 16 * kWidth; }
 
-  __device__ void accumulate(TileA& a, TileB& b) {
+  __device__ void accumulate(TileA& a, TileB& b, bool) {
 #pragma unroll 8
     for (int k = 0; k < kDepth; ++k) {
-      const Pack<float> right = *reinterpret_cast<const Pack<float>*>(&b.at(col0(), k));
+      const Neighbours right = *reinterpret_cast<const Neighbours*>(&b.at(col0(), k));
 #pragma unroll
       for (int i = 0; i < kMicroM; ++i) {
-        const float left = a.at(row0() + i, k);
+        const float left = widen(a.at(row0() + i, k));
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) sums[i][j] += left * right.v[j];
+        for (int j = 0; j < kWidth; ++j) sums[i][j] += left * widen(right.v[j]);
       }
     }
     if (++steps == kStepsOfASum) flush();
@@ -92,6 +98,7 @@ struct MmaEngine : Fragments<kTileM> {
   using Element = T;
   using Grid = Fragments<kTileM>;
   using Grid::col0, Grid::group, Grid::kFragmentsM, Grid::kFragmentsN, Grid::pair, Grid::row0;
+  static constexpr bool kThere = kHasSm80 || std::is_same_v<T, f16>, kAsksForLarge = false;
   static constexpr int kDepth = 64;
   using TileA = Tile<T, kTileM, kDepth, true>;
   using TileB = Tile<T, kTileN, kDepth, true>;
@@ -104,7 +111,7 @@ struct MmaEngine : Fragments<kTileM> {
     return *reinterpret_cast<const uint32_t*>(&tile.at(row, k));
   }
 
-  __device__ void accumulate(TileA& a, TileB& b) {
+  __device__ void accumulate(TileA& a, TileB& b, bool) {
 #pragma unroll
     for (int k0 = 0; k0 < kDepth; k0 += 16) {
       const int k = k0 + pair();
@@ -121,7 +128,7 @@ struct MmaEngine : Fragments<kTileM> {
         const uint32_t left[4] = {two(a, row, k), two(a, row + 8, k), two(a, row, k + 8),
                                   two(a, row + 8, k + 8)};
 #pragma unroll
-        for (int j = 0; j < kFragmentsN; ++j) mma(sums[i][j], left, right[j], T{});
+        for (int j = 0; j < kFragmentsN; ++j) mma<T>(sums[i][j], left, right[j]);
       }
     }
   }
@@ -135,26 +142,27 @@ struct MmaEngine : Fragments<kTileM> {
 // Float32 by tensor cores: a product of the operands in TF32 or, where kThree, three products of
 // their parts, as accurate as float32 (the fourth, small by small, is 2^-22 of the whole).
 // Tensor cores cut off their sums' last bits, so a sum runs over one tile and totals are plain
-// floats. Parts of an inf are inf and nan, and of the largest numbers too; so a tile's sum that is
-// not finite is taken anew by FMA: inf and nan come out as FMA has them.
+// floats. What they make of sums that overflow nobody says, and parts of an inf are inf and nan, of
+// the largest numbers too; so tiles with large operands are multiplied by FMA: inf and nan come out
+// as FMA has them. Without one a tile's sums are below 2^125.
 template <int kTileM, bool kThree>
 struct Tf32Engine : Fragments<kTileM> {
   using Element = float;
   using Grid = Fragments<kTileM>;
   using Grid::col0, Grid::group, Grid::kFragmentsM, Grid::kFragmentsN, Grid::pair, Grid::row0;
+  static constexpr bool kThere = kHasSm80, kAsksForLarge = true;
   static constexpr int kDepth = 32;
+  static constexpr int kStepsAtOnce = kThree ? 2 : 1;  // two of one product each spill registers
   using TileA = SwizzledTile<kTileM>;
   using TileB = SwizzledTile<kTileN>;
 
   typename Grid::Sums totals = {};
 
-  __device__ void accumulate(TileA& a, TileB& b) {
+  __device__ void accumulate(TileA& a, TileB& b, bool large) {
+    if (large) return multiply_by_fma(a, b);
     typename Grid::Sums sums = {};
-#pragma unroll 2
+#pragma unroll kStepsAtOnce
     for (int k0 = 0; k0 < kDepth; k0 += 8) add_products(sums, a, b, k0 ^ pair() / 2);
-    float probe = 0;  // nan as soon as a sum is inf or nan
-    for_all([&](int i, int j, int e) { probe += 0 * sums[i][j][e]; });
-    if (probe != 0) retake(sums, a, b);
     for_all([&](int i, int j, int e) { totals[i][j][e] += sums[i][j][e]; });
   }
 
@@ -196,16 +204,14 @@ struct Tf32Engine : Fragments<kTileM> {
     }
   }
 
-  // Computes the tile's sums that are not finite once more, by FMA.
-  static __device__ void retake(typename Grid::Sums& sums, TileA& a, TileB& b) {
+  __device__ void multiply_by_fma(TileA& a, TileB& b) {
     for_all([&](int i, int j, int e) {
-      if (0 * sums[i][j][e] == 0) return;
       const int row = row0() + i * 16 + group() + e / 2 * 8;
       const int col = col0() + j * 8 + pair() + e % 2;
       float sum = 0;
 #pragma unroll 1
       for (int k = 0; k < kDepth; ++k) sum += a.at(row, k) * b.at(col, k);
-      sums[i][j][e] = sum;
+      totals[i][j][e] += sum;
     });
   }
 

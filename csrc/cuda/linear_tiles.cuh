@@ -97,6 +97,9 @@ struct Source {
   }
 };
 
+// Whether |x| is 2^60 or more, inf or nan: products of smaller ones are below 2^120.
+__device__ inline bool is_large(float x) { return (bits_of_float(x) & 0x7fffffffu) >= 0x5d800000u; }
+
 // A thread's share of a tile on its way to shared memory. Starting the next tile's loads before the
 // present one is used hides their latency.
 template <typename T, int kRows, int kDepth>
@@ -124,6 +127,16 @@ struct Fetch {
     for_each(along_k, [&](int i, int line, int first) {
       packs[i] = source.load(line0 + line, first0 + first);
     });
+  }
+
+  // Whether a number of the thread's packs is_large.
+  __device__ bool has_large() const {
+    bool large = false;
+    for_each(true, [&](int i, int, int) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) large |= is_large(packs[i].v[e]);
+    });
+    return large;
   }
 
   template <typename Tile>

@@ -4,16 +4,20 @@
 
 namespace fastmlp {
 
+// The products of one instruction each; the tests have them emulated.
 #ifdef __CUDACC__
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 // c (16, 8) += a (16, 16) b (16, 8), spread over a warp's registers as PTX lays down for
 // mma.m16n8k16.
-__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
+__device__ inline void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                 bf16) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16) {
+__device__ inline void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                 f16) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -35,6 +39,26 @@ __device__ inline uint32_t round_to_tf32(float x) {
   return y;
 }
 #endif
+
+// c (16, 8) += a (16, 8) b (8, 8) in float16, as for mma.m16n8k8.
+__device__ inline void mma_1688(float (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+}
+#endif
+
+// c (16, 8) += a (16, 16) b (16, 8) in T, registers as for mma.m16n8k16.
+template <typename T>
+__device__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (kHasSm80) {
+    if (has_sm80()) return mma_16816(c, a, b, T{});
+  }
+  // sm_75 knows float16 alone, over 8 k at a time: those below 8, then the others.
+  mma_1688(c, {a[0], a[1]}, {b[0]});
+  mma_1688(c, {a[2], a[3]}, {b[1]});
+}
 
 // A float32 as two TF32 numbers: x = big + small up to 2^-23 |x|, where |x| > 2^-102; smaller ones
 // lose bits, as their small part is below the normal numbers.

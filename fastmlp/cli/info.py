@@ -2,6 +2,7 @@
 
 python -m fastmlp.info                      versions, kernels, devices, engines
 python -m fastmlp.info --shape 8,3072,256   what computes a layer of that shape, and why
+python -m fastmlp.info --check              whether all operators and engines are right here
 """
 
 from __future__ import annotations
@@ -9,23 +10,28 @@ from __future__ import annotations
 import json
 import platform
 import re
+import sys
+import time
 from typing import Any
 
 import torch
 
 from fastmlp import __version__
 from fastmlp.cli.parser import ArgumentParser
+from fastmlp.engines.first_contact import remember
 from fastmlp.engines.registry import (
     ENGINES,
     choose_engine,
     engine_for,
+    engines_on,
     passed_over_gpu,
     resolve_device,
 )
+from fastmlp.engines.self_check import checks
 from fastmlp.ops._load import load_error, native_available, unsupported_reason
 from fastmlp.ops.matmul_precision import allowed_matmul_precision
 from fastmlp.ops.quickest import linear_reason
-from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.errors import EXIT_FAILURE, EXIT_USAGE, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -121,6 +127,30 @@ def render(info: dict[str, Any]) -> str:
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
 
 
+def check(devices: list[torch.device]) -> int:
+    """Check every operator and engine on the devices, a line each, and return the exit code."""
+    begin, wrong, count = time.perf_counter(), [], 0
+    for device in devices:
+        problems = {}
+        if why := load_error(device.type):
+            print(f"{device}: PyTorch's operators alone ({why})")
+        for each in checks(device, engines_on(device)):
+            problem = each.run()
+            count += 1
+            print(f"{device!s:8}{each.name:72}{problem or 'ok'}", flush=True)
+            if problem:
+                problems[each.name] = problem
+        wrong += [f"{name} on {device}" for name in problems]
+        if device.type == "cuda" and native_available("cuda"):
+            remember(device, problems)
+    seconds = f"{time.perf_counter() - begin:.1f} s"
+    if not wrong:
+        print(f"all {count} are right ({seconds})")
+        return 0
+    print(f"fastmlp: error: {len(wrong)} of {count} differ: {'; '.join(wrong)}", file=sys.stderr)
+    return EXIT_FAILURE
+
+
 def _parse_shape(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) != 3 or not all(re.fullmatch(r"\s*\d{1,18}\s*", part) for part in parts):
@@ -134,6 +164,9 @@ def _parse_shape(text: str) -> tuple[int, int, int]:
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raises UserError for a user's mistake."""
     args = build_parser().parse_args(argv)
+    if args.check:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return check([torch.device("cpu"), *(torch.device("cuda", i) for i in range(gpus))])
     shapes = [_parse_shape(text) for text in args.shape or ["8,3072,256", "1024,1024,1024"]]
     info = collect(shapes)
     print(json.dumps(info, indent=2) if args.json else render(info))
@@ -151,4 +184,9 @@ def build_parser() -> ArgumentParser:
         help="say what computes a layer of this shape; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare all operators and engines with PyTorch, on the CPU and on each GPU",
+    )
     return parser

@@ -31,6 +31,7 @@ from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.stepwise import REPORT_SECONDS
 from fastmlp.ops._load import native_available
 from fastmlp.ops.blocked_sgd import recurrence
+from fastmlp.ops.matmul_precision import matmul_precision_of
 from fastmlp.utils.errors import UserError
 
 EVALUATION_ROWS = 10_000
@@ -385,4 +386,5 @@ def _shape_of(groups: Sequence[Sequence[_PlannedEpoch]]) -> PipelineShape:
         dtype=weight.dtype,
         augmented=first.image_shape,
         compiled=first.compiled,
+        matmul_precision=matmul_precision_of(weight),
     )

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from fastmlp.data.transforms import Normalization
-from fastmlp.engines.cuda_graph import CapturedGraph, SideStream
+from fastmlp.engines.cuda_graph import CapturedGraph, SideStream, full_float32
 from fastmlp.ops.blocked_sgd import blocked_chain_ref
 from fastmlp.ops.flip_shift import flip_shift_ref
+from fastmlp.ops.matmul_precision import FLOAT32
 
 CHUNK_BYTES = 128 << 20
 """About how much memory the inputs of a chunk may take; those of two chunks are there at a time."""
@@ -56,6 +57,8 @@ class PipelineShape:
     """The images' (planes, height, width) where they are flipped and shifted."""
     compiled: bool
     """Whether the chain is the kernel, or PyTorch's operators where no kernel takes the shape."""
+    matmul_precision: int = FLOAT32
+    """What is allowed while it is recorded, which its products keep."""
 
     @property
     def rows(self) -> int:
@@ -144,7 +147,8 @@ class ChunkInputs:
             self.flip_shifts.copy_(flip_shifts)
 
     def gather(self) -> None:
-        """Compute the inputs of all blocks, their labels and Gram matrices."""
+        """Compute the inputs of all blocks, their labels and Gram matrices; products of images
+        without TF32, as steps multiply them again and again."""
         n, index = self._shape, self.index.view(-1)
         torch.index_select(self._labels, 0, index, out=self.labels.view(-1))
         torch.index_select(self._images, 0, index, out=self._pixels)
@@ -155,8 +159,12 @@ class ChunkInputs:
         torch.mul(pixels, self._normalization.scale, out=floats).add_(self._normalization.shift)
         if self._floats is not self.x:
             self.x.copy_(self._floats)
+        with full_float32():
+            self._multiply()
+
+    def _multiply(self) -> None:
+        n, x = self._shape, self.x.view(-1, self._shape.rows, self._shape.inputs)
         if n.steps > 1:
-            x = self.x.view(-1, n.rows, n.inputs)
             gram = self.gram.view(-1, n.rows, n.rows)
             torch.bmm(x, x.transpose(1, 2), out=gram).add_(1)
         if self.cross is not None:  # the same of neighbouring blocks, without the biases
@@ -211,14 +219,14 @@ class BlockedPipeline:
         the device."""
         self._turn = 0
         self._chunks[0].set(index, rows, flip_shifts)
-        self._first_gather.replay()
+        self._first_gather.replay(self._chunks[0].gather)
 
     def replay(self, following: tuple[Tensor, Tensor, Tensor | None] | None) -> None:
         """Run the chunk that was gathered last, and gather the one that follows it, which is what
         :meth:`start` takes; None where it is the last one."""
         if following is not None:
             self._chunks[1 - self._turn].set(*following)
-        self._recordings[self._turn].replay()
+        self._recordings[self._turn].replay(partial(self._run, self._turn))
         self._turn = 1 - self._turn
 
     def _run(self, turn: int) -> None:

@@ -40,7 +40,8 @@ class EagerEngine(StepEngine):
             return f"it does not have {config.beyond_plain}"
         if native_available(device.type):
             return None
-        why = f" ({load_error()})" if load_error() else ""
+        error = load_error("cuda" if device.type == "cuda" else "cpu")
+        why = f" ({error})" if error else ""
         return f"there are no compiled kernels for {device.type}{why}"
 
     @contextmanager

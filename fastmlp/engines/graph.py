@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +30,7 @@ from fastmlp.engines.metrics import EpochMetrics, MetricsAccumulator, batch_weig
 from fastmlp.engines.optimizers import OptimizerConfig, update_, update_by_parts_
 from fastmlp.engines.stepwise import REPORT_SECONDS
 from fastmlp.ops.losses import loss_row
+from fastmlp.ops.matmul_precision import matmul_precision_of
 
 CHUNK_STEPS = 64
 """Steps in a chunk at most: an epoch can only be stopped between two chunks."""
@@ -66,16 +69,26 @@ def aligned_batches(x: Tensor, steps: int) -> list[Tensor]:
     return [batch[:size].view(-1, inputs) for batch in x]
 
 
+class _ChunkKey(NamedTuple):
+    """What a recording depends on: ``matmul_precision`` is what was allowed while it was made."""
+
+    steps: int
+    images: int
+    shape: tuple[int, int, int] | None
+    """The images' (planes, height, width) where they are flipped and shifted."""
+    matmul_precision: int
+
+
 @dataclass
 class _Chunk:
     """A recording of some steps: filled with ``indices`` and ``flip_shifts``, replayed, and read
     in ``losses`` and ``correct``."""
 
+    steps: int
     indices: Tensor
     flip_shifts: FlipShifts | None
     losses: Tensor
     correct: Tensor
-    graph: CapturedGraph
 
 
 class _Recordings:
@@ -92,7 +105,7 @@ class _Recordings:
             torch.zeros((), dtype=torch.int64, device=self.lr.device) for _ in range(2)
         )
         self.layers_dtype = state.layers_dtype
-        self.chunks: dict[tuple[int, int, tuple[int, int, int] | None], _Chunk] = {}
+        self.chunks: dict[_ChunkKey, tuple[_Chunk, CapturedGraph]] = {}
 
     def bind(self, state: TrainState) -> None:
         """Make ``state`` hold the recorded tensors, with its own values in them; missing optimizer
@@ -219,68 +232,72 @@ class GraphEngine(EagerEngine):
         """Run ``steps`` steps on these images; return what holds their losses and hits until it
         runs again."""
         shape = flip_shifts.shape if flip_shifts is not None else None
-        key = steps, len(indices), shape
+        key = _ChunkKey(steps, len(indices), shape, matmul_precision_of(recordings.lr))
         if key not in recordings.chunks:
             restore = recordings.saved()
-            recordings.chunks[key] = self._record(recordings, *key)
+            chunk = self._make_chunk(key, recordings.lr.dtype)
+            graph = CapturedGraph(partial(self._steps, recordings, chunk), self.device)
+            recordings.chunks[key] = chunk, graph
             restore()
-        chunk = recordings.chunks[key]
+        chunk, graph = recordings.chunks[key]
         chunk.indices.copy_(indices)
         if flip_shifts is not None and chunk.flip_shifts is not None:
             chunk.flip_shifts.values.copy_(flip_shifts.values)
-        chunk.graph.replay()
+        graph.replay(partial(self._steps, recordings, chunk))
         return chunk
 
-    def _record(
-        self,
-        recordings: _Recordings,
-        steps: int,
-        images: int,
-        shape: tuple[int, int, int] | None,
-    ) -> _Chunk:
-        """Record ``steps`` steps on ``images`` images, augmented where ``shape`` is given."""
-        indices = torch.zeros(images, dtype=torch.int64, device=self.device)
+    def _make_chunk(self, key: _ChunkKey, dtype: torch.dtype) -> _Chunk:
+        """Return a chunk, to be filled with images; its losses are of ``dtype``."""
         flip_shifts = None
-        if shape is not None:
-            values = torch.zeros(images, 3, dtype=torch.int8, device=self.device)
-            flip_shifts = FlipShifts(values, shape)
-        losses = torch.empty(steps, dtype=recordings.lr.dtype, device=self.device)
-        correct = torch.empty((), dtype=torch.int64, device=self.device)
+        if key.shape is not None:
+            values = torch.zeros(key.images, 3, dtype=torch.int8, device=self.device)
+            flip_shifts = FlipShifts(values, key.shape)
+        return _Chunk(
+            key.steps,
+            torch.zeros(key.images, dtype=torch.int64, device=self.device),
+            flip_shifts,
+            torch.empty(key.steps, dtype=dtype, device=self.device),
+            torch.empty((), dtype=torch.int64, device=self.device),
+        )
 
-        def work() -> None:
-            config, batch = recordings.config, images // steps
-            pixels = self._images.index_select(0, indices)
-            if flip_shifts is not None:
-                pixels = self._augmented(pixels, flip_shifts)
-            labels = self._labels.index_select(0, indices)
-            inputs = self._normalization.apply(pixels).to(recordings.layers_dtype)
-            step = self._steps(recordings, indices, steps, batch)
-            done, logits = [], []
-            batches = zip(aligned_batches(inputs, steps), torch.split(labels, batch), strict=True)
-            for number, (x, y) in enumerate(batches):
-                loss, outputs, gradients = step(number, x, y)
-                recordings.update(gradients)
-                done.append(loss)
-                logits.append(outputs)
-            torch.stack(done, out=losses)
-            correct.copy_(loss_row(config.loss).hits(torch.cat(logits), labels).sum())
+    def _steps(self, recordings: _Recordings, chunk: _Chunk) -> None:
+        """Take the steps of a chunk."""
+        pixels = self._images.index_select(0, chunk.indices)
+        if chunk.flip_shifts is not None:
+            pixels = self._augmented(pixels, chunk.flip_shifts)
+        labels = self._labels.index_select(0, chunk.indices)
+        inputs = self._normalization.apply(pixels).to(recordings.layers_dtype)
+        step = self._step_of(recordings, chunk)
+        done, logits = [], []
+        batches = zip(
+            aligned_batches(inputs, chunk.steps),
+            torch.split(labels, len(labels) // chunk.steps),
+            strict=True,
+        )
+        for number, (x, y) in enumerate(batches):
+            loss, outputs, gradients = step(number, x, y)
+            recordings.update(gradients)
+            done.append(loss)
+            logits.append(outputs)
+        torch.stack(done, out=chunk.losses)
+        hits = loss_row(recordings.config.loss).hits(torch.cat(logits), labels)
+        chunk.correct.copy_(hits.sum())
 
-        return _Chunk(indices, flip_shifts, losses, correct, CapturedGraph(work, self.device))
-
-    def _steps(
-        self, recordings: _Recordings, indices: Tensor, steps: int, batch: int
+    def _step_of(
+        self, recordings: _Recordings, chunk: _Chunk
     ) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor, list[Tensor]]]:
         """Return what gives the mean loss, the outputs and the gradients of a step of a chunk, for
         its number, its inputs and its targets."""
         tensors, config = recordings.tensors, recordings.config
+        batch = len(chunk.indices) // chunk.steps
         if self._is_plain(config):
             return lambda _, x, y: self._gradients(tensors, x, y, config.grad_average)
         factors = chunk_factors(
-            tensors, steps, batch, recordings.first_step, recordings.epoch, config
+            tensors, chunk.steps, batch, recordings.first_step, recordings.epoch, config
         )
-        weights: Sequence[Tensor | None] = [None] * steps
+        weights: Sequence[Tensor | None] = [None] * chunk.steps
         if self._weights is not None:
-            weights = torch.split(self._weights.index_select(0, indices), batch)
+            weights = torch.split(self._weights.index_select(0, chunk.indices), batch)
         return lambda number, x, y: step_gradients(
             tensors, x, y, weights[number], factors[number], config
         )

@@ -18,11 +18,12 @@ from fastmlp.engines.base import Engine
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
 from fastmlp.engines.eager import EagerEngine
+from fastmlp.engines.first_contact import meet
 from fastmlp.engines.graph import GraphEngine
 from fastmlp.engines.native import NativeEngine
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
-from fastmlp.ops._load import load_error, native_available
+from fastmlp.ops._load import distrusted, load_error, native_available
 from fastmlp.utils.errors import UserError
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ReferenceEngine",
     "choose_engine",
     "engine_for",
+    "engines_on",
     "resolve_device",
 ]
 
@@ -53,6 +55,11 @@ def engine_for(name: str, device: torch.device) -> type[Engine]:
     return _ON_CUDA.get(name, ENGINES[name]) if device.type == "cuda" else ENGINES[name]
 
 
+def engines_on(device: torch.device) -> list[type[Engine]]:
+    """Return the class of each of :data:`ENGINES` on the device."""
+    return [engine_for(name, device) for name in ENGINES]
+
+
 def choose_engine(
     name: str,
     device: torch.device,
@@ -61,10 +68,12 @@ def choose_engine(
     train: Subset | None = None,
 ) -> tuple[type[Engine], str]:
     """Return the engine that ``name`` ("auto" or one of :data:`ENGINES`) means for a network of
-    these layer sizes with this optimizer on this data, and why.
+    these layer sizes with this optimizer on this data, and why. On a GPU that this build has not
+    met, its kernels are checked first.
 
     Raises :class:`UserError` where an engine asked for by name cannot run.
     """
+    meet(device, engines_on(device))
     if name != "auto":
         asked = engine_for(name, device)
         reason = _unsupported(asked, device, sizes, config, train)
@@ -72,7 +81,7 @@ def choose_engine(
             raise UserError(f"The engine {name} cannot run here: {reason}; try --engine auto")
         return asked, "asked for by name"
     passed_over: list[str] = []
-    for engine in (engine_for(each, device) for each in ENGINES):
+    for engine in engines_on(device):
         reason = _unsupported(engine, device, sizes, config, train)
         if reason is None:
             return engine, "; ".join(["the fastest that runs here", *passed_over])
@@ -110,13 +119,14 @@ class EnginePool:
 def resolve_device(name: str) -> torch.device:
     """Return the device that "auto", "cpu", "cuda" or "cuda:1" means here; auto is a GPU that our
     kernels run on, else the CPU, whose engines are several times faster than PyTorch on a GPU; or a
-    GPU where there are no kernels at all.
+    GPU where there are no kernels at all, or wrong ones, as has turned out on it.
 
     Raises :class:`UserError` where there is no such device.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        fits = count > 0 and (native_available("cuda") or not native_available())
+        usable = native_available("cuda") or not native_available() or distrusted() is not None
+        fits = count > 0 and usable
         return torch.device("cuda", 0) if fits else torch.device("cpu")
     device = torch.device(name)
     if device.type == "cuda":

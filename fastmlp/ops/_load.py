@@ -54,9 +54,26 @@ NATIVE_DEVICES: tuple[str, ...] = tuple(
 """Device types that the compiled operators have kernels for."""
 
 
+_distrust: str | None = None
+
+
+def distrust(why: str) -> None:
+    """Use none of the CUDA kernels in this process any more; ``why`` says what is wrong."""
+    global _distrust
+    _distrust = why
+    _unfit_gpu.cache_clear()
+
+
+def distrusted() -> str | None:
+    """Return why the CUDA kernels, which could run, are not to be used; None where they are."""
+    return _distrust
+
+
 @functools.cache
 def _unfit_gpu() -> str | None:
     """Return why the CUDA kernels cannot run on a GPU of this machine, or None where they can."""
+    if _distrust is not None:
+        return _distrust
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         archs = str(torch.ops.fastmlp.cuda_archs())
         capability = torch.cuda.get_device_capability(index)
@@ -65,7 +82,7 @@ def _unfit_gpu() -> str | None:
                 f"this build has code for GPUs of compute capability {archs.replace(';', ', ')}, "
                 f"and the {torch.cuda.get_device_name(index)} here has "
                 f"{'.'.join(map(str, capability))}; run 'pip install -e .' here to build for it, "
-                "from 8.0 on"
+                "from 7.5 on"
             )
     return None
 
@@ -76,7 +93,8 @@ _unfit_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def runs_on(archs: str, capability: tuple[int, int]) -> bool:
     """Return whether what was compiled for ``archs``, as TORCH_CUDA_ARCH_LIST spells them, runs on
     a GPU: machine code on the same major and no smaller minor version, with an ``a`` on exactly
-    that, and PTX on any later one (CUDA C++ Programming Guide, "Application Compatibility")."""
+    that, and PTX on any later one (CUDA C++ Programming Guide, "Application Compatibility"). PTX of
+    7.5 does not count on 8.0 and later: it lacks the kernels that are planned for these."""
     for arch in archs.split(";"):
         number = arch.removesuffix("+PTX")
         major, minor = (int(part) for part in number.rstrip("a").split("."))
@@ -84,7 +102,7 @@ def runs_on(archs: str, capability: tuple[int, int]) -> bool:
             fits = (major, minor) == capability
         else:
             fits = major == capability[0] and minor <= capability[1]
-            fits = fits or (arch.endswith("+PTX") and (major, minor) <= capability)
+            fits = fits or (arch.endswith("+PTX") and (8, 0) <= (major, minor) <= capability)
         if fits:
             return True
     return False

@@ -83,18 +83,39 @@ class TestChain(ChainTests):
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def walk_or_be_refused(block: Block) -> list[Tensor]:
+    """On a T4; on a GPU with more shared memory what does not fit there, as its plan says."""
+    doubles, steps = block.p.dtype == torch.float64, block.recurrence.shape[1] - 1
+    sizes = block.batch, block.p.shape[3], block.parameters[1].shape[1], steps, doubles
+    if "shared memory" in torch.ops.fastmlp.blocked_plan_cuda(*sizes, 75, 64 << 10)[1]:
+        with pytest.raises(RuntimeError, match="does not fit into a GPU's shared memory"):
+            walk(block)
+        emulation.configure(ORDERS["shuffled"], capability=86)
+    return walk(block)
+
+
 class TestChainWithoutTf32(ChainTests):
     """On a GPU for which the pipelined kernel is not."""
 
     @pytest.fixture
     def machine(self):
-        emulation.configure(ORDERS["shuffled"], capability=75)
-        return SimpleNamespace(walk=walk, reruns=2)
+        emulation.configure(ORDERS["shuffled"], processors=40, capability=75)
+        return SimpleNamespace(walk=walk_or_be_refused, reruns=2)
 
 
 class TestEngine(EngineTests):
     @pytest.fixture
     def device(self):
+        return CPU
+
+
+class TestEngineOnTuring(EngineTests):
+    """As on a T4: another kernel, and less shared memory."""
+
+    @pytest.fixture
+    def device(self, monkeypatch):
+        emulation.configure(ORDERS["shuffled"], processors=40, capability=75)
+        monkeypatch.setattr(blocked_cuda, "gpu_limits", lambda device: (75, 64 << 10))
         return CPU
 
 

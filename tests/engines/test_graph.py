@@ -6,18 +6,21 @@ tests/gpu/test_engines.py.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from support.graph_suite import GraphTests
+from support.graph_suite import GraphTests, problem
 from support.marks import needs_native
 from support.tape import TapeGraph
 from support.tiny import assert_same_run, assert_same_tensors, stop_after, tiny_data
 
-from fastmlp.engines.cuda_graph import garbage_kept
+from fastmlp.engines import cuda_graph
+from fastmlp.engines.blocked_pipeline import BlockedPipeline, PipelineShape
+from fastmlp.engines.cuda_graph import CapturedGraph, SideStream, garbage_kept
 from fastmlp.engines.graph import GraphEngine, chunk_steps
 from fastmlp.engines.registry import choose_engine
 from fastmlp.training.api import fit, fit_many, resume
@@ -45,7 +48,7 @@ def test_a_tape_replays_operators_and_not_python():
     recording = TapeGraph(work, CPU)
     a.fill_(5)
     factor[0] = 100.0
-    recording.replay()
+    recording.replay(work)
     assert b.tolist() == [11.0] * 3
     with pytest.raises(RuntimeError, match="must not wait"):
         TapeGraph(lambda: a.sum().item(), CPU)
@@ -108,6 +111,84 @@ def test_the_trainer_runs_it(tmp_path, monkeypatch, threads):
         torch.testing.assert_close(whole.best_parameters[name], tensor)
     both = fit_many([config, replace(config, seed=1)], data)
     assert_same_tensors(both[0].best_parameters, whole.best_parameters)
+
+
+def test_how_a_recording_is_made(monkeypatch) -> None:
+    """With workspaces of its own, on the one stream for it, whatever other threads do meanwhile."""
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, device: torch.device, priority: int = 0) -> None:
+            events.append(f"a stream of priority {priority}")
+
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    @contextlib.contextmanager
+    def capture(graph: object, **how: object):
+        events.append(f"begin {how['capture_error_mode']}")
+        yield
+        events.append("end")
+
+    clear = lambda: events.append("clear")  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", clear, raising=False)
+    for name, value in {"Stream": Stream, "CUDAGraph": Graph, "graph": capture}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream.__new__(Stream))
+    for cached in (cuda_graph._recording_stream, cuda_graph._side_stream):
+        cached.cache_clear()
+    try:
+        device = torch.device("cuda", 0)
+        work = lambda: events.append("work")  # noqa: E731
+        recording = CapturedGraph(work, device)
+        made = ["work", "clear", "begin thread_local", "work", "end", "clear"]
+        assert events == ["a stream of priority -2", *made]
+        events.clear()
+        CapturedGraph(work, device)
+        assert events == made
+        events.clear()
+        recording.replay(work)
+        assert events == ["replay"]
+        events.clear()
+        for _ in range(2):
+            SideStream(device), SideStream(device, priority=0)
+        assert events == ["a stream of priority -1", "a stream of priority 0"]
+    finally:
+        for cached in (cuda_graph._recording_stream, cuda_graph._side_stream):
+            cached.cache_clear()
+
+
+@pytest.mark.parametrize("allowed", ["fp32_precision", "allow_tf32"])
+def test_products_of_images_do_without_tf32(allowed, monkeypatch):
+    matmul, seen = torch.backends.cuda.matmul, []
+    bmm = torch.bmm
+
+    def watched(*args, **kwargs):
+        seen.append(matmul.fp32_precision)
+        return bmm(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "bmm", watched)
+    before = matmul.fp32_precision
+    setattr(matmul, allowed, "tf32" if allowed == "fp32_precision" else True)
+    try:
+        shape = PipelineShape(1, 1, 5, 4, 3, 2, 3, 2, False, False, torch.float32, None, False)
+        assert shape.overlapped
+        part, normalization = problem(5)
+        pipeline = BlockedPipeline(shape, part.images, part.labels, normalization)
+        assert set(seen) == {"ieee", "tf32"}
+        seen.clear()
+        pipeline.start(torch.zeros(2, 1, 6, dtype=torch.int64), torch.full((2, 1), 6), None)
+        assert seen == ["ieee"] * 2
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
 
 
 def test_no_garbage_is_collected_while_a_graph_is_captured() -> None:

@@ -57,12 +57,16 @@ class TestChain(ChainTests):
     def test_a_captured_graph_replays_with_changed_inputs(self, dtype):
         static = draw(Chain(8, 4, 70, 10, 2, 2), **OPTIMIZERS["all"]).to(dtype)
         static = static.mapped(lambda tensor: tensor.to(GPU))
-        recording = CapturedGraph(lambda: torch.ops.fastmlp.blocked_chain_(*static.args()), GPU)
+
+        def work() -> None:
+            torch.ops.fastmlp.blocked_chain_(*static.args())
+
+        recording = CapturedGraph(work, GPU)
         for _ in range(3):
             fresh = draw(Chain(8, 4, 70, 10, 2, 2, (32, 19)), **OPTIMIZERS["all"]).to(dtype)
             for place, value in zip(_tensors(static), _tensors(fresh), strict=True):
                 place.copy_(value)
-            recording.replay()
+            recording.replay(work)
             want = by_reference(fresh)
             for ours, theirs in zip(static.results(), want, strict=True):
                 torch.testing.assert_close(ours.cpu(), theirs)

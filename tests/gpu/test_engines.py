@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -24,6 +25,8 @@ from support.tiny import assert_same_tensors, stop_after, tiny_data
 
 from fastmlp import native_available
 from fastmlp.data.splits import Subset
+from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines.cuda_graph import garbage_kept
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.graph import GraphEngine
 from fastmlp.engines.reference import ReferenceEngine
@@ -76,6 +79,40 @@ def test_thirty_runs_give_the_same_bits():
     for parameters, stats in ends[1:]:
         assert_same_tensors(parameters, ends[0][0])
         assert stats == ends[0][1]
+
+
+@pytest.mark.parametrize("kind", [GraphEngine, BlockedCudaEngine])
+def test_a_recording_keeps_its_workspaces(kind):
+    """When PyTorch clears those of all streams, and when another graph is destroyed."""
+    part, norm = problem(3072)
+    norm, order = replace(norm, scale=norm.scale / 10), order_of(1203)
+    network = make(kind, GPU, {"batch_size": 8}, (256,), data=(part, norm))
+    start = network.state_dict()
+    network.train_epoch(order, 0.002)
+    want = network.parameters_state()
+    other = make(kind, GPU, {"batch_size": 8}, (128,), data=(part, norm))
+    other.train_epoch(order, 0.002)
+    del other
+    torch._C._cuda_clearCublasWorkspaces()
+    taken = [torch.full((1 << 22,), math.nan, device=GPU) for _ in range(64)]
+    network.load_state_dict(start)
+    network.train_epoch(order, 0.002)
+    assert_same_tensors(network.parameters_state(), want)
+    assert len(taken) == 64
+
+
+def test_the_memory_of_a_dropped_engine_is_there_at_once():
+    part, norm = problem(3072)
+    make(GraphEngine, GPU, {}, (256,), data=(part, norm)).train_epoch(order_of(1203), 0.002)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    with garbage_kept():
+        for _ in range(3):
+            network = make(GraphEngine, GPU, {}, (256,), data=(part, norm))
+            network.train_epoch(order_of(1203), 0.002)
+            del network
+            torch.cuda.empty_cache()
+            assert torch.cuda.memory_reserved() <= before
 
 
 def test_wide_layers_of_the_blas():

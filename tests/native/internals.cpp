@@ -221,7 +221,8 @@ EngineMaps maps_of() {
 
 template <int kTileM>
 std::vector<std::pair<std::string, EngineMaps>> engines_of() {
-  return {{"fma", maps_of<FmaEngine<kTileM>, kTileM, false>()},
+  return {{"fma", maps_of<FmaEngine<float, kTileM>, kTileM, false>()},
+          {"bfloat16_fma", maps_of<FmaEngine<bf16, kTileM>, kTileM, false>()},
           {"bfloat16", maps_of<MmaEngine<bf16, kTileM>, kTileM, true>()},
           {"tf32", maps_of<Tf32Engine<kTileM, true>, kTileM, true>()}};
 }

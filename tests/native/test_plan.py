@@ -14,7 +14,7 @@ from support.native_module import internals
 from fastmlp.ops.matmul_precision import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
 
 SHARED_BYTES = 99 << 10
-"""What every GPU from compute capability 8.0 on gives a block."""
+"""What every GPU from compute capability 8.0 on gives a block, and the chain takes at most."""
 
 H100 = 132
 """Its multiprocessors."""
@@ -124,6 +124,10 @@ def test_the_parts_of_a_product_cover_its_sum_once(m, n, k, processors):
         ((32, 256, 3072), 120, TF32_ALLOWED, TF32, "TF32, which torch allows"),
         ((8, 256, 3072), 90, TF32_ALLOWED, FMA, "FMA: bound by reading"),
         ((8, 256, 3072), 90, TF32, TF32, "as asked for"),
+        *(
+            ((32, 256, 3072), 75, by, FMA, "FMA: this GPU's tensor cores know float16 alone")
+            for by in (FLOAT32, TF32_ALLOWED, FMA, THREE_TF32, TF32)
+        ),
     ],
 )
 def test_how_float32_is_multiplied(plans, shape, capability, wanted, chosen, reason):
@@ -137,7 +141,7 @@ def test_tf32_is_never_chosen_unasked(m, n, k, capability):
     assert plan(m, n, k, capability, FLOAT32)[0] in (FMA, THREE_TF32)
     assert plan(m, n, k, capability, TF32_ALLOWED)[0] in (FMA, TF32)
     for wanted in (FMA, THREE_TF32, TF32):
-        assert plan(m, n, k, capability, wanted)[0] == wanted
+        assert plan(m, n, k, capability, wanted)[0] == (wanted if capability >= 80 else FMA)
 
 
 # ---- blocks of steps ----------------------------------------------------------------------------
@@ -197,7 +201,9 @@ def test_which_blocks_the_chain_takes(plans):
     def reason(batch, hidden, classes, steps=None, doubles=False):
         if steps is None:
             steps = block_steps(batch, hidden, classes, doubles, TURING)
-        return plans.plan_chain_cuda(batch, hidden, classes, steps, doubles).unsupported_reason
+        gpu = plans.Gpu(H100, *TURING)
+        plan = plans.plan_chain_cuda(batch, hidden, classes, steps, doubles, gpu)
+        return plan.unsupported_reason
 
     for doubles in (False, True):
         for shape in ((1, 1, 1), (8, 256, 10), (16, 1024, 10), (100, 256, 10)):
@@ -218,12 +224,14 @@ def test_which_blocks_the_chain_takes(plans):
     classes=st.integers(1, 128),
     share=st.floats(0, 1),
     doubles=st.booleans(),
+    gpu=st.sampled_from([HOPPER, AMPERE, TURING]),
 )
 def test_a_chain_fits_into_the_memory_and_the_threads_of_a_block(
-    batch, hidden, classes, share, doubles
+    batch, hidden, classes, share, doubles, gpu
 ):
     steps = max(1, round(share * (1024 // batch)))
-    plan = internals().plan_chain_cuda(batch, hidden, classes, steps, doubles)
+    plans = internals()
+    plan = plans.plan_chain_cuda(batch, hidden, classes, steps, doubles, plans.Gpu(H100, *gpu))
     if plan.unsupported_reason is not None:
         assert "shared memory" in plan.unsupported_reason
         return
@@ -231,7 +239,7 @@ def test_a_chain_fits_into_the_memory_and_the_threads_of_a_block(
     assert plan.threads <= 512
     assert hidden <= plan.threads * plan.units < hidden + 32 * plan.units
     assert plan.tile in (2, 4, 8)
-    assert plan.size * (8 if doubles else 4) <= SHARED_BYTES
+    assert plan.size * (8 if doubles else 4) <= min(SHARED_BYTES, gpu[1])
 
     rows = math.ceil(batch / plan.tile) * plan.tile
     arrays = [
@@ -259,9 +267,11 @@ def test_a_chain_fits_into_the_memory_and_the_threads_of_a_block(
     doubles=st.booleans(),
 )
 def test_shorter_chains_fit_where_longer_ones_do(batch, hidden, classes, doubles):
-    plan = internals().plan_chain_cuda
+    plans = internals()
+    gpu = plans.Gpu(H100, *TURING)
     fits = [
-        plan(batch, hidden, classes, steps, doubles).unsupported_reason is None
+        plans.plan_chain_cuda(batch, hidden, classes, steps, doubles, gpu).unsupported_reason
+        is None
         for steps in range(2, min(1024 // batch, 40) + 1)
     ]
     assert fits == sorted(fits, reverse=True)

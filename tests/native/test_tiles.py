@@ -14,7 +14,7 @@ import pytest
 from support.native_module import internals, missing
 
 THREADS, WARP, BANKS, WORD, PACK, COLUMNS = 128, 32, 32, 4, 16, 64
-NAMES = ("fma", "bfloat16", "tf32")
+NAMES = ("fma", "bfloat16_fma", "bfloat16", "tf32")
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

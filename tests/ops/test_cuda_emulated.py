@@ -102,6 +102,36 @@ class TestLinear(LinearTests):
         assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
+@pytest.fixture
+def turing(machine):
+    """A machine of compute capability 7.5, whose tensor cores know float16 alone."""
+    emulation.configure(ORDERS["shuffled"], processors=40, capability=75)
+    return machine
+
+
+class TestLinearOnTuring(LinearTests):
+    @pytest.fixture
+    def machine(self, turing):
+        return turing
+
+
+class TestCrossEntropyOnTuring(CrossEntropyTests):
+    @pytest.fixture
+    def machine(self, turing):
+        return turing
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_on_turing_16_bits_are_exact_in_every_order(machine, order):
+    emulation.configure(ORDERS[order], processors=40, capability=75)
+    for dtype in (torch.float16, torch.bfloat16):
+        shapes = ((20, 70), (20, 700), (70, 700))
+        tensors = [small_integers(*shape, dtype=dtype) for shape in shapes]
+        truths = all_products_ref(*(tensor.double() for tensor in tensors))
+        for got, truth in zip(all_products(machine, FLOAT32, *tensors), truths, strict=True):
+            assert torch.equal(got, truth.to(dtype))
+
+
 class TestFloat32(Float32Tests):
     @pytest.mark.parametrize("order", ORDERS)
     @pytest.mark.parametrize("processors", [1, 132])
@@ -119,6 +149,7 @@ class TestFloat32(Float32Tests):
             *((80, FLOAT32, FMA, THREE_TF32), (90, FLOAT32, FMA, THREE_TF32)),
             *((103, FLOAT32, FMA, THREE_TF32), (90, TF32_ALLOWED, FMA, TF32)),
             *((89, FLOAT32, FMA, FMA), (120, FLOAT32, FMA, FMA), (120, TF32_ALLOWED, FMA, TF32)),
+            *((75, by, FMA, FMA) for by in (FLOAT32, TF32_ALLOWED, THREE_TF32, TF32)),
         ],
     )
     def test_the_operators_take_the_way_of_the_plan(
@@ -197,6 +228,10 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
 def test_the_plan_in_words(shape, dtype, plan):
     """As ``fastmlp info`` prints it; which plan, tests/native/test_plan.py says."""
     assert plan in emulation.operators().linear_plan_cuda(*shape, dtype, 132, 90)
+    if dtype is not torch.float64 and plan.startswith("fastmlp"):
+        on_turing = emulation.operators().linear_plan_cuda(*shape, dtype, 40, 75)
+        words = "FMA: this GPU's tensor cores know float16 alone"
+        assert (words in on_turing) == (dtype is not torch.float16)
     with pytest.raises(RuntimeError, match="matmul_precision must be between 0 and 4, got 7"):
         emulation.operators().linear_plan_cuda(*shape, dtype, 132, 90, 7)
 

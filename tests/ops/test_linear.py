@@ -204,7 +204,10 @@ def matmul():
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     yield settings
+    # The older interface first: where it says otherwise than the newer, PyTorch answers neither.
+    torch.set_float32_matmul_precision("highest")
     settings.fp32_precision = before
+    assert not settings.allow_tf32
 
 
 def set_tf32(matmul, name: str, allowed: bool) -> None:

@@ -85,7 +85,8 @@ def plan_for(root: Path, torch_cuda: str, gpus=(), **environ: str):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_toolkit_with_every_pytorch_for_every_gpu(layout: str, tmp_path: Path) -> None:
-    gpus = ([], [(6, 1)], [(7, 5)], [(8, 6)], [(9, 0)], [(12, 0)], [(7, 5), (8, 0), (8, 0)])
+    gpus = ([], [(6, 1)], [(7, 0)], [(7, 5)], [(8, 6)], [(9, 0)], [(12, 0)])
+    gpus += ([(7, 0), (7, 5), (8, 0), (8, 0)],)
     for version, torch_cuda in itertools.product(CAPABILITIES, ("11.8", "12.4", "12.8", "13.0")):
         root = tmp_path / f"{version}-{torch_cuda}"
         make = LAYOUTS[layout]
@@ -94,7 +95,7 @@ def test_every_toolkit_with_every_pytorch_for_every_gpu(layout: str, tmp_path: P
         for seen in gpus:
             plan = plan_for(root, torch_cuda, seen)
             assert "\n" not in plan.said
-            fits = [g for g in seen if g >= (8, 0) and f"{g[0]}{g[1]}" in CAPABILITIES[version]]
+            fits = [g for g in seen if g >= (7, 5) and f"{g[0]}{g[1]}" in CAPABILITIES[version]]
             if not same:
                 assert plan.toolkit is None
                 assert "toolkit" in plan.said
@@ -110,7 +111,7 @@ def test_every_toolkit_with_every_pytorch_for_every_gpu(layout: str, tmp_path: P
                 if seen:
                     assert archs == list(dict.fromkeys(f"{g[0]}.{g[1]}" for g in fits))
                 else:
-                    assert archs[0] == "8.0"
+                    assert archs[0] == "7.5"
                     assert archs[-1].endswith("+PTX")
                     known = {a.rstrip("a").removesuffix("+PTX").replace(".", "") for a in archs}
                     assert known <= set(CAPABILITIES[version].split())
@@ -138,10 +139,12 @@ def test_an_nvcc_on_the_path_that_stands_elsewhere(tmp_path: Path) -> None:
     ("wish", "archs", "said"),
     [
         ("8.6", "8.6", ""),
-        ("7.0;7.5;8.0+PTX", "8.0+PTX", "without 7.0 (the kernels need 8.0), 7.5 (the kernels"),
+        ("6.1;7.0;8.0+PTX", "8.0+PTX", "without 6.1 (the kernels need 7.5), 7.0 (the kernels"),
+        ("7.5;8.0+PTX", "7.5;8.0+PTX", ""),
         ("8.0 9.0a", "8.0;9.0a", ""),
         ("Ampere", "8.0;8.6+PTX", ""),
-        ("Turing", "", "nothing to build for, without 7.5+PTX (the kernels need 8.0)"),
+        ("Turing", "7.5", ""),
+        ("Volta", "", "nothing to build for, without 7.0+PTX (the kernels need 7.5)"),
         ("10.0", "", "10.0 (which this toolkit does not know)"),
         ("sm_80", "", "sm_80 (which is no compute capability such as 8.6)"),
     ],

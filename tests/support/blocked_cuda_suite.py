@@ -39,6 +39,7 @@ from fastmlp.engines.blocked_cuda import BlockedCudaEngine
 from fastmlp.engines.blocked_pipeline import BlockedPipeline, PipelineShape
 from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
 from fastmlp.engines.reference import ReferenceEngine
+from fastmlp.ops.matmul_precision import TF32_ALLOWED
 from fastmlp.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -128,6 +129,17 @@ class EngineTests:
         data, order = problem(classes=classes), torch.randperm(211)
         options = {"batch_size": batch, **options}
         how = {"hidden": hidden, "classes": classes, "dtype": torch.float64}
+        limits = blocked_cuda.gpu_limits(device)
+        plan = torch.ops.fastmlp.blocked_plan_cuda(
+            batch, hidden, classes, steps or 0, True, *limits
+        )
+        if steps and plan[1]:  # on a GPU with less shared memory
+            refused = make(BlockedCudaEngine, data, options, device, steps=steps, **how)
+            with pytest.raises(
+                UserError, match=f"block_steps {steps} is too long for this network"
+            ):
+                refused.train_epoch(order, 0.05)
+            steps = None
         ours = make(BlockedCudaEngine, data, options, device, steps=steps, **how)
         theirs = make(ReferenceEngine, data, options, **how)
         for lr in (0.05, 0.02):
@@ -310,7 +322,7 @@ class EngineTests:
         assert [stats.steps for stats in seen] == [*range(4, 27, 4), 27]
         assert seen[-1] == end
 
-    def test_one_recording_serves_all_epochs_of_a_shape(self, device, monkeypatch):
+    def test_one_recording_serves_all_epochs_of_a_shape(self, device, monkeypatch, request):
         made: list[PipelineShape] = []
         alive: weakref.WeakSet[BlockedPipeline] = weakref.WeakSet()
 
@@ -322,16 +334,22 @@ class EngineTests:
 
         monkeypatch.setattr(blocked_cuda, "BlockedPipeline", Counted)
         engine, states, epochs = many(device, torch.float32, NETWORKS[:-1])
+        gc.disable()  # which does not see the memory of a GPU
+        request.addfinalizer(gc.enable)
         for _ in range(3):
             engine.train_epoch(states, epochs)
         groups = sorted((shape.groups, shape.networks) for shape in made)
         assert groups == [(1, 1), (1, 1), (1, 2), (1, 3), (2, 1)]
         engine.train_epoch(states[:2], epochs[:2])
         assert len(made) == 5  # it is the shape of the two that follow "second"
-        gc.collect()
         assert len(alive) == 1  # the others are gone
         engine.train_epoch(states[1::-1], epochs[1::-1])
         assert len(made) == 5  # nor does it matter which of them comes first
+        monkeypatch.setattr(blocked_cuda, "matmul_precision_of", lambda _: TF32_ALLOWED)
+        engine.train_epoch(states[:2], epochs[:2])
+        assert len(made) == 6  # as TF32 is part of what is recorded
+        del engine
+        assert not alive  # at once
 
     @OPTIMIZER
     def test_networks_of_about_one_width_share_a_launch(self, device, options, monkeypatch):

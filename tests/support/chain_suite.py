@@ -220,6 +220,19 @@ class ChainTests:
             else:
                 assert_within_2x(mine, draws, true)
 
+    @pytest.mark.parametrize("hidden", [64, 260])
+    def test_a_bias_far_larger_than_what_is_added_to_it(self, machine, hidden):
+        """Each part alone would be lost in it; so it gets their sum, at once."""
+        large = 65536.0
+        block = draw(Chain(8, 16, hidden, 10)).to(torch.float32)
+        block.recurrence[..., 0] -= 1
+        block.parameters[0].fill_(large)
+        block.p -= large
+        truth = by_reference(block.to(torch.float64))[0]
+        last_place = torch.finfo(torch.float32).eps * large
+        assert (truth - large).abs().max() > 2 * last_place
+        assert (machine.walk(block)[0] - truth).abs().max() <= 0.6 * last_place
+
     @DTYPE
     @pytest.mark.parametrize("label", [-1, 10, 1 << 40])
     def test_a_label_that_is_no_class_makes_its_network_nan(self, machine, label, dtype):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import weakref
 from collections.abc import Callable
@@ -23,12 +22,14 @@ from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import Normalization, RandomFlipShift, make_normalization
 from fastmlp.engines import graph
 from fastmlp.engines.base import Engine, Epoch
+from fastmlp.engines.cuda_graph import garbage_kept
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.graph import GraphEngine, aligned_batches
 from fastmlp.engines.metrics import EpochMetrics, NonFiniteLossError
 from fastmlp.engines.optimizers import OptimizerConfig
 from fastmlp.engines.reference import ReferenceEngine
 from fastmlp.nn.init import initial_parameters
+from fastmlp.ops.matmul_precision import FLOAT32, TF32_ALLOWED
 
 IMAGES, CLASSES = 203, 5  # 25 batches of 8: six chunks of four and one over, and a rest of 3
 OPTIONS = {
@@ -436,9 +437,26 @@ class GraphTests:
         engine = GraphEngine(*problem(), device)
         network = SingleNetwork(engine, make(GraphEngine, device, {}).state)
         network.train_epoch(order_of(), 0.05)
-        gc.collect()
         assert len(recorded) == 3
         assert all(recording() is not None for recording in recorded)
-        del network
-        gc.collect()
-        assert all(recording() is None for recording in recorded)
+        with garbage_kept():  # at once: the collector does not see the memory of a GPU
+            del network
+            assert all(recording() is None for recording in recorded)
+
+    def test_an_engine_ends_with_its_recordings(self, device, recorded):
+        network = make(GraphEngine, device, {"momentum": 0.9})
+        network.train_epoch(order_of(), 0.05)
+        engine = weakref.ref(network.engine)
+        with garbage_kept():
+            del network
+            assert engine() is None
+            assert all(recording() is None for recording in recorded)
+
+    def test_a_recording_keeps_the_precision_that_it_was_made_with(
+        self, device, recorded, monkeypatch
+    ):
+        network = make(GraphEngine, device, {})
+        for allowed, count in ((FLOAT32, 3), (TF32_ALLOWED, 6), (FLOAT32, 6), (TF32_ALLOWED, 6)):
+            monkeypatch.setattr(graph, "matmul_precision_of", lambda _, by=allowed: by)
+            network.train_epoch(order_of(), 0.05)
+            assert len(recorded) == count

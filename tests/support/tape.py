@@ -35,8 +35,8 @@ class TapeGraph:
         with _Listener(self._tape):
             work()
 
-    def replay(self) -> None:
-        """Runs what was recorded."""
+    def replay(self, work: Callable[[], None]) -> None:
+        """Runs what was recorded, not ``work``."""
         for func, args, kwargs, before in self._tape:
             after = func(*args, **kwargs)
             for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True):

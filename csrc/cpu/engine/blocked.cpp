@@ -173,7 +173,7 @@ std::tuple<int64_t, std::string> blocked_plan_cuda(int64_t batch, int64_t hidden
   const PipelinedChainPlan pipelined =
       plan_pipelined_chain(batch, hidden, classes, steps, doubles, gpu);
   if (!pipelined.unsupported_reason) return {steps, ""};
-  const ChainPlan plan = plan_chain_cuda(batch, hidden, classes, steps, doubles);
+  const ChainPlan plan = plan_chain_cuda(batch, hidden, classes, steps, doubles, gpu);
   return {steps, plan.unsupported_reason ? plan.unsupported_reason : ""};
 }
 

@@ -153,7 +153,7 @@ void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const T
     check_launch("blocked_chain_", launch_pipelined_chain(block, launch.stream));
     return;
   }
-  const ChainPlan plan = plan_chain_cuda(batch, n.hidden, n.classes, n.steps, doubles);
+  const ChainPlan plan = plan_chain_cuda(batch, n.hidden, n.classes, n.steps, doubles, gpu);
   FASTMLP_CHECK(!plan.unsupported_reason,
                 std::string("the chain cannot run: ") + plan.unsupported_reason);
   std::optional<Tensor> workspace;

@@ -328,8 +328,7 @@ struct ChainThread {
       if (!mine[u]) continue;
       const int j = unit[u];
       const T old_v = net.bias_momentum ? net.bias_momentum[j] : T(0);
-      T bias_w = bias[u] + end[kWFromW] * bias[u] + end[kWFromV] * old_v;
-      T bias_v = end[kVFromW] * bias[u] + end[kVFromV] * old_v;
+      T sum_w = 0, sum_v = 0;  // added to the bias once, beside which each part may be small
       for (int first = 0; first < block.steps * block.batch; first += kRows) {
         T g[kRows];
 #pragma unroll
@@ -346,12 +345,14 @@ struct ChainThread {
           const T part_v = there ? response[kVFromG] * g[i] : T(0);
           net.to_w[row * net.stride + j] = part;
           if (net.to_v) net.to_v[row * net.stride + j] = part_v;
-          bias_w += part;
-          bias_v += part_v;
+          sum_w += part;
+          sum_v += part_v;
         }
       }
-      net.bias[j] = bias_w;
-      if (net.bias_momentum) net.bias_momentum[j] = bias_v;
+      net.bias[j] = bias[u] + (end[kWFromW] * bias[u] + end[kWFromV] * old_v + sum_w);
+      if (net.bias_momentum) {
+        net.bias_momentum[j] = end[kVFromW] * bias[u] + end[kVFromV] * old_v + sum_v;
+      }
     }
   }
 

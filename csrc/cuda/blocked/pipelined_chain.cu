@@ -5,17 +5,9 @@
 namespace fastmlp {
 namespace {
 
-// Computes  blocked_chain_kernel's results.
-// Shapes    ChainBlock's; up to 256 hidden units, 16 classes, 128 rows in a batch.
-// Grid      a block for each network; its first half of warps walks, the other keeps the history.
-// Memory    what a block needs stays in shared memory; to_w and to_v are written as they come.
-// Precision float32; products of fragments are three of TF32's, as accurate as float32. Sums in one
-//           order for one plan: deterministic. Losses are added in double.
-// Needs     plan_pipelined_chain's plan. A label that is no class makes its network nan, no more.
-// Same as   blocked_chain_ref.
+// The steps of a network, by its block.
 template <int kWarps, int kClasses, bool kMomentum>
-__global__ void __launch_bounds__(2 * kWarps * kWarp, 1)
-    pipelined_chain_kernel(const ChainBlock block) {
+__device__ void walk_block(const ChainBlock& block) {
   FASTMLP_SHARED_BYTES(shared);
   using Chain = PipelinedChain<kWarps, kClasses>;
   const ChainNetwork<float> net(block, blockIdx.x);
@@ -33,6 +25,25 @@ __global__ void __launch_bounds__(2 * kWarps * kWarp, 1)
   }
   __syncthreads();  // what losses are made of is written, which all read
   finish(chain);
+}
+
+// Computes  blocked_chain_kernel's results.
+// Shapes    ChainBlock's; up to 256 hidden units, 16 classes, 128 rows in a batch.
+// Grid      a block for each network; its first half of warps walks, the other keeps the history.
+// Memory    what a block needs stays in shared memory; to_w and to_v are written as they come.
+// Precision float32; products of fragments are three of TF32's, as accurate as float32. Sums in one
+//           order for one plan: deterministic. Losses are added in double.
+// Needs     sm_80, plan_pipelined_chain's plan. A label that is no class makes its network nan, no
+//           more.
+// Same as   blocked_chain_ref.
+template <int kWarps, int kClasses, bool kMomentum>
+__global__ void __launch_bounds__(2 * kWarps * kWarp, 1)
+    pipelined_chain_kernel(const ChainBlock block) {
+  if constexpr (kHasSm80) {
+    walk_block<kWarps, kClasses, kMomentum>(block);
+  } else {
+    __trap();
+  }
 }
 
 template <int kWarps, int kClasses>

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -38,7 +39,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   bool started;
   State state;
-  unsigned exchanges;
+  unsigned exchanges, votes;
   int barrier;
   unsigned threads;  // that this barrier waits for
   const uint64_t* flag;
@@ -55,6 +56,7 @@ size_t shared_used_;
 alignas(64) unsigned char launch_bytes_[kMostLaunchBytes + kBandBytes];
 size_t launch_size_;
 std::map<const void*, void*> shared_keys_;
+bool votes_[3];  // of block_barrier_or, in turn
 alignas(16) char slots_[2][kMostThreads][kLargestExchange];
 
 [[gnu::noinline]] void wait(State state) {
@@ -127,6 +129,7 @@ size_t most_launch_bytes() {
   const int capability = settings_.capability;
   return capability == 80                        ? 163 << 10
          : capability == 90 || capability == 100 ? 227 << 10
+         : capability < 80                       ? 64 << 10
                                                  : 99 << 10;
 }
 
@@ -155,9 +158,10 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
   memset(launch_bytes_ + launch_size_, kBand, kBandBytes);
   shared_used_ = 0;
   shared_keys_.clear();
+  std::fill_n(votes_, 3, false);
   for (unsigned i = 0; i < threads; ++i) {
     fibers_[i]->state = State::kReady;
-    fibers_[i]->exchanges = 0;
+    fibers_[i]->exchanges = fibers_[i]->votes = 0;
   }
   while (true) {
     for (const unsigned warp : warps) {
@@ -212,6 +216,16 @@ cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<v
 }
 
 void block_barrier() { wait(State::kAtBlockBarrier); }
+
+// Nobody votes the time after next before all have read what came out this time.
+bool block_barrier_or(bool mine) {
+  const unsigned turn = present_->votes++;
+  votes_[turn % 3] |= mine;
+  block_barrier();
+  votes_[(turn + 2) % 3] = false;
+  return votes_[turn % 3];
+}
+
 void warp_barrier() { wait(State::kAtWarpBarrier); }
 
 void numbered_barrier(int number, unsigned threads) {
@@ -251,11 +265,23 @@ const void* exchange(const void* mine, size_t size, int lane) {
   return slots[thread.x / kWarp * kWarp + lane];
 }
 
-void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool halves) {
-  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  float mine[12];  // two numbers of each register, the lower half first
-  for (int i = 0; i < 12; ++i) {
-    const uint16_t bits = words[i / 2] >> i % 2 * 16;
+void trap(const char* why) { failure_ = why; }
+
+bool has_sm80() { return settings_.capability >= 80; }
+
+void needs_sm80() {
+  if (!has_sm80()) trap("an instruction that came with compute capability 8.0");
+}
+
+// c (16, 8) += a (16, kDepth) b (kDepth, 8) of numbers of 16 bits.
+template <int kDepth>
+static void mma_16_bits(float (&c)[4], const uint32_t (&a)[kDepth / 4],
+                        const uint32_t (&b)[kDepth / 8], bool halves) {
+  constexpr int kLeft = kDepth / 2, kRight = kDepth / 4;  // numbers of a lane
+  float mine[kLeft + kRight];  // two of each register, the lower half first
+  for (int i = 0; i < kLeft + kRight; ++i) {
+    const uint32_t word = i < kLeft ? a[i / 2] : b[(i - kLeft) / 2];
+    const uint16_t bits = word >> i % 2 * 16;
     mine[i] = halves ? fastmlp::widen(fastmlp::f16{bits}) : fastmlp::widen(fastmlp::bf16{bits});
   }
   const int lane = thread.x % kWarp, group = lane / 4, pair = lane % 4;
@@ -265,12 +291,21 @@ void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bo
   };
   for (int i = 0; i < 4; ++i) {
     const int row = group + i / 2 * 8, col = pair * 2 + i % 2;
-    for (int k = 0; k < 16; ++k) {
+    for (int k = 0; k < kDepth; ++k) {
       const float* left = numbers(row % 8 * 4 + k % 8 / 2);  // registers: row < 8, row >= 8, and
       const float* right = numbers(col * 4 + k % 8 / 2);     // the same again for k >= 8
-      c[i] += left[(row / 8 + k / 8 * 2) * 2 + k % 2] * right[8 + k / 8 * 2 + k % 2];
+      c[i] += left[(row / 8 + k / 8 * 2) * 2 + k % 2] * right[kLeft + k / 8 * 2 + k % 2];
     }
   }
+}
+
+void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool halves) {
+  needs_sm80();
+  mma_16_bits<16>(c, a, b, halves);
+}
+
+void mma_1688(float (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+  mma_16_bits<8>(c, a, b, true);
 }
 
 uint32_t round_to_tf32(float x) {
@@ -286,6 +321,8 @@ static float truncated_sum(const double* addends, int n) {
     largest = std::max(largest, std::fabs(addends[i]));
   }
   if (!std::isfinite(plain) || largest == 0) return static_cast<float>(plain);
+  constexpr double kMost = std::numeric_limits<float>::max();
+  if (std::fabs(plain) > kMost) return static_cast<float>(std::copysign(kMost, plain));
   const int last = std::max(std::ilogb(largest) - 23, -149);  // the last bit that is kept
   for (int i = 0; i < n; ++i) sum += std::trunc(std::scalbn(addends[i], -last));
   sum = std::scalbn(sum, last);
@@ -295,6 +332,7 @@ static float truncated_sum(const double* addends, int n) {
 }
 
 void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  needs_sm80();
   const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   float mine[6];
   for (int i = 0; i < 6; ++i) mine[i] = fastmlp::float_of_bits(words[i] & ~0x1fffu);

@@ -50,6 +50,7 @@ cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<v
 // Wait for the block, for the warp, for so many threads at a barrier of this number, for a flag in
 // shared memory.
 void block_barrier();
+bool block_barrier_or(bool mine);  // whether any thread's was true
 void warp_barrier();
 void numbered_barrier(int number, unsigned threads);
 void wait_for_flag(const uint64_t* flag);
@@ -64,12 +65,24 @@ unsigned char* launch_bytes();
 constexpr size_t kLargestExchange = 64;
 const void* exchange(const void* mine, size_t size, int lane);
 
+// Make the launch fail.
+void trap(const char* why);
+
+// Whether the emulated GPU has what came with compute capability 8.0; needs_sm80 traps where it has
+// not, as an instruction does that a GPU does not know.
+bool has_sm80();
+void needs_sm80();
+
 // c (16, 8) += a (16, 16) b (16, 8): registers as in the PTX manual for mma.m16n8k16, float16 or
 // bfloat16 operands.
 void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool halves);
 
+// c (16, 8) += a (16, 8) b (8, 8) likewise, for mma.m16n8k8 with float16 operands.
+void mma_1688(float (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]);
+
 // c (16, 8) += a (16, 8) b (8, 8) likewise, for mma.m16n8k8 with TF32 operands. Addends and sum are
-// cut off after 24 bits, counted from the largest: no tensor core is known to keep fewer.
+// cut off after 24 bits, counted from the largest: no tensor core is known to keep fewer. A sum
+// that overflows is the largest number, as nobody says that it is inf.
 void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 // x to TF32 as cvt.rna.tf32.f32 does: to nearest, ties away from 0; inf and nan stay.
@@ -90,7 +103,9 @@ uint32_t round_to_tf32(float x);
 #define FASTMLP_SHARED_BYTES(name) unsigned char* name = cuda_on_host::launch_bytes()
 
 inline void __syncthreads() { cuda_on_host::block_barrier(); }
+inline int __syncthreads_or(int mine) { return cuda_on_host::block_barrier_or(mine != 0); }
 inline void __syncwarp() { cuda_on_host::warp_barrier(); }
+inline void __trap() { cuda_on_host::trap("a trap"); }
 
 template <typename T>
 void __stwb(T* to, const T& value) {
@@ -126,17 +141,24 @@ inline unsigned __ballot_sync(unsigned, bool yes) {
 
 namespace fastmlp {
 
+constexpr bool kHasSm80 = true;  // the code for both is compiled, and has_sm80() chooses
+inline bool has_sm80() { return cuda_on_host::has_sm80(); }
 inline void barrier_of(int id, int threads) { cuda_on_host::numbered_barrier(id, threads); }
 using Flag = uint64_t;
-inline void lower(Flag* flag) { *flag = 0; }
+inline void lower(Flag* flag) {
+  cuda_on_host::needs_sm80();
+  *flag = 0;
+}
 inline void raise(Flag* flag) { *flag = 1; }
 inline void wait_for(const Flag* flag) { cuda_on_host::wait_for_flag(flag); }
 inline unsigned warp_max(unsigned x) {
+  cuda_on_host::needs_sm80();
   unsigned largest = 0;
   cuda_on_host::for_lanes(x, [&](int, unsigned y) { largest = y > largest ? y : largest; });
   return largest;
 }
 inline unsigned warp_sum(unsigned x) {
+  cuda_on_host::needs_sm80();
   unsigned sum = 0;
   cuda_on_host::for_lanes(x, [&](int, unsigned y) { sum += y; });
   return sum;
@@ -160,11 +182,14 @@ cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 grid, unsigne
 
 struct bf16;
 struct f16;
-inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const bf16&) {
+inline void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const bf16&) {
   cuda_on_host::mma_16816(c, a, b, false);
 }
-inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const f16&) {
+inline void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const f16&) {
   cuda_on_host::mma_16816(c, a, b, true);
+}
+inline void mma_1688(float (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+  cuda_on_host::mma_1688(c, a, b);
 }
 inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   cuda_on_host::mma_1688_tf32(c, a, b);
