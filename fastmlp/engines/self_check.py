@@ -27,6 +27,7 @@ from fastmlp.ops import activations as act
 from fastmlp.ops import cross_entropy as ce
 from fastmlp.ops import flip_shift as moved
 from fastmlp.ops import linear as lin
+from fastmlp.ops import mlp as net
 from fastmlp.ops._load import native_available
 from fastmlp.ops.matmul_precision import TF32_ALLOWED, allowed_matmul_precision
 from fastmlp.ops.predict_rows import predict_rows
@@ -170,6 +171,31 @@ def _check_linear_backward(device: torch.device, dtype: torch.dtype) -> str:
     return _first(differences())
 
 
+def _check_mlp(device: torch.device, dtype: torch.dtype) -> str:
+    shapes = ((20, 40), (30, 40), (30,), (17, 30), (17,), (9, 17), (9,))
+    drawn = [_draw(*shape, dtype=dtype) / shape[-1] ** 0.5 for shape in shapes]
+
+    def reference(x: Tensor, layers: list[net.Layer]) -> Tensor:
+        for layer in layers:
+            x = lin.linear_ref(x, *layer)
+        return x
+
+    def run(network: Callable[[Tensor, list[net.Layer]], Tensor], like: Tensor) -> list[Tensor]:
+        x, *p = (tensor.to(like).requires_grad_() for tensor in drawn)
+        layers = zip(p[::2], p[1::2], ("relu", "gelu", "none"), strict=True)
+        y = network(x, [net.Layer(*layer) for layer in layers])
+        return [y.detach(), *torch.autograd.grad(y.double().square().sum(), (x, *p))]
+
+    tolerance = 4 * _tolerance(dtype, device, products=True)  # one layer after the other
+    ours = run(net.mlp, torch.empty(0, device=device, dtype=dtype))
+    truths = run(reference, torch.empty(0, dtype=torch.float64))
+    names = ("y", "dx", "dw1", "db1", "dw2", "db2", "dw3", "db3")
+    return _first(
+        _difference(name, got, truth, tolerance)
+        for name, got, truth in zip(names, ours, truths, strict=True)
+    )
+
+
 def _check_activation(device: torch.device, dtype: torch.dtype) -> str:
     x, tolerance = _draw(7, 301, dtype=dtype), _tolerance(dtype, device)
     return _first(
@@ -217,6 +243,7 @@ def _check_cross_entropy(device: torch.device, dtype: torch.dtype) -> str:
 _OPERATORS: dict[str, Callable[[torch.device, torch.dtype], str]] = {
     "linear": _check_linear,
     "linear_backward": _check_linear_backward,
+    "mlp": _check_mlp,
     "activation": _check_activation,
     "activation_backward": _check_activation_backward,
     "cross_entropy": _check_cross_entropy,
