@@ -24,7 +24,7 @@ from fastmlp.engines.registry import (
     engines_on,
     resolve_device,
 )
-from fastmlp.engines.self_check import TRAINING, Check, checks, tell
+from fastmlp.engines.self_check import Check, checks, tell
 from fastmlp.ops import _load as backend
 from fastmlp.ops import activations, linear
 from fastmlp.utils.errors import UserError
