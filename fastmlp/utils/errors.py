@@ -38,6 +38,10 @@ def describe_os_error(error: OSError) -> str:
         errno.EROFS: f"The file system of{where} is read-only; pass another folder.",
         errno.ENOENT: f"File or folder{where} does not exist; check the path.",
         errno.ENOTDIR: f"Part of the path{where} is a file, not a folder; check the path.",
+        errno.EEXIST: f"There is a file{where}, or a link to nothing; pass another path.",
+        errno.ENAMETOOLONG: f"The path{where} is too long; pass a shorter one.",
+        errno.ELOOP: f"The path{where} has a link that leads to itself; pass another one.",
+        errno.EIO: f"The disk failed while using{where}; check it, or pass another folder.",
         errno.EISDIR: f"{where.strip() or 'The path'} is a folder where a file was wanted.",
     }
     return hints.get(error.errno or 0, f"{error.strerror or error}{where}.")

@@ -14,6 +14,7 @@ import torch
 from support.processes import SUPPORT, python_environment
 
 from fastmlp.cli.parser import ArgumentParser, run_command
+from fastmlp.cli.train import main
 from fastmlp.utils.errors import UserError, describe_os_error
 
 
@@ -99,8 +100,8 @@ def test_a_wrong_flag_is_one_line():
 
 
 def test_an_unknown_os_error_keeps_its_own_words():
-    assert describe_os_error(OSError(errno.EIO, "Input/output error", "/a")) == (
-        "Input/output error /a."
+    assert describe_os_error(OSError(errno.EBUSY, "Device or resource busy", "/a")) == (
+        "Device or resource busy /a."
     )
 
 
@@ -124,3 +125,17 @@ def test_streams_that_are_closed_or_not_utf_8(tmp_path):
     code, out, err = tell("--json --out three 2>&-")
     assert json.loads(out)["folder"] == "three"
     assert tell("--out four >&-") == (0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("link", "a link to nothing; pass another"), ("x" * 300, "is too long; pass a shorter one")],
+)
+def test_paths_that_cannot_become_a_folder(name, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(SystemExit) as info:
+        run_command(main, ["--dataset", "synthetic", "--out", name, "--quiet"])
+    assert info.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line

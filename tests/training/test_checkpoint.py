@@ -251,7 +251,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         (errno.ENOSPC, r"The disk is full while writing .*last.pt; free some space"),
         (errno.EACCES, r"No permission to use .*last.pt; "),
         (errno.EROFS, r"The file system of .*last.pt is read-only"),
-        (errno.EIO, r"Input/output error .*last.pt"),
+        (errno.EIO, r"The disk failed while using .*last.pt"),
     ],
 )
 def test_a_file_that_cannot_be_written(
