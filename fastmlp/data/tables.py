@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -241,6 +242,8 @@ def _nullable(column: Any) -> Column:
 
 
 def _read_npz(path: Path) -> Table:
+    if not zipfile.is_zipfile(path):  # numpy would advise to load it as a pickle
+        raise ValueError("it is no archive of numpy.savez")
     items: list[tuple[str, object]] = []
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
