@@ -243,7 +243,7 @@ def _nullable(column: Any) -> Column:
 
 def _read_npz(path: Path) -> Table:
     if not zipfile.is_zipfile(path):  # numpy would advise to load it as a pickle
-        raise ValueError("it is no archive of numpy.savez")
+        raise ValueError("an .npz file must be an archive of numpy.savez")
     items: list[tuple[str, object]] = []
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
