@@ -89,7 +89,7 @@ def test_no_code_of_a_file_is_run(tmp_path):
         ("a.csv", "x,x\n1,2\n", "a.csv has two columns named 'x'"),
         ("a.csv", "x,y\n1,2\n1,2,3,4\n", "a.csv cannot be read"),
         ("a.parquet", "no parquet", "a.parquet cannot be read"),
-        ("a.npz", "no npz", r"a.npz cannot be read \(an .npz file must be an archive of numpy.savez\)"),
+        ("a.npz", "no npz", r"a.npz cannot be read \(an .npz file must be an archive"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
