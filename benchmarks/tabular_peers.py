@@ -97,6 +97,7 @@ class CompiledModule(Module):
 
     def __init__(self, task: TabularTask, parameters: Parameters, x: Tensor, y: Tensor) -> None:
         super().__init__(task, parameters, x, y)
+        torch._dynamo.reset()  # earlier tasks count against its limit of compilations
         self._loss_of = torch.compile(super().loss_of, **self.OPTIONS)
 
     def loss_of(self, x: Tensor, y: Tensor) -> Tensor:
