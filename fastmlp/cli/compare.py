@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fastmlp.cli.curves import print_curves
@@ -20,6 +21,8 @@ from fastmlp.cli.parser import ArgumentParser
 from fastmlp.training.options import shown, written_widths
 from fastmlp.training.recorded import RecordedRun, read_run
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.files import expanded
+from fastmlp.utils.untrusted import printable
 
 FILE_WIDTH = 160
 """Characters of a table in a file."""
@@ -55,7 +58,7 @@ def main(argv: list[str]) -> int:
         from fastmlp.plotting.comparison import compare_runs  # matplotlib takes a second
 
         histories = {name: run.history for name, run in zip(names, runs, strict=True)}
-        compare_runs(histories, Path(options.out).expanduser())
+        compare_runs(histories, expanded(options.out))
         print(f"The picture is in {options.out}")
     return 0
 
@@ -73,10 +76,10 @@ def differing(runs: Sequence[RecordedRun]) -> list[str]:
 def short_names(folders: Sequence[Path]) -> list[str]:
     """Return the folders' names, without the path that all of them have in common."""
     if len({folder.name for folder in folders}) == len(folders):
-        return [folder.name or str(folder) for folder in folders]
+        return [printable(folder.name or folder) for folder in folders]
     whole = [os.path.abspath(folder) for folder in folders]
     common = os.path.commonpath(whole)
-    return [os.path.relpath(folder, common) for folder in whole]
+    return [printable(os.path.relpath(folder, common)) for folder in whole]
 
 
 def _table(runs: Sequence[RecordedRun], names: Sequence[str], regression: bool) -> Table:
@@ -99,7 +102,7 @@ def _table(runs: Sequence[RecordedRun], names: Sequence[str], regression: bool) 
         best = run.best
         tested = (run.summary or {}).get("test_loss" if regression else "test_accuracy")
         table.add_row(
-            name,
+            escape(name),
             *settings,
             _number(best.shown[1], regression),
             f"epoch {best.epoch}",
@@ -113,7 +116,7 @@ def _table(runs: Sequence[RecordedRun], names: Sequence[str], regression: bool) 
 def _written(value: object) -> str:
     if isinstance(value, tuple):
         return written_widths(value, "-")
-    return value if isinstance(value, str) else shown(value)
+    return escape(printable(value)) if isinstance(value, str) else shown(value)
 
 
 def _number(value: float, regression: bool) -> str:

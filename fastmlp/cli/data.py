@@ -16,6 +16,7 @@ from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data.dataset import Dataset, load_dataset
 from fastmlp.data.splits import split_dataset
 from fastmlp.data.transforms import channel_statistics
+from fastmlp.utils.untrusted import printable
 
 
 def main(argv: list[str]) -> int:
@@ -72,7 +73,7 @@ def describe(dataset: Dataset, split: str = "60/20/20", test_set: str = "split")
         "",
         f"{'images of':14}" + "".join(f"{name:>8}" for name in columns),
     ]
-    for name, *row in zip(dataset.classes, *counts, strict=True):
+    for name, *row in zip(map(printable, dataset.classes), *counts, strict=True):
         lines.append(f"{name:14}" + "".join(f"{count:8,}" for count in row))
     lines.append(f"{'all':14}" + "".join(f"{sum(column):8,}" for column in counts))
     lines += [

@@ -12,15 +12,28 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cli.parser import as_flag
+from fastmlp.data.arrays import read_array
 from fastmlp.data.encoding import MISSING
 from fastmlp.data.images import read_image_folder
 from fastmlp.data.pixels import Pixels, as_rows
 from fastmlp.data.splits import DataSplits
-from fastmlp.data.tables import Table, read_array, read_table
+from fastmlp.data.tables import Table, read_table
 from fastmlp.data.targets import TASKS
 from fastmlp.training.own_data import prepare
 from fastmlp.training.run_directory import RunDirectory
+from fastmlp.utils.checked import (
+    Fields,
+    check_fields,
+    is_flag,
+    is_name,
+    is_share,
+    list_of,
+    one_of,
+    optional,
+)
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.files import expanded
+from fastmlp.utils.untrusted import reason
 
 NAMES = ("target", "task", "categories", "missing", "keep_constant", "validation", "class_weight")
 """The flags that go with ``--data``."""
@@ -77,7 +90,7 @@ def origin_of(flags: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if "data" not in found:
         raise UserError("--data is missing; pass --data FILE --target COLUMN", EXIT_USAGE)
-    found["data"] = os.path.abspath(os.path.expanduser(found["data"]))
+    found["data"] = os.path.abspath(expanded(found["data"]))
     images = os.path.isdir(found["data"])
     _refuse(flags, OF_KNOWN_SETS if images else (*OF_KNOWN_SETS, *OF_PIXELS))
     if images:
@@ -98,7 +111,7 @@ def origin_of(flags: dict[str, Any]) -> dict[str, Any] | None:
     if len(found["target"]) == 1:
         (found["target"],) = found["target"]
     if _is_pair(found):
-        found["target"] = os.path.abspath(os.path.expanduser(found["target"]))
+        found["target"] = os.path.abspath(expanded(found["target"]))
     if "categories" in found:
         found["categories"] = [name.strip() for name in found["categories"].split(",")]
     return found
@@ -166,6 +179,20 @@ def _targets(table: Table, given: str | list[str]) -> list[str]:
     return names
 
 
+_TEXTS = list_of(is_name, 1)
+_ORIGIN: Fields = {
+    "data": is_name,
+    "target": optional(lambda value: is_name(value) or _TEXTS(value)),
+    "task": one_of(None, *TASKS),
+    "categories": optional(_TEXTS),
+    "missing": one_of(None, *MISSING),
+    "keep_constant": optional(is_flag),
+    "validation": optional(is_share),
+    "class_weight": one_of(None, "balanced"),
+}
+"""What ``encoding.json`` keeps of the command's flags."""
+
+
 def splits_of(folder: RunDirectory) -> DataSplits | None:
     """Return the data of a run on a user's own file, read again; None for a run on a known set."""
     if not folder.has_encoding:
@@ -176,7 +203,14 @@ def splits_of(folder: RunDirectory) -> DataSplits | None:
             f"{folder.path} was trained on arrays given to fastmlp.fit, which are not in it; call "
             "fit(..., out=..., resume=True) with the same arrays"
         )
-    table, target, options = read(origin)
+    try:
+        check_fields("origin", {**dict.fromkeys(_ORIGIN), **origin}, _ORIGIN)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder.path / 'encoding.json'} does not say what file the rows are from "
+            f"({reason(error)}); call fit(..., out=..., resume=True) with the same rows"
+        ) from error
+    table, target, options = read({k: v for k, v in origin.items() if v is not None})
     loss = folder.read_config().loss
     return prepare(table, target, loss=loss, **options).splits
 

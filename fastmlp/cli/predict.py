@@ -19,20 +19,20 @@ from fastmlp.cli.parser import ArgumentParser
 from fastmlp.data.images import read_images
 from fastmlp.data.pixels import PixelEncoding, Pixels
 from fastmlp.data.tables import Table
-from fastmlp.training.predictor import Encoding, Predictor
-from fastmlp.training.run_directory import RunDirectory
+from fastmlp.training.predictor import Predictor
+from fastmlp.training.run_directory import FILES
 from fastmlp.utils.errors import EXIT_USAGE, UserError
-from fastmlp.utils.files import leftovers, remove_files, write_file
-from fastmlp.utils.untrusted import reason
+from fastmlp.utils.files import expanded, leftovers, remove_files, write_file
 
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raises UserError for a user's mistake."""
     options = build_parser().parse_args(argv)
-    out = Path(options.out).expanduser()
+    out = expanded(options.out)
     if out.suffix.lower() not in (".csv", ".npy"):
         raise UserError(f"--out must end in .csv or .npy, got {options.out!r}", EXIT_USAGE)
-    predictor = load_predictor(options.run)
+    _check_out(out, expanded(options.data), expanded(options.run))
+    predictor = Predictor.load(options.run)
     files, rows = _read(options.data, predictor)
     remove_files(leftovers(out.parent, out.name))  # of a process that was killed
     predicted = predictor.predict(rows)
@@ -52,10 +52,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _check_out(out: Path, data: Path, run: Path) -> None:
+    """Raise UserError where the file to write is the one to read, or one of the run's."""
+    taken = [data, *(run / name for name in FILES)]
+    if out.exists() and any(path.exists() and out.samefile(path) for path in taken):
+        raise UserError(f"--out {out} is read or belongs to the run; pass another file", EXIT_USAGE)
+
+
 def _read(data: str, predictor: Predictor) -> tuple[dict[str, Iterable[object]], Table | Pixels]:
     """Return the rows of a file or the images of a folder, whose names are a column of their
     own."""
-    inputs, folder = predictor.encoding.inputs, Path(data).expanduser()
+    inputs, folder = predictor.encoding.inputs, expanded(data)
     if not folder.is_dir() or not isinstance(inputs, PixelEncoding):
         return {}, read_rows(data)
     files, pixels = read_images(folder, inputs.shape[0] if inputs.shape else None)
@@ -104,15 +111,3 @@ def build_parser() -> ArgumentParser:
         help="the .csv file to write, with the probability of each class, or .npy, predictions",
     )
     return parser
-
-
-def load_predictor(run: str | Path) -> Predictor:
-    """Return the network of a run's best epoch with its encoding."""
-    folder = RunDirectory(run)
-    config, values = folder.read_config(), folder.read_encoding()
-    try:
-        encoding = Encoding.from_dict(values)
-    except (KeyError, TypeError, ValueError) as error:
-        why = reason(repr(error))
-        raise UserError(f"{folder.path / 'encoding.json'} is damaged: {why}") from error
-    return Predictor(config, encoding, folder.read_best())

@@ -16,6 +16,7 @@ from fastmlp.engines.metrics import EpochMetrics, EpochRecord
 from fastmlp.training.callbacks import Callback
 from fastmlp.training.run import TrainingRun
 from fastmlp.training.trainer import Trainer
+from fastmlp.utils.untrusted import printable
 
 
 class Lines:
@@ -172,7 +173,7 @@ class ShowRun(Callback):
             )
             if part is not None
         )
-        say(f"data     {data.name} from {data.source}: {parts}")
+        say(f"data     {printable(data.name)} from {printable(data.source)}: {parts}")
         network = "-".join(map(str, run.sizes))
         say(f"network  {network}, {run.steps} batches of {config.batch_size} an epoch")
         say(f"engine   {config.engine} on {config.device} ({run.checkpoint.engine_reason})")

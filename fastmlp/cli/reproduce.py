@@ -27,6 +27,7 @@ from fastmlp.report.experiments import FULL, QUICK, studies
 from fastmlp.report.runner import MARKER, Stopped, run_report
 from fastmlp.training.config import TrainConfig
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from fastmlp.utils.files import expanded
 from fastmlp.utils.signals import stop_on_signals
 
 OUT = "runs/reproduce"
@@ -133,7 +134,7 @@ def _checked_folder(text: str) -> Path:
     """Return the folder for the report; raises UserError if it holds something else."""
     if not text:
         raise UserError("--out must be a folder, got an empty name", EXIT_USAGE)
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken and not (folder / MARKER).exists():
         raise UserError(

@@ -15,6 +15,7 @@ from fastmlp.cli.parser import ArgumentParser
 from fastmlp.training.options import written_widths
 from fastmlp.training.recorded import RecordedRun, read_run
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import printable
 
 
 def main(argv: list[str]) -> int:
@@ -48,11 +49,12 @@ def main(argv: list[str]) -> int:
 
 def _lines(run: RecordedRun) -> list[tuple[str, str]]:
     config, summary = run.config, run.summary
+    data = printable(config.dataset)
     network = written_widths(config.hidden, "-")
     optimizer = f"{config.optimizer}, lr {config.lr:g} {config.lr_schedule}"
     lines = [
         ("run", f"{run.folder}, {run.state}"),
-        ("data", config.dataset if summary is None else f"{config.dataset}, {summary['source']}"),
+        ("data", data if summary is None else f"{data}, {printable(summary['source'])}"),
         ("network", f"hidden {network}, {config.activation}; batches of {config.batch_size}"),
         ("trained", f"with {optimizer}; engine {config.engine} on {config.device}"),
     ]

@@ -30,6 +30,7 @@ from fastmlp.training.presets import PRESETS, resolve_config
 from fastmlp.training.run import RunResult
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from fastmlp.utils.files import expanded
 
 RUNS = Path("runs")
 """The folder in which a run's folder is made when ``--out`` names none."""
@@ -73,7 +74,7 @@ def _start(flags: dict[str, Any], progress: Progress) -> RunResult:
     preset = flags.pop("preset", file_preset)
     config = resolve_config(flags, file, preset)
     with contextlib.nullcontext(out) if out is not None else _new_folder(preset) as folder:
-        callbacks = [ShowRun(progress, Path(folder).expanduser())]
+        callbacks = [ShowRun(progress, expanded(folder))]
         return fit(config, out=folder, callbacks=callbacks, verbose=progress.verbose)
 
 
@@ -83,7 +84,7 @@ def _start_own(
     table, target, options = own_data.read(origin)
     folders = contextlib.nullcontext(out) if out is not None else _new_folder(options["name"])
     with folders as folder:
-        callbacks = [ShowRun(progress, Path(folder).expanduser())]
+        callbacks = [ShowRun(progress, expanded(folder))]
         given = {**values, **options}
         return fit_own(table, target, **given, origin=origin, out=folder, callbacks=callbacks)
 
@@ -97,7 +98,7 @@ def _resume(flags: dict[str, Any], progress: Progress) -> RunResult:
                 EXIT_USAGE,
             )
     folder = flags.pop("resume")
-    callbacks = [ShowRun(progress, Path(folder).expanduser())]
+    callbacks = [ShowRun(progress, expanded(folder))]
     data = own_data.splits_of(RunDirectory(folder))
     return resume(folder, data, callbacks=callbacks, verbose=progress.verbose, **flags)
 

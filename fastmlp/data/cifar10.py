@@ -20,6 +20,7 @@ from platformdirs import user_cache_dir
 from fastmlp.data.digests import SUMS, check_sum, read_sums
 from fastmlp.data.pickles import LARGEST, PickleError, read_dictionary
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import reason
 
 DIRECTORY_VARIABLE = "FASTMLP_DATA"
@@ -104,7 +105,7 @@ def search_path(data_dir: str | os.PathLike[str] | None) -> list[Path]:
         given, source = os.environ.get(DIRECTORY_VARIABLE) or None, f"${DIRECTORY_VARIABLE}"
     if given is None:
         return [cache_folder()]
-    root = Path(given).expanduser()
+    root = expanded(given)
     if not root.is_dir():
         raise UserError(
             f"{source} must be an existing folder, and {root} is"

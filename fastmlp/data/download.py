@@ -174,30 +174,39 @@ def _download(archive: Archive, mirror: Mirror, part: Path, progress: bool) -> N
     with _open_part(part) as file:
         if file.tell() > archive.size:  # whatever it is, it is not a beginning of this archive
             _empty(file)
-        longest = file.tell()
-        pauses: Iterator[float] = iter(())  # a host that never sent a byte is not asked again
         with tqdm(
             total=archive.size,
-            initial=longest,
+            initial=file.tell(),
             unit="B",
             unit_scale=True,
             desc="CIFAR-10",
             disable=not progress,
         ) as bar:
-            while file.tell() < archive.size:
-                try:
-                    _receive(archive, mirror, file, bar)
-                except NETWORK_ERRORS as error:
-                    if file.tell() > longest:
-                        longest, pauses = file.tell(), iter(RETRY_PAUSES)
-                    pause = next(pauses, None)
-                    if pause is None:
-                        raise DownloadError(
-                            f"Could not download {mirror.name}: {describe_network_error(error)}"
-                            f" (after {file.tell():,} of {archive.size:,} bytes); check the network"
-                            f" and run again to resume, or name a mirror in ${URL_VARIABLE}."
-                        ) from error
-                    time.sleep(pause)
+            try:
+                _receive_all(archive, mirror, file, bar)
+            finally:
+                if not file.tell():
+                    part.unlink()
+
+
+def _receive_all(archive: Archive, mirror: Mirror, file: BinaryIO, bar: tqdm[NoReturn]) -> None:
+    """Request what ``file`` lacks until it has all, in several connections if need be."""
+    longest = file.tell()
+    pauses: Iterator[float] = iter(())  # a host that never sent a byte is not asked again
+    while file.tell() < archive.size:
+        try:
+            _receive(archive, mirror, file, bar)
+        except NETWORK_ERRORS as error:
+            if file.tell() > longest:
+                longest, pauses = file.tell(), iter(RETRY_PAUSES)
+            pause = next(pauses, None)
+            if pause is None:
+                raise DownloadError(
+                    f"Could not download {mirror.name}: {describe_network_error(error)}"
+                    f" (after {file.tell():,} of {archive.size:,} bytes); check the network"
+                    f" and run again to resume, or name a mirror in ${URL_VARIABLE}."
+                ) from error
+            time.sleep(pause)
 
 
 def _open_part(part: Path) -> BinaryIO:

@@ -13,6 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.data.tables import Column, Table, is_text, listed, missing
+from fastmlp.utils.checked import (
+    Fields,
+    check_fields,
+    distinct,
+    is_deviation,
+    is_finite,
+    is_flag,
+    is_name,
+    is_object,
+    list_of,
+    one_of,
+)
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.untrusted import printable, quoted
 
@@ -123,7 +135,7 @@ class TableEncoding:
             if isinstance(column, NumberColumn):
                 values = numbers(table, name, self.missing)
                 values = np.where(np.isnan(values), column.mean, values)
-                inputs[:, at] = (values - column.mean) / column.deviation
+                inputs[:, at] = scaled(table, name, values, column.mean, column.deviation)
                 at += 1
             else:
                 end = at + len(column.categories)
@@ -144,15 +156,29 @@ class TableEncoding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TableEncoding:
-        """Return the encoding of a :meth:`to_dict`; raise KeyError, TypeError or ValueError where
-        it is none."""
+        """Return the encoding of a :meth:`to_dict`; raise ValueError where it is none."""
+        check_fields("the inputs", values, _ENCODING)
         columns: dict[str, NumberColumn | CategoryColumn] = {}
         for each in values["columns"]:
-            if "categories" in each:
-                columns[each["name"]] = CategoryColumn(tuple(map(str, each["categories"])))
-            else:
-                columns[each["name"]] = NumberColumn(float(each["mean"]), float(each["deviation"]))
-        return cls(columns, str(values["missing"]), bool(values["named"]))
+            kind = _CATEGORIES if "categories" in each else _NUMBERS
+            check_fields("a column", each, {"name": is_name, **kind})
+            if each["name"] in columns:
+                raise ValueError(f"the column {quoted(each['name'])} stands twice")
+            columns[each["name"]] = (
+                CategoryColumn(tuple(each["categories"]))
+                if kind is _CATEGORIES
+                else NumberColumn(float(each["mean"]), float(each["deviation"]))
+            )
+        return cls(columns, values["missing"], values["named"])
+
+
+_ENCODING: Fields = {
+    "columns": list_of(is_object, 1),
+    "missing": one_of(*MISSING),
+    "named": is_flag,
+}
+_NUMBERS: Fields = {"mean": is_finite, "deviation": is_deviation}
+_CATEGORIES: Fields = {"categories": distinct(is_name)}
 
 
 def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[np.float64]:
@@ -197,10 +223,41 @@ def _fit_numbers(table: Table, name: str, missing_values: str) -> NumberColumn:
             f"Column {quoted(name)} of {table.source} has no value in any training row; leave it "
             "out."
         )
-    mean, scale = float(values.mean()), float(np.abs(values).max())
-    deviation = float(values.std())
+    mean, deviation = mean_and_deviation(table, name, values)
+    scale = float(np.abs(values).max())
     constant = deviation <= 1e-12 * scale or values.min() == values.max()
     return NumberColumn(mean, 1.0 if constant else deviation)
+
+
+def scaled(
+    table: Table, name: str, values: NDArray[np.float64], mean: float, deviation: float
+) -> NDArray[np.float32]:
+    """Return (values - mean) / deviation; raise UserError, naming the row, where float32 does not
+    hold it."""
+    with np.errstate(over="ignore"):
+        found = ((values - mean) / deviation).astype(np.float32)
+    if not np.isfinite(found).all():
+        row = int((~np.isfinite(found)).argmax())
+        raise UserError(
+            f"Column {quoted(name)} of {table.source} is {values[row]:.3g} in row "
+            f"{table.number(row)}, too far from the others (mean {mean:.3g}, deviation "
+            f"{deviation:.3g}) to compute with; correct it or leave the row out."
+        )
+    return found
+
+
+def mean_and_deviation(table: Table, name: str, values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean and the standard deviation of a column's ``values``, 0 where none can be
+    divided by it; raise UserError where they are too large for float64."""
+    with np.errstate(over="ignore"):
+        mean, deviation = float(values.mean()), float(values.std())
+    if not np.isfinite([mean, deviation]).all():
+        raise UserError(
+            f"Column {quoted(name)} of {table.source} has numbers as large as "
+            f"{np.abs(values).max():.3g}, whose mean or deviation no float64 holds; divide them by "
+            "some number."
+        )
+    return mean, deviation if is_deviation(deviation) else 0.0
 
 
 def _fit_categories(table: Table, name: str) -> CategoryColumn:

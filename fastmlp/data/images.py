@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import os
 import struct
@@ -19,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.data.arrays import check_growth, growth_of
 from fastmlp.data.cifar10 import Images, Labels
 from fastmlp.data.digests import check_sum, read_sums
 from fastmlp.data.pixels import Pixels
 from fastmlp.data.tables import needs
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import reason
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -120,7 +123,10 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.generic]:
 def _parse_idx(path: Path, data: bytes) -> NDArray[np.generic]:
     if path.suffix == ".gz":
         try:
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(growth_of(len(data)))
+                if file.read(1):
+                    raise _damaged(path, "would take far more memory than it has bytes")
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(path, f"is no whole gzip file ({reason(error)})") from error
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_DTYPES or not 1 <= data[3] <= 8:
@@ -219,7 +225,7 @@ def read_image_folder(root: str | os.PathLike[str]) -> ImageSet:
     one size; they are read as grey where all are, else in three planes. Raises UserError for a
     folder without classes, an image of another size and a file that cannot be read.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     files = [_image_files(folder) for folder in folders]
     if len(folders) < 2 or not all(files):
@@ -244,7 +250,7 @@ def read_images(root: str | os.PathLike[str], planes: int | None) -> tuple[list[
 
     Raises UserError as :func:`read_image_folder`, and for a folder without images.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     files = _image_files(root) + [
         file for path in sorted(root.rglob("*")) if path.is_dir() for file in _image_files(path)
     ]
@@ -262,15 +268,20 @@ def _read_pictures(
     """Return the pixels (n, features) of images of one size, planes one after another, and their
     shape; grey where ``planes`` is 1 or all are grey."""
     pillow = needs("PIL.Image", "images", "A folder of images")
-    pictures = []
+    pictures: list[NDArray[np.uint8]] = []
+    length = sum(file.stat().st_size for file in files)
     for file in files:
         try:
             with pillow.open(file) as image:
+                if not pictures or image.size != pictures[0].shape[1::-1]:
+                    check_growth(file, length, image.width * image.height * 3 * len(files))
                 grey = planes == 1 or (
                     planes is None and image.mode in ("1", "L", "I", "I;16", "F")
                 )
                 pictures.append(np.asarray(image.convert("L" if grey else "RGB"), np.uint8))
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for a damaged file
+        except UserError:
+            raise
+        except Exception as error:  # Pillow's, of any kind, for a damaged file or a huge one
             raise UserError(
                 f"{file} cannot be read as an image ({reason(error)}); remove it."
             ) from error
@@ -290,7 +301,9 @@ def _read_pictures(
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+    )
 
 
 def _damaged(path: Path, problem: str) -> UserError:

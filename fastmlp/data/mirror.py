@@ -5,19 +5,29 @@ from __future__ import annotations
 import base64
 import io
 import re
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
-from typing import Any
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any, BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import (
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    Request,
+    build_opener,
+)
 
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.untrusted import printable, without_secrets
 
 TIMEOUT = 20.0
-"""Seconds without a byte after which a connection is considered broken."""
+"""Seconds without a byte after which a connection is considered broken, and those that the head of
+an answer may take."""
+LARGEST_HEAD = 1 << 20
+"""Bytes of the head of an answer, with all that says no more than to wait."""
 NETWORK_ERRORS = (OSError, HTTPException, ValueError)
 """What a broken connection or an answer that is none raises."""
 SCHEMES = ("http", "https")
@@ -46,7 +56,8 @@ class Mirror:
         if self.authorization:  # which no other host gets
             request.add_unredirected_header("Authorization", self.authorization)
         try:
-            response: HTTPResponse = build_opener(_Redirects).open(request, timeout=TIMEOUT)
+            opener = build_opener(_Redirects, _HTTPHandler, _HTTPSHandler)
+            response: HTTPResponse = opener.open(request, timeout=TIMEOUT)
         except HTTPError as error:
             with error:
                 if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
@@ -76,6 +87,8 @@ def parse_url(url: str) -> Mirror:
 
 def offer(response: HTTPResponse) -> tuple[int, int | None]:
     """Return the offset of the response's body in the file, and the file's size if known."""
+    if response.chunked:  # it comes in pieces, with words about each, which may have no end
+        return 0, None
     number = "([0-9]{1,15})"
     told = str(response.headers.get("Content-Range", ""))
     found = re.fullmatch(rf"bytes {number}-[0-9]+/{number}", told)
@@ -90,6 +103,61 @@ def describe_network_error(error: Exception) -> str:
     if isinstance(error, URLError) and isinstance(error.reason, Exception):
         error = error.reason
     return printable(getattr(error, "strerror", None) or str(error) or type(error).__name__, 200)
+
+
+class _Head:
+    """Reads the lines of an answer's head, and no more of them than an honest host sends."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self._left = LARGEST_HEAD
+        self._end = time.monotonic() + TIMEOUT
+
+    def readline(self, limit: int) -> bytes:
+        line = b""
+        while len(line) < limit and not line.endswith(b"\n"):
+            byte = self.file.read(1)
+            if not byte:
+                break
+            line += byte
+            self._left -= 1
+            if self._left < 0 or time.monotonic() > self._end:
+                raise ConnectionError("the host does not come to the end of its answer's head")
+        return line
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class _Response(HTTPResponse):
+    """An answer whose head has an end."""
+
+    def begin(self) -> None:
+        body = self.fp
+        self.fp = _Head(body)  # type: ignore[assignment]
+        try:
+            super().begin()
+        finally:
+            if self.fp is not None:  # else it is closed
+                self.fp = body
+
+
+class _HTTPConnection(HTTPConnection):
+    response_class = _Response
+
+
+class _HTTPSConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _HTTPHandler(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_HTTPConnection, req)
+
+
+class _HTTPSHandler(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_HTTPSConnection, req)
 
 
 class _Redirects(HTTPRedirectHandler):

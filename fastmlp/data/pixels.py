@@ -13,6 +13,15 @@ from numpy.typing import NDArray
 
 from fastmlp.data.tables import Table, as_array, as_table
 from fastmlp.data.transforms import Normalization, channel_statistics, normalization_of
+from fastmlp.utils.checked import (
+    Fields,
+    check_fields,
+    is_count,
+    is_deviation,
+    is_duration,
+    list_of,
+    optional,
+)
 from fastmlp.utils.errors import UserError
 
 
@@ -78,16 +87,24 @@ class PixelEncoding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PixelEncoding:
-        """Return the encoding of a :meth:`to_dict`; raise KeyError, TypeError or ValueError where
-        it is none."""
-        width = int(values["pixels"])
+        """Return the encoding of a :meth:`to_dict`; raise ValueError where it is none."""
+        check_fields("the inputs", values, _ENCODING)
+        width = values["pixels"]
         means, deviations = (tuple(map(float, values[key])) for key in ("means", "deviations"))
-        shape = None if values["shape"] is None else tuple(map(int, values["shape"]))
-        if not means or len(means) != len(deviations) or width % len(means):
+        shape = None if values["shape"] is None else tuple(values["shape"])
+        if not width or len(means) != len(deviations) or width % len(means):
             raise ValueError("there must be a mean and a deviation for each channel")
         if shape is not None and (len(shape) != 3 or math.prod(shape) != width):
             raise ValueError(f"shape must be three sizes of {width} pixels together, got {shape}")
         return cls(width, means, deviations, shape)
+
+
+_ENCODING: Fields = {
+    "pixels": is_count,
+    "means": list_of(is_duration, 1),
+    "deviations": list_of(is_deviation, 1),
+    "shape": optional(list_of(is_count, 3)),
+}
 
 
 def as_rows(data: object, source: str = "X") -> Table | Pixels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -13,11 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.data.arrays import check_growth, read_array, read_arrays
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import quoted, reason
 
 Column = NDArray[Any]
 
+MAX_COLUMNS = 200_000
+"""More columns than this are a mistake, such as rows and columns exchanged."""
 FORMATS = (".csv", ".parquet", ".npz", ".npy")
 """The files that :func:`read_table` reads, by the end of their names."""
 
@@ -159,9 +162,12 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     its columns. Raises UserError for a file that is missing, of another format or damaged, and
     where its reader is not installed.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        if path.is_dir():
+            what = "is a folder, not a file"
+        else:
+            what = "is a pipe or a device, not a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; pass a file that ends in {', '.join(FORMATS)}.")
     ending = path.suffix.lower()
     if ending not in FORMATS:
@@ -177,23 +183,14 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     except Exception as error:  # each reader has its own errors for a damaged file
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's; pyarrow has one for a damaged file too
+        if isinstance(error, UnicodeDecodeError):
+            message = f"{path} is not a text in UTF-8 ({reason(error)}); save it as one."
+            raise UserError(message) from error
         message = f"{path} cannot be read ({reason(error)}); write the file anew."
         raise UserError(message) from error
     if not table.columns or not len(table):
         raise UserError(f"{path} has no rows; pass a file with at least one.")
     return table
-
-
-def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """Return the array of an .npy file, memory-mapped; raise UserError as :func:`read_table`."""
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read ({reason(error)}); save numbers or texts of one dtype with "
-            "numpy.save."
-        ) from error
-    return array
 
 
 def needs(module: str, extra: str, what: str) -> Any:
@@ -219,44 +216,65 @@ def _table(items: list[tuple[str, object]], source: str) -> Table:
 def _read_csv(path: Path) -> Table:
     pandas = needs("pandas", "tables", "A csv file")
     header = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-    names = header.iloc[0].tolist()
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{path} has two columns named {quoted(name)}; rename one of them.")
+    _check_names(header.iloc[0].tolist(), path)
     frame = pandas.read_csv(path, low_memory=False, index_col=False)
     return _table([(str(name), frame[name]) for name in frame.columns], str(path))
 
 
 def _read_parquet(path: Path) -> Table:
     parquet = needs("pyarrow.parquet", "tables", "A parquet file")
-    table = parquet.read_table(path)
-    items = [
-        (name, column.to_pandas() if column.null_count == 0 else _nullable(column))
+    types = needs("pyarrow.types", "tables", "A parquet file")
+    schema = parquet.read_schema(path)
+    _check_names(schema.names, path)
+    for field in schema:
+        if types.is_nested(field.type):
+            raise UserError(
+                f"{path} has the column {quoted(field.name)} of the type {reason(field.type)}; a "
+                "column must be of numbers or texts, leave it out."
+            )
+    # a text that stands in many rows is in memory once
+    texts = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
+    file = parquet.ParquetFile(path, read_dictionary=texts)
+    held = file.metadata
+    parts = [held.row_group(i) for i in range(held.num_row_groups)]
+    rows = max(held.num_rows, sum(part.num_rows for part in parts))
+    wanted = max(8 * rows * len(schema.names), sum(part.total_byte_size for part in parts))
+    check_growth(path, path.stat().st_size, wanted)
+    table = file.read()
+    items: list[tuple[str, object]] = [
+        (name, _parquet_column(column))
         for name, column in zip(table.column_names, table.columns, strict=True)
     ]
     return _table(items, str(path))
 
 
-def _nullable(column: Any) -> Column:
+def _parquet_column(column: Any) -> Column:
+    if hasattr(column.type, "value_type"):  # texts by number, None for a gap
+        chunks = [
+            np.array([*part.dictionary.to_pylist(), None], dtype=object)[
+                part.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            ]
+            for part in column.chunks
+        ]
+        return np.concatenate(chunks) if chunks else np.empty(0, dtype=object)
+    if column.null_count == 0:
+        return column.to_pandas()  # type: ignore[no-any-return]
     return np.array(column.to_pylist(), dtype=object)
 
 
 def _read_npz(path: Path) -> Table:
-    if not zipfile.is_zipfile(path):  # numpy would advise to load it as a pickle
-        raise ValueError("an .npz file must be an archive of numpy.savez")
     items: list[tuple[str, object]] = []
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            array = arrays[name]
-            if array.ndim == 1:
-                items.append((name, array))
-            elif array.ndim == 2:
-                items += [(f"{name}.{i}", array[:, i]) for i in range(array.shape[1])]
-            else:
-                raise UserError(
-                    f"{path} has an array {quoted(name)} of {array.ndim} dimensions; one or two "
-                    "are columns of a table."
-                )
+    for name, array in read_arrays(path).items():
+        if array.ndim == 1:
+            items.append((name, array))
+        elif array.ndim == 2:
+            _check_count(array.shape[1], path)
+            items += [(f"{name}.{i}", array[:, i]) for i in range(array.shape[1])]
+        else:
+            raise UserError(
+                f"{path} has an array {quoted(name)} of {array.ndim} dimensions; one or two are "
+                "columns of a table."
+            )
     lengths = {name: len(np.asarray(values)) for name, values in items}
     if len(set(lengths.values())) > 1:
         (first, a), *rest = lengths.items()
@@ -269,7 +287,28 @@ def _read_npz(path: Path) -> Table:
 
 
 def _read_npy(path: Path) -> Table:
-    return as_table(read_array(path), str(path))
+    array = read_array(path)
+    if array.ndim == 2:
+        _check_count(array.shape[1] if len(array) else 0, path)
+    return as_table(array if array.size else array[:0].reshape(0), str(path))
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    """Raise UserError for too many columns, and for two of one name."""
+    _check_count(len(names), path)
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UserError(f"{path} has two columns named {quoted(name)}; rename one of them.")
+        seen.add(name)
+
+
+def _check_count(columns: int, path: Path) -> None:
+    if columns > MAX_COLUMNS:
+        raise UserError(
+            f"{path} has {columns:,} columns, more than the {MAX_COLUMNS:,} that a table can have; "
+            "keep those that matter."
+        )
 
 
 def _is_number(value: object) -> bool:

@@ -9,8 +9,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.data.encoding import MAX_CATEGORIES, category_names, category_order, first_text
+from fastmlp.data.encoding import (
+    MAX_CATEGORIES,
+    category_names,
+    category_order,
+    first_text,
+    mean_and_deviation,
+    scaled,
+)
 from fastmlp.data.tables import Column, Table, is_text, listed, missing
+from fastmlp.utils.checked import (
+    Fields,
+    check_fields,
+    distinct,
+    is_deviation,
+    is_finite,
+    is_flag,
+    is_name,
+    is_object,
+    list_of,
+    one_of,
+)
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.untrusted import quoted
 
@@ -41,7 +60,8 @@ class TargetColumn:
             )
         if not standardise:
             return cls(name)
-        return cls(name, mean=float(values.mean()), deviation=float(values.std()))
+        mean, deviation = mean_and_deviation(table, name, values)
+        return cls(name, mean=mean, deviation=deviation or 1.0)
 
     @classmethod
     def fit_classes(cls, table: Table, name: str) -> TargetColumn:
@@ -76,7 +96,7 @@ class TargetColumn:
         no number."""
         if not self.classes:
             values = _target_numbers(table, self.name)
-            return ((values - self.mean) / self.deviation).astype(np.float32)
+            return scaled(table, self.name, values, self.mean, self.deviation)
         index = {name: i for i, name in enumerate(self.classes)}
         labels = np.empty(len(table), np.int64)
         for row, value in enumerate(category_names(table, self.name)):
@@ -101,8 +121,12 @@ class TargetColumn:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TargetColumn:
-        """Return the column of a :meth:`to_dict`."""
-        return cls(**{**values, "classes": tuple(values["classes"])})
+        """Return the column of a :meth:`to_dict`; raise ValueError where it is none."""
+        check_fields("a target", values, _TARGET)
+        column = cls(**{**values, "classes": tuple(values["classes"])})
+        if column.numeric and not np.isfinite([float(name) for name in column.classes]).all():
+            raise ValueError("a class that is a number is not finite")
+        return column
 
 
 @dataclass(frozen=True)
@@ -198,16 +222,26 @@ class TargetEncoding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TargetEncoding:
-        """Return the encoding of a :meth:`to_dict`."""
+        """Return the encoding of a :meth:`to_dict`; raise ValueError where it is none."""
+        check_fields("the target", values, _TARGETS)
         columns = tuple(map(TargetColumn.from_dict, values["columns"]))
-        if values["task"] not in TASKS or not columns:
-            raise ValueError(
-                f"task must be {' or '.join(TASKS)} of one column or more, got "
-                f"{values['task']!r} of {len(columns)}"
-            )
+        least, most = (0, 0) if values["task"] == "regression" else (2, MAX_CATEGORIES)
+        for column in columns:
+            if not least <= len(column.classes) <= (2 if least and len(columns) > 1 else most):
+                raise ValueError(f"a {values['task']} cannot have {len(column.classes)} classes")
+        if len({column.name for column in columns}) < len(columns):
+            raise ValueError("a target stands twice")
         return cls(values["task"], columns)
 
 
+_TARGET: Fields = {
+    "name": is_name,
+    "classes": distinct(is_name),
+    "numeric": is_flag,
+    "mean": is_finite,
+    "deviation": is_deviation,
+}
+_TARGETS: Fields = {"task": one_of(*TASKS), "columns": list_of(is_object, 1)}
 GUESSED_CLASSES = 100
 """Whole numbers of more values than these are taken for a regression's where no task is given."""
 

@@ -13,7 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmlp.data.arrays import read_arrays
 from fastmlp.data.pickles import ArrayStandIn, DTypeStandIn
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.files import read_bytes
+from fastmlp.utils.formats import load_tensors
 
 NAMES = ("w1", "b1", "w2", "b2")
 WRAPPERS = ("params", "state_dict", "model_state_dict")
@@ -43,9 +47,12 @@ def read_weights(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, .
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; pass the file of a model, such as model.pt")
-    buffer = io.BytesIO(path.read_bytes())
     try:
-        loaded = _unpacked(buffer)
+        data = read_bytes(path)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    try:
+        loaded = _unpacked(path, data)
     except Exception as error:  # damaged bytes make unpickling raise anything
         raise ValueError(
             f"{path} is damaged or no file of weights; such a file is written by torch.save of a "
@@ -59,17 +66,14 @@ def read_weights(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, .
     return found
 
 
-def _unpacked(buffer: io.BytesIO) -> Any:
+def _unpacked(path: Path, data: bytes) -> Any:
     """Return the arrays of an .npz file, or what ``torch.save`` wrote."""
-    if zipfile.is_zipfile(buffer):
-        with zipfile.ZipFile(buffer) as archive:
-            arrays = archive.namelist() and all(n.endswith(".npy") for n in archive.namelist())
-        buffer.seek(0)
-        if arrays:
-            return dict(np.load(buffer, allow_pickle=False))
-    buffer.seek(0)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+    if names and all(name.endswith(".npy") for name in names):
+        return read_arrays(path)
     with torch.serialization.safe_globals(_ARRAY_PARTS):
-        return torch.load(buffer, map_location="cpu", weights_only=True)
+        return load_tensors(data)
 
 
 def _by_name(loaded: Any) -> dict[str, Tensor | None]:

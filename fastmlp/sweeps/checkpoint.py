@@ -35,6 +35,7 @@ from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.files import (
     LOCK,
+    expanded,
     leftovers,
     locked_folder,
     make_folder,
@@ -75,7 +76,7 @@ class SweepDirectory:
     be read or written."""
 
     def __init__(self, path: str | Path, rank: int) -> None:
-        self.path = Path(os.path.expanduser(path))
+        self.path = expanded(path)
         self._resume = self.path / f"resume-{rank}.pt"
         self._others: dict[str, Checkpoint] = {}  # runs in the folder that are not this process's
         self._saved = time.monotonic()

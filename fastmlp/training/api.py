@@ -21,6 +21,7 @@ from fastmlp.training.run import DivergedError, RunResult, TrainingRun
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.training.trainer import Trainer, thread_count
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.files import expanded
 
 
 def fit(
@@ -153,7 +154,7 @@ def _train_one(
 ) -> RunResult:
     config = replace(config, threads=config.threads or torch.get_num_threads())
     if config.data_dir is not None:  # means the same when resumed from another folder
-        config = replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
+        config = replace(config, data_dir=os.path.abspath(expanded(config.data_dir)))
     with thread_count(config.threads):
         trainer = Trainer(
             [config], data, [checkpoint], [stopping(should_stop), *callbacks, ShowBar()]

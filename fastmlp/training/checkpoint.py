@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastmlp.data.dataset import current_name
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord, best_of
+from fastmlp.utils.checked import (
+    Fields,
+    check_fields,
+    is_count,
+    is_duration,
+    is_finite,
+    is_flag,
+    is_list,
+    is_object,
+    is_share,
+    is_tensor,
+    is_text,
+    optional,
+)
 
 FORMAT = 1
 """The version of ``resume.pt``."""
@@ -58,14 +70,12 @@ def state_from_dict(values: Any) -> Checkpoint:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError("it has another format")
     values = {key: value for key, value in values.items() if key != "format"}
-    _check_types("the state", values, _STATE)
-    for key in values["engine"]:
-        _check_tensors(key, values["engine"][key])
-    _check_tensors("best", values["best"])
+    check_fields("the state", values, _STATE)
+    for key, tensors in (*values["engine"].items(), ("best", values["best"])):
+        _check_tensors(key, tensors)
+        if not all(map(_NUMBERS.get(key, _all_finite), tensors.values())):
+            raise ValueError(f"{key} has numbers that it cannot have")
     parameters = values["engine"].get("parameters", {})
-    for name, tensors in (("parameters", parameters), ("best", values["best"])):
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError(f"{name} has numbers that are not finite")
     if bool(values["best"]) != bool(values["history"]):
         raise ValueError("it has an epoch without parameters of the best, or these without one")
     if values["best"] and _layout(values["best"]) != _layout(parameters):
@@ -75,88 +85,76 @@ def state_from_dict(values: Any) -> Checkpoint:
         **values
         | {
             "fingerprint": f"{current_name(name)}:{digest}",
-            "history": _history(values["history"]),
+            "history": epochs_of(values["history"]),
             "partial": _partial(values["partial"]),
         }
     )
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_finite(value: object) -> bool:
-    return _is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def _is_duration(value: object) -> bool:
-    return _is_finite(value) and value >= 0  # type: ignore[operator]
-
-
-def _is_share(value: object) -> bool:
-    """Return whether it is from 0 to 1, or the nan of a regression."""
-    return _is_number(value) and (math.isnan(value) or 0 <= value <= 1)  # type: ignore
-
-
-_Kinds = Mapping[str, Callable[[object], bool]]
-_STATE: _Kinds = {
-    "fingerprint": lambda value: isinstance(value, str) and ":" in value,
-    "engine_reason": lambda value: isinstance(value, str),
-    "engine": lambda value: isinstance(value, dict),
-    "history": lambda value: isinstance(value, list),
-    "partial": lambda value: isinstance(value, dict),
-    "partial_seconds": _is_duration,
-    "best": lambda value: isinstance(value, dict),
-    "seconds": _is_duration,
+_STATE: Fields = {
+    "fingerprint": lambda value: is_text(value) and ":" in value,
+    "engine_reason": is_text,
+    "engine": is_object,
+    "history": is_list,
+    "partial": is_object,
+    "partial_seconds": is_duration,
+    "best": is_object,
+    "seconds": is_duration,
 }
-_RECORD: _Kinds = {
-    "epoch": _is_count,
-    "train_loss": _is_finite,
-    "train_acc": _is_share,
-    "val_loss": _is_finite,
-    "val_acc": _is_share,
-    "lr": _is_duration,
-    "seconds": _is_duration,
-    "images_per_s": _is_duration,
+_RECORD: Fields = {
+    "epoch": is_count,
+    "train_loss": is_finite,
+    "train_acc": is_share,
+    "val_loss": is_finite,
+    "val_acc": is_share,
+    "lr": is_duration,
+    "seconds": is_duration,
+    "images_per_s": is_duration,
 }
-_PARTIAL: _Kinds = {
-    "steps": _is_count,
-    "samples": _is_count,
-    "loss_sum": _is_finite,
-    "correct": _is_count,
-    "finished": lambda value: type(value) is bool,
-    "weight": lambda value: value is None or _is_duration(value),
+_PARTIAL: Fields = {
+    "steps": is_count,
+    "samples": is_count,
+    "loss_sum": is_finite,
+    "correct": is_count,
+    "finished": is_flag,
+    "weight": optional(is_duration),
 }
-
-
-def _check_types(what: str, values: object, kinds: _Kinds) -> None:
-    """Raise ValueError unless ``values`` is a dict of just these keys with such values."""
-    if not isinstance(values, dict) or set(values) != set(kinds):
-        raise ValueError(f"{what} does not hold {', '.join(kinds)}")
-    for key, is_right in kinds.items():
-        if not is_right(values[key]):
-            raise ValueError(f"{key} of {what} cannot be {str(values[key])[:50]}")
 
 
 def _check_tensors(what: str, tensors: object) -> None:
-    if not isinstance(tensors, dict) or not all(
-        isinstance(key, str) and type(value) is Tensor and value.layout == torch.strided
-        for key, value in tensors.items()
-    ):
+    if not is_object(tensors) or not all(map(is_tensor, tensors.values())):  # type: ignore[attr-defined]
         raise ValueError(f"{what} does not hold tensors by name")
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
+
+
+def _all_known(tensor: Tensor) -> bool:
+    return not tensor.isnan().any()
+
+
+def _all_positive(tensor: Tensor) -> bool:
+    return bool((tensor >= 0).all())
+
+
+_NUMBERS: Mapping[str, Callable[[Tensor], bool]] = {
+    "momentum": _all_known,
+    "exp_avg": _all_known,
+    "exp_avg_sq": _all_positive,  # or infinite, once a gradient was large
+    "step": _all_positive,
+}
+"""What the numbers of an optimizer's tensors are; parameters are finite."""
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
     return {name: (tensor.dtype, *tensor.shape) for name, tensor in tensors.items()}
 
 
-def _history(rows: Sequence[Any]) -> list[EpochRecord]:
+def epochs_of(rows: Sequence[Any]) -> list[EpochRecord]:
+    """Return the epochs of a run, in order; raise ValueError where they are none."""
     for number, row in enumerate(rows, 1):
-        _check_types(f"epoch {number}", row, _RECORD)
+        check_fields(f"epoch {number}", row, _RECORD)
         if row["epoch"] != number:
             raise ValueError(f"epoch {number} is called {row['epoch']}")
     return [EpochRecord(**row) for row in rows]
@@ -164,5 +162,5 @@ def _history(rows: Sequence[Any]) -> list[EpochRecord]:
 
 def _partial(values: dict[str, Any]) -> EpochMetrics:
     values = {"weight": None, **values}  # which a run from before rows had weights lacks
-    _check_types("the epoch under way", values, _PARTIAL)
+    check_fields("the epoch under way", values, _PARTIAL)
     return EpochMetrics(**values)

@@ -17,7 +17,7 @@ from fastmlp.engines.metrics import EpochRecord
 from fastmlp.training.callbacks import Callback
 from fastmlp.training.options import whole
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.files import write_file
+from fastmlp.utils.files import expanded, write_file
 from fastmlp.utils.formats import tensor_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class _Table(Callback):
     """Writes a row for each epoch of each run; the file is whole at any time."""
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path).expanduser()
+        self._path = expanded(path)
 
     def on_train_begin(self, trainer: Trainer) -> None:
         self.on_epoch_end(trainer)  # a path that cannot be written is known at once
@@ -100,7 +100,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder).expanduser()
+        self._folder = expanded(folder)
         self._make = _summary_writer()
         self._writers: list[Any] = []
 
@@ -159,7 +159,7 @@ class ModelCheckpoint(Callback):
 
     def __init__(self, folder: str | Path, save_top_k: int = 3) -> None:
         whole(1).check("save_top_k", save_top_k)
-        self._folder, self._top = Path(folder).expanduser(), save_top_k
+        self._folder, self._top = expanded(folder), save_top_k
 
     def on_run_epoch_end(self, trainer: Trainer, run: TrainingRun, improved: bool) -> None:
         number = trainer.runs.index(run) if len(trainer.runs) > 1 else None

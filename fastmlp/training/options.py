@@ -68,9 +68,13 @@ BELOW_ONE = number("a number from 0 up to, but not, 1", lambda value: 0 <= value
 FLAG = Constraint("true or false", lambda value: isinstance(value, bool), bool)
 NO_LAYERS = "none"
 """How a network without hidden layers is written."""
+MAX_LAYERS = 1000
+"""More hidden layers than this are a mistake, which would take long to find out."""
 WIDTHS = Constraint(
-    "layer widths like 256 or 512,256, or none",
-    lambda value: isinstance(value, tuple) and all(is_whole(w, 1) for w in value),
+    "layer widths like 256 or 512,256, at most 1,000, or none",
+    lambda value: (
+        isinstance(value, tuple) and len(value) <= MAX_LAYERS and all(is_whole(w, 1) for w in value)
+    ),
     tuple,
 )
 DEVICE = Constraint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,7 +22,10 @@ from fastmlp.ops.activations import row_of
 from fastmlp.ops.losses import loss_row
 from fastmlp.ops.predict_rows import evaluate_rows, predict_rows
 from fastmlp.training.config import TrainConfig
+from fastmlp.training.run_directory import RunDirectory
+from fastmlp.utils.checked import Fields, check_fields, is_object
 from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import reason
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,13 @@ class Encoding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Encoding:
-        """Return the encoding of a :meth:`to_dict`; raise KeyError, TypeError or ValueError where
-        it is none."""
+        """Return the encoding of a :meth:`to_dict`; raise ValueError where it is none."""
+        check_fields("it", {"origin": None, **values}, _ENCODING)
         kind = PixelEncoding if "pixels" in values["inputs"] else TableEncoding
         return cls(kind.from_dict(values["inputs"]), TargetEncoding.from_dict(values["target"]))
+
+
+_ENCODING: Fields = {"inputs": is_object, "target": is_object, "origin": lambda value: True}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,22 @@ class Predictor:
     config: TrainConfig
     encoding: Encoding
     parameters: Mapping[str, Tensor]
+
+    @classmethod
+    def load(cls, run: str | os.PathLike[str]) -> Predictor:
+        """Return the network of the best epoch of the run in a folder; raise UserError where a file
+        of it is missing or damaged."""
+        folder = RunDirectory(run)
+        config, values = folder.read_config(), folder.read_encoding()
+        try:
+            encoding = Encoding.from_dict(values)
+        except ValueError as error:
+            raise UserError(
+                f"{folder.path / 'encoding.json'} is damaged: {reason(error)}; train the network "
+                "again"
+            ) from error
+        sizes = [encoding.inputs.width, *config.hidden, encoding.target.outputs]
+        return cls(config, encoding, folder.read_best(sizes))
 
     def predict(self, x: object) -> NDArray[Any]:
         """Return each row's class, as the target had them, or its number, (n,); with several

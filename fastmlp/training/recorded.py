@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastmlp.engines.metrics import EpochRecord, best_of
+from fastmlp.training.checkpoint import epochs_of
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import UserError, describe_os_error
+from fastmlp.utils.files import read_bytes
 from fastmlp.utils.untrusted import reason
+
+LARGEST_METRICS = 1 << 26
+"""Bytes of a ``metrics.csv``: some 100 for each epoch."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +63,18 @@ def read_run(path: str | Path) -> RecordedRun:
 
 def _history(path: Path) -> list[EpochRecord]:
     """Return the epochs in ``metrics.csv``."""
-    names = [field.name for field in fields(EpochRecord)]
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [
-            EpochRecord(int(row["epoch"]), *(float(row[name]) for name in names[1:]))
-            for row in rows
-        ]
+        text = read_bytes(path, LARGEST_METRICS).decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        return epochs_of([{name: _number(name, row[name]) for name in row} for row in rows])
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
-    except (KeyError, TypeError, ValueError) as error:  # a column or a number is missing
+    except (csv.Error, TypeError, ValueError) as error:  # a column or a number is missing
         raise UserError(
             f"{path} is damaged: {reason(error)}; fastmlp train --resume {path.parent} "
             "writes it again"
         ) from error
+
+
+def _number(name: str, text: str) -> float:
+    return int(text) if name == "epoch" else float(text)

@@ -25,8 +25,10 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,20 @@ from torch import Tensor
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.training.checkpoint import Checkpoint, state_from_dict, state_to_dict
 from fastmlp.training.config import TrainConfig, config_from_dict
+from fastmlp.utils.checked import (
+    Fields,
+    check_fields,
+    is_count,
+    is_finite,
+    is_name,
+    is_share,
+    is_tensor,
+    optional,
+)
 from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.files import (
     LOCK,
+    expanded,
     leftovers,
     locked_folder,
     make_folder,
@@ -51,7 +64,6 @@ from fastmlp.utils.formats import (
     json_bytes,
     parse_tensors,
     read_json,
-    read_tensors,
     tensor_bytes,
 )
 
@@ -66,12 +78,21 @@ FILES = {
 """All files of a run."""
 
 
+_SUMMARY: Fields = {
+    "epochs": is_count,
+    "test_accuracy": optional(is_share),
+    "test_loss": optional(is_finite),
+    "source": is_name,
+}
+"""What is shown of ``summary.json``."""
+
+
 class RunDirectory:
     """The folder of a run at ``path``. Its methods raise :class:`UserError` where a file cannot be
     read or written."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(os.path.expanduser(path))
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = expanded(path)
         self._damaged: list[Path] = []
 
     @classmethod
@@ -179,18 +200,12 @@ class RunDirectory:
         """Whether the run is one on a user's own data."""
         return (self.path / "encoding.json").exists()
 
-    def read_best(self) -> dict[str, Tensor]:
-        """Return the parameters in ``best.pt``."""
-        path = self.path / "best.pt"
+    def read_best(self, sizes: Sequence[int]) -> dict[str, Tensor]:
+        """Return the parameters in ``best.pt``, of a network of these layer widths."""
         try:
-            values = read_tensors(path)
-        except OSError as error:
-            raise UserError(describe_os_error(error)) from error
+            return parse_tensors(self.path / "best.pt", partial(_parameters, sizes))
         except DamagedFileError as error:
             raise UserError(f"{error}; train the network again") from error
-        if not isinstance(values, dict) or not all(type(v) is Tensor for v in values.values()):
-            raise UserError(f"{path} does not hold the parameters of a network; train it again")
-        return values
 
     def write_config(self, config: TrainConfig) -> None:
         """Write ``config.json``, which makes the folder that of a run."""
@@ -254,9 +269,13 @@ class RunDirectory:
     def read_summary(self) -> dict[str, Any]:
         """Return the results of a finished run."""
         summary = read_json(self.path / "summary.json")
-        for key, kinds in (("epochs", (int,)), ("test_accuracy", (int, float, type(None)))):
-            if key not in summary or type(summary[key]) not in kinds:
-                raise UserError(f"{self.path / 'summary.json'} is damaged: {key} is not a number")
+        try:
+            check_fields("the summary", {name: summary.get(name) for name in _SUMMARY}, _SUMMARY)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path / 'summary.json'} is damaged: {error}; remove it, and fastmlp train "
+                f"--resume {self.path} writes it again"
+            ) from error
         return summary
 
     def reopen(self) -> None:
@@ -266,3 +285,19 @@ class RunDirectory:
 
     def _write(self, name: str, data: bytes) -> None:
         write_file(self.path / name, data)
+
+
+def _parameters(sizes: Sequence[int], values: Any) -> dict[str, Tensor]:
+    """Return the content of ``best.pt``; raise ValueError where it is not the parameters of a
+    network of these layer widths."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        wanted |= {f"{2 * i}.weight": (fan_out, fan_in), f"{2 * i}.bias": (fan_out,)}
+    if not isinstance(values, dict) or list(values) != list(wanted):
+        raise ValueError(f"it must hold {', '.join(wanted)}")
+    for name, tensor in values.items():
+        if not is_tensor(tensor) or tensor.shape != wanted[name]:
+            raise ValueError(f"{name} must be float32 of shape {wanted[name]}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    return values

@@ -1,9 +1,11 @@
-"""Write files atomically and durably: under a temporary name, then renamed; and lock folders."""
+"""Write files atomically and durably: under a temporary name, then renamed; read whole ones; and
+lock folders."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     try:
-        path.touch()
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666))
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
@@ -41,6 +43,18 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with a ``~`` as the home folder; raise :class:`UserError` where there is no
+    such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} begins with the home folder of a user whom this system does not have; write "
+            "the path without ~"
+        ) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -82,7 +96,7 @@ def atomic_path(target: str | os.PathLike[str], *, keep_previous: bool = False) 
     a moment it is the only one. Missing parent folders are made; a ``~`` is the home folder. Raises
     OSError if the folder is not writable.
     """
-    target = Path(target).expanduser()
+    target = expanded(target)
     _make_folder(target.parent)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)
@@ -111,6 +125,30 @@ def check_writable(target: Path) -> None:
         raise NotADirectoryError(f"{target} cannot be written: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{target} cannot be written: the folder {folder} is read-only")
+
+
+def read_bytes(path: str | os.PathLike[str], largest: int | None = None) -> bytes:
+    """Return the content of a file, of at most ``largest`` bytes.
+
+    Raises OSError where it cannot be read, and :class:`UserError` where it is larger, or no file
+    but a pipe or a device, which might never end.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is a pipe or a device, not a file; put the file in its place")
+        if largest is not None and status.st_size > largest:
+            raise UserError(
+                f"{path} has {status.st_size:,} bytes, more than the {largest:,} that such a file "
+                "can have; put the right file in its place"
+            )
+        try:
+            return file.read(status.st_size)
+        except MemoryError as error:
+            raise UserError(
+                f"{path} has {status.st_size:,} bytes, and there is not enough memory for them; "
+                "put the right file in its place, or use a machine with more"
+            ) from error
 
 
 def write_bytes(

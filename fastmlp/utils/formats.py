@@ -11,16 +11,20 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from fastmlp.utils.errors import UserError, describe_os_error
+from fastmlp.utils.files import read_bytes
 from fastmlp.utils.untrusted import reason
 
 DIGEST = "sha256"
+LARGEST_JSON = 1 << 25
+"""Bytes of a JSON file: reading one takes up to forty times as much memory."""
 _MARK = b"fastmlp sha256 "
 Parsed = TypeVar("Parsed")
 
@@ -30,9 +34,16 @@ class DamagedFileError(UserError):
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """Return an object as JSON (UTF-8), with its digest."""
+    """Return an object as JSON (UTF-8), with its digest; raise :class:`UserError` where that is
+    longer than :data:`LARGEST_JSON`."""
     values = dict(values)
-    return (json.dumps(values | {DIGEST: _digest(values)}, indent=2) + "\n").encode()
+    data = (json.dumps(values | {DIGEST: _digest(values)}, indent=2) + "\n").encode()
+    if len(data) > LARGEST_JSON:  # which could not be read again
+        raise UserError(
+            f"The names of all columns and categories take {len(data):,} bytes, more than the "
+            f"{LARGEST_JSON:,} that are kept; leave columns out, or pass the rows as an array"
+        )
+    return data
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -42,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     :class:`UserError` where it cannot be read. A file without a digest is taken as it is.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bytes(path, LARGEST_JSON).decode())
     except OSError as error:
         raise UserError(describe_os_error(error)) from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON or too deep
@@ -59,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def has_digest(path: Path) -> bool:
     """Return whether a file is JSON as :func:`json_bytes` wrote it."""
     try:
-        return path.read_bytes() == json_bytes(read_json(path))
+        return read_bytes(path, LARGEST_JSON) == json_bytes(read_json(path))
     except (OSError, UserError):
         return False
 
@@ -80,14 +91,48 @@ def read_tensors(path: Path) -> Any:
     Raises OSError where it cannot be read and :class:`DamagedFileError` where the digest differs or
     it is no such file. A file without a digest is taken as it is.
     """
-    data = path.read_bytes()  # torch.load itself raises an OSError for a file cut short
+    data = read_bytes(path)  # torch.load itself raises an OSError for a file cut short
     content, digest = data[:-64], data[-64:]
     if content.endswith(_MARK) and hashlib.sha256(content).hexdigest().encode() != digest:
         raise DamagedFileError(f"{path} is damaged: its {DIGEST} differs")
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return load_tensors(data)
     except Exception as error:  # torch's unpickler raises any, by the byte that is wrong
         raise DamagedFileError(f"{path} is damaged") from error
+
+
+def load_tensors(data: bytes) -> Any:
+    """Return what :func:`torch.save` wrote, as :func:`torch.load` reads it, on the CPU; code in it
+    is never run. Raises any exception where it is damaged.
+
+    It takes no more memory than ``data``: neither the format of PyTorch before 1.6, nor compressed
+    parts, nor tensors of more numbers than there are in memory.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("torch.save compresses nothing")
+    value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    for tensor in _tensors_in(value):
+        if tensor.device.type != "cpu":
+            raise ValueError(f"a tensor is on {tensor.device}")
+        if tensor.layout == torch.strided and not tensor.is_nested:
+            size = tensor.numel() * tensor.element_size()
+            if size > tensor.untyped_storage().nbytes():
+                raise ValueError("a tensor has more numbers than there are")
+    return value
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested dicts, lists and tuples, which may hold themselves."""
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
 
 
 def parse_tensors(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:

@@ -1,6 +1,7 @@
 """``train --data FILE --target COLUMN`` and ``predict``: from a file to predictions in a file."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -187,6 +188,13 @@ def test_predict_says_what_it_needs(people, tmp_path):
     people.drop(columns="b").to_csv("cut.csv", index=False)
     with pytest.raises(UserError, match=r"cut.csv lacks the column 'b'"):
         predict(["run", "--data=cut.csv", "--out=out.csv"])
+    for out in ("cut.csv", "linked.csv"):
+        Path("linked.csv").unlink(missing_ok=True)
+        os.link("run/metrics.csv", "linked.csv")
+        with pytest.raises(UserError, match=f"--out {out} is read or belongs to the run"):
+            predict(["run", "--data=cut.csv", f"--out={out}"])
+    with pytest.raises(UserError, match="of a user whom this system does not have"):
+        predict(["run", "--data=cut.csv", "--out=~nobody-of-that-name/out.csv"])
     (tmp_path / "run" / "encoding.json").write_text("{}")
     with pytest.raises(UserError, match=r"encoding.json is damaged"):
         predict(["run", "--data=people.csv", "--out=out.csv"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fastmlp.training.api import fit
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.recorded import read_run
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.formats import read_json
+from fastmlp.utils.formats import json_bytes, read_json
 
 DATA = tiny_data()
 CONFIG = TrainConfig(
@@ -112,7 +113,7 @@ def test_mistakes_are_one_sentence(runs: Path, tmp_path: Path) -> None:
     (damaged / "config.json").write_text((runs / "a" / "config.json").read_text())
     for text, words in (
         (None, "metrics.csv does not exist"),
-        ("epoch,train_loss\n1,2\n", "metrics.csv is damaged: 'train_acc'"),
+        ("epoch,train_loss\n1,2\n", "metrics.csv is damaged: epoch 1 does not hold"),
     ):
         if text is not None:
             (damaged / "metrics.csv").write_text(text)
@@ -124,3 +125,22 @@ def test_mistakes_are_one_sentence(runs: Path, tmp_path: Path) -> None:
         compare.main([str(runs)])
     with pytest.raises(UserError, match="has no summary yet: 3/5 epochs are done"):
         show.main(["--json", str(runs / "b")])
+
+
+def test_what_a_strangers_run_says_clears_no_screen(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(runs / "a", tmp_path / "a"))
+    for name, changed in (
+        ("summary.json", {"source": "\x1b[2J\nx" * 100_000}),
+        ("config.json", {"dataset": "\x1b]0;title\x07\n" * 100_000}),
+    ):
+        content = read_json(folder / name)
+        (folder / name).write_bytes(json_bytes({**content, **changed}))
+    other = Path(shutil.copytree(runs / "a", tmp_path / "\x1b[2J"))
+    for main, argv in ((show.main, [str(folder)]), (compare.main, [str(folder), str(other)])):
+        assert main(argv) == 0
+        said = capsys.readouterr().out
+        assert "\x1b" not in said
+        assert "\x07" not in said
+        assert len(max(said.splitlines(), key=len)) < 700

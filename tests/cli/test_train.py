@@ -223,7 +223,11 @@ MISTAKES: list[Any] = [
     (["--resume", "full", "--lr", "1"], 2, "--lr cannot be given with --resume, which allows"),
     (["--resume", "full", "--out", "x"], 2, "--out cannot be given with --resume"),
     (["--resume", "full/mine"], 1, "is not the folder of a run; pass the folder that holds it"),
-    (["--resume", "summary"], 1, "summary/summary.json is damaged: epochs is not a number"),
+    (
+        ["--resume", "summary"],
+        1,
+        "summary/summary.json is damaged: epochs of the",
+    ),
     (["--resume", ""], 2, "--resume must be a folder, got an empty name"),
     (["--out", ""], 2, "--out must be a folder, got an empty name"),
     (["--config", "deep.toml"], 2, "The config file deep.toml is not valid TOML: maximum recurs"),

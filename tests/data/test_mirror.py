@@ -5,8 +5,10 @@ import contextlib
 import errno
 import io
 import os
+import re
 import socket
 import threading
+import time
 
 import pytest
 from support.cifar10_files import assert_holds, make_batches, make_tiny, visible
@@ -27,6 +29,7 @@ class Host:
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/cifar-10-binary.tar.gz"
         self.answer, self.forever = b"", b""
         self.requests, self.sent = [], 0
+        self.pause = 0.0
         self.thread = threading.Thread(target=self._serve)
         self.thread.start()
 
@@ -40,6 +43,7 @@ class Host:
                 connection.sendall(self.answer)
                 while self.forever and self.sent < LARGEST:
                     self.sent += connection.send(self.forever)
+                    time.sleep(self.pause)
 
     def close(self):
         socket.create_connection(self.listener.getsockname()).close()
@@ -67,23 +71,47 @@ def refusal(root, url):
     return text
 
 
-ENDLESS = {
-    "plain": ([], b"x" * (1 << 16)),
-    "chunked": (["Transfer-Encoding: chunked"], b"10000\r\n" + b"x" * (1 << 16) + b"\r\n"),
-}
-
-
-@pytest.mark.parametrize(("headers", "forever"), ENDLESS.values(), ids=ENDLESS.keys())
-def test_no_byte_is_stored_beyond_the_archive(host, tmp_path, headers, forever, monkeypatch):
+def test_no_byte_is_stored_beyond_the_archive(host, tmp_path, monkeypatch):
     size = len(host.archive)
-    lines = ["HTTP/1.1 206 Partial Content", f"Content-Range: bytes 0-9/{size}", *headers, "", ""]
-    host.answer, host.forever = "\r\n".join(lines).encode(), forever
+    lines = ["HTTP/1.1 206 Partial Content", f"Content-Range: bytes 0-9/{size}", "", ""]
+    host.answer, host.forever = "\r\n".join(lines).encode(), b"x" * (1 << 16)
     largest = []
     with monkeypatch.context() as patch:
         patch.setattr(download, "_difference", lambda _, p: largest.append(p.stat().st_size) or "?")
         assert "is not the official archive and was deleted" in refusal(tmp_path, host.url)
     assert largest == [size]
     assert visible(tmp_path) == []
+
+
+WITHOUT_END = {
+    "pieces": (
+        b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/SIZE\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"A: b\r\n" * 9999,
+        "an unknown number of",
+    ),
+    "waiting": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 999, "does not come to the end of"),
+    "status": (b"", b"x" * 9999, "does not come to the end of|[Ss]tatus|line"),
+    "header": (b"HTTP/1.1 200 OK\r\nA: ", b"x" * 9999, "got more than 65536 bytes"),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n" * 999, "got more than 100 headers"),
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "forever", "match"), WITHOUT_END.values(), ids=WITHOUT_END.keys()
+)
+def test_an_answer_whose_head_has_no_end_is_left(host, tmp_path, answer, forever, match):
+    host.answer = answer.replace(b"SIZE", str(len(host.archive)).encode())
+    host.forever = forever
+    assert re.search(match, refusal(tmp_path, host.url))
+    assert host.sent < LARGEST // 2
+    assert visible(tmp_path) == []
+
+
+def test_a_head_of_a_byte_now_and_then_is_left(host, tmp_path):
+    host.answer, host.forever, host.pause = b"HTTP/1.1 200 OK\r\nA: ", b"x", 0.2
+    assert "does not come to the end of its answer" in refusal(tmp_path, host.url)
+    assert host.sent < 20  # in a second
 
 
 def test_a_page_without_end_beside_a_redirection_is_not_read(host, tmp_path):

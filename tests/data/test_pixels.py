@@ -44,5 +44,7 @@ def test_the_encoding_normalises_as_the_engines_do():
         encoding.apply(Pixels(BYTES[:, :5]))
     with pytest.raises(ValueError, match="a mean and a deviation for each channel"):
         PixelEncoding.from_dict({**encoding.to_dict(), "means": [1.0]})
-    with pytest.raises(ValueError, match="three sizes of 12 pixels"):
+    with pytest.raises(ValueError, match="shape of the inputs cannot be"):
         PixelEncoding.from_dict({**encoding.to_dict(), "shape": [3, 4]})
+    with pytest.raises(ValueError, match="three sizes of 12 pixels"):
+        PixelEncoding.from_dict({**encoding.to_dict(), "shape": [3, 4, 5]})

@@ -88,13 +88,15 @@ def test_no_code_of_a_file_is_run(tmp_path):
         ("a.csv", "x,y\n", "a.csv has no rows"),
         ("a.csv", "x,x\n1,2\n", "a.csv has two columns named 'x'"),
         ("a.csv", "x,y\n1,2\n1,2,3,4\n", "a.csv cannot be read"),
+        ("a.csv", "größe\n1\n".encode("latin-1"), "a.csv is not a text in UTF-8"),
+        ("a.csv", "größe\n1\n".encode("utf-16"), "a.csv is not a text in UTF-8"),
         ("a.parquet", "no parquet", "a.parquet cannot be read"),
         ("a.npz", "no npz", r"a.npz cannot be read \(an .npz file must be an archive"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         read_table(tmp_path / name)
 

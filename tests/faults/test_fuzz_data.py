@@ -26,7 +26,6 @@ from support.figures import count
 from support.tiny import stop_after, tiny_data
 
 import fastmlp
-from fastmlp.cli.predict import load_predictor
 from fastmlp.data import cifar10
 from fastmlp.data.cifar10 import BINARY, PYTHON, Archive
 from fastmlp.data.images import read_idx, read_image_folder
@@ -34,6 +33,7 @@ from fastmlp.data.tables import read_table
 from fastmlp.manual.files import read_weights
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig, config_from_dict, load_config_file
+from fastmlp.training.predictor import Predictor
 from fastmlp.training.recorded import read_run
 from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.formats import json_bytes, read_json, read_tensors, tensor_bytes
@@ -118,7 +118,7 @@ def make_runs(folder: Path) -> dict[str, Kind]:
     kinds = {}
     readers: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         "whole": (read_run, ("config.json", "metrics.csv", "summary.json")),
-        "own": (load_predictor, ("encoding.json", "best.pt", "config.json")),
+        "own": (Predictor.load, ("encoding.json", "best.pt", "config.json")),
         "stopped": (lambda at: resume(at, data), ("resume.pt", "config.json")),
     }
     for name, (read, damaged) in readers.items():

@@ -118,7 +118,11 @@ def test_widths(hidden: Any, widths: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("hidden", "", "hidden must be layer widths like 256 or 512,256, or none, got ''"),
+        (
+            "hidden",
+            "",
+            "hidden must be layer widths like 256 or 512,256, at most 1,000, or none, got ''",
+        ),
         ("hidden", "256,", "hidden must be"),
         ("hidden", "a", "hidden must be"),
         ("hidden", 0, "hidden must be"),

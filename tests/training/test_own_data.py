@@ -9,8 +9,7 @@ from support.tiny import assert_same_run
 
 import fastmlp
 from fastmlp.training.own_data import prepare, split_rows
-from fastmlp.training.predictor import Encoding, Predictor
-from fastmlp.training.run_directory import RunDirectory
+from fastmlp.training.predictor import Predictor
 from fastmlp.utils.errors import UserError
 
 pd = pytest.importorskip("pandas")
@@ -84,10 +83,7 @@ def test_several_labels_are_learned_and_keep_their_names(tmp_path):
     frame = pd.DataFrame(BOTH, columns=["warm", "wet"])
     run = fastmlp.fit(X[:200], frame[:200], **QUICK, out=tmp_path / "run")
     assert run.config.loss == "binary_cross_entropy"
-    folder = RunDirectory(tmp_path / "run")
-    read = Predictor(
-        folder.read_config(), Encoding.from_dict(folder.read_encoding()), folder.read_best()
-    )
+    read = Predictor.load(tmp_path / "run")
     assert read.encoding.target.names == ("warm", "wet")
     predicted = read.predict(X[200:])
     assert predicted.dtype == np.int64
@@ -209,12 +205,10 @@ def test_a_run_on_arrays_goes_on_where_it_stopped(tmp_path):
 def test_a_run_folder_predicts_raw_rows(tmp_path):
     frame = pd.DataFrame(X, columns=["a", "b", "c", "d"]).assign(town=np.where(KIND == "big", 1, 2))
     run = fastmlp.fit(frame, KIND, **QUICK, categories=["town"], out=tmp_path / "run")
-    folder = RunDirectory(tmp_path / "run")
-    encoding = Encoding.from_dict(folder.read_encoding())
-    read = Predictor(folder.read_config(), encoding, folder.read_best())
+    read = Predictor.load(tmp_path / "run")
     shuffled = frame[["town", "d", "c", "b", "a"]]
     np.testing.assert_array_equal(read.predict_proba(shuffled), run.predict_proba(frame))
-    assert encoding.inputs.input_names == ("a", "b", "c", "d", "town=1", "town=2")
+    assert read.encoding.inputs.input_names == ("a", "b", "c", "d", "town=1", "town=2")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"] is None
 
 

@@ -1,0 +1,72 @@
+"""Read the arrays of .npy and .npz files, and bound what a file may grow to in memory."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import reason
+
+ALWAYS = 1 << 28
+"""Bytes that any file may take in memory."""
+TIMES = 100
+"""How many times its own length a larger one may take; no table or picture that is worth learning
+from compresses to less, and a few bytes can be made to take all memory there is."""
+
+
+def growth_of(length: int) -> int:
+    """Return how many bytes a file of ``length`` bytes may take in memory."""
+    return max(ALWAYS, TIMES * length)
+
+
+def check_growth(path: str | os.PathLike[str], length: int, wanted: int) -> None:
+    """Raise UserError where the content of a file of ``length`` bytes would take ``wanted`` bytes
+    in memory, out of all proportion."""
+    if wanted > growth_of(length):
+        raise UserError(
+            f"{path} has {length:,} bytes and would take {wanted:,} in memory, more than {TIMES} "
+            "times as many; write it as .npy, or uncompressed, if that is right."
+        )
+
+
+def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """Return the array of an .npy file, memory-mapped; raise UserError where it is damaged, or
+    holds neither numbers nor texts."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        check_kind(array)
+    except (ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read ({reason(error)}); save numbers or texts of one dtype with "
+            "numpy.save."
+        ) from error
+    return array
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an .npz file by name, compressed or not.
+
+    Raises UserError where they would take far more memory than the file has bytes, and ValueError
+    or another exception where it is damaged.
+    """
+    if not zipfile.is_zipfile(path):  # numpy would advise to load it as a pickle
+        raise ValueError("an .npz file must be an archive of numpy.savez")
+    with zipfile.ZipFile(path) as archive:
+        wanted = sum(part.file_size for part in archive.infolist())
+    check_growth(path, path.stat().st_size, wanted)
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: check_kind(arrays[name]) for name in arrays.files}
+
+
+def check_kind(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array; raise ValueError where its items are records, or of no bytes at all, of
+    which a small file can hold any number."""
+    if array.dtype.kind == "V" or not array.dtype.itemsize:
+        raise ValueError(f"its items are of the dtype {array.dtype}")
+    return array

@@ -1,0 +1,396 @@
+"""Files that were made to harm, each whole by its format and digest: runs whose values cannot be,
+pipes and devices in a file's place, and files that would grow to fill all memory."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import shutil
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.tiny import stop_after
+from torch import Tensor
+
+import fastmlp
+from fastmlp.cli.own_data import splits_of
+from fastmlp.data import arrays
+from fastmlp.data.encoding import TableEncoding
+from fastmlp.data.images import read_idx, read_image_folder
+from fastmlp.data.tables import MAX_COLUMNS, Table, read_table
+from fastmlp.data.targets import TargetEncoding
+from fastmlp.manual.files import read_weights
+from fastmlp.training.predictor import Predictor
+from fastmlp.training.recorded import read_run
+from fastmlp.training.run_directory import RunDirectory
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.files import locked_folder, read_bytes
+from fastmlp.utils.formats import (
+    LARGEST_JSON,
+    json_bytes,
+    load_tensors,
+    read_json,
+    read_tensors,
+    tensor_bytes,
+)
+
+X = np.random.default_rng(0).normal(size=(60, 2))
+HUGE = 10**400
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # PyTorch's, that such tensors are a prototype
+    NESTED = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs on rows: ``whole``, finished, and ``stopped`` under way."""
+    folder = tmp_path_factory.mktemp("runs")
+    options = {"hidden": 4, "seed": 1, "epochs": 3, "verbose": False}
+    fastmlp.fit(X, X[:, 0] > 0, **options, out=str(folder / "whole"))
+    fastmlp.fit(
+        X, X[:, 0], **options, batch_size=8, out=str(folder / "stopped"), should_stop=stop_after(9)
+    )
+    return folder
+
+
+@pytest.fixture
+def whole(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "whole", tmp_path / "whole"))
+
+
+@pytest.fixture
+def stopped(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "stopped", tmp_path / "stopped"))
+
+
+def set_in(content: Any, path: tuple[Any, ...], value: Any) -> None:
+    for key in path[:-1]:
+        content = content[key]
+    content[path[-1]] = value
+
+
+def first(tensors: dict[str, Tensor], value: object) -> dict[str, object]:
+    return {**tensors, next(iter(tensors)): value}
+
+
+BEST: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "nothing": lambda t: {},
+    "a list": lambda t: list(t.values()),
+    "too few": lambda t: dict(list(t.items())[:2]),
+    "another order": lambda t: dict(reversed(t.items())),
+    "meta": lambda t: first(t, torch.empty(4, 2, device="meta")),
+    "scalar": lambda t: first(t, torch.tensor(1.0)),
+    "empty": lambda t: first(t, torch.empty(0, 2)),
+    "expanded": lambda t: first(t, torch.zeros(1).expand(4, 2)),
+    "far expanded": lambda t: first(t, torch.zeros(1).expand(1 << 40)),
+    "transposed": lambda t: first(t, torch.zeros(2, 4).t()),
+    "sparse": lambda t: first(t, torch.zeros(4, 2).to_sparse()),
+    "CSR": lambda t: first(t, torch.zeros(4, 2).to_sparse_csr()),
+    "quantized": lambda t: first(
+        t, torch.quantize_per_tensor(torch.zeros(4, 2), 1.0, 0, torch.qint8)
+    ),
+    "nested": lambda t: first(t, NESTED),
+    "bool": lambda t: first(t, torch.zeros(4, 2, dtype=torch.bool)),
+    "complex": lambda t: first(t, torch.zeros(4, 2, dtype=torch.complex64)),
+    "float8": lambda t: first(t, torch.zeros(4, 2).to(torch.float8_e4m3fn)),
+    "float64": lambda t: first(t, torch.zeros(4, 2, dtype=torch.float64)),
+    "gradient": lambda t: first(t, torch.zeros(4, 2, requires_grad=True)),
+    "parameter": lambda t: first(t, torch.nn.Parameter(torch.zeros(4, 2))),
+    "nan": lambda t: first(t, torch.full((4, 2), torch.nan)),
+    "infinite": lambda t: first(t, torch.full((4, 2), torch.inf)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, that such tensors are a prototype
+@pytest.mark.parametrize("change", BEST.values(), ids=BEST.keys())
+def test_parameters_that_cannot_be(change: Callable[[Any], object], whole: Path) -> None:
+    path = whole / "best.pt"
+    values = read_tensors(path)
+    assert set(Predictor.load(whole).predict(X)) <= {0, 1}
+    path.write_bytes(tensor_bytes(change(values)))
+    with pytest.raises(UserError, match=r"best\.pt is damaged.*; train the network again") as told:
+        Predictor.load(whole)
+    assert len(str(told.value)) < 400
+
+
+STATE = {
+    "float8": (("engine", "parameters", "0.weight"), torch.zeros(4, 2).to(torch.float8_e5m2)),
+    "bool": (("engine", "parameters", "0.weight"), torch.zeros(4, 2, dtype=torch.bool)),
+    "complex": (("engine", "exp_avg", "0.weight"), torch.zeros(4, 2, dtype=torch.complex64)),
+    "nested": (("best", "0.bias"), NESTED),
+    "meta": (("engine", "parameters", "0.bias"), torch.empty(4, device="meta")),
+    "a negative square": (("engine", "exp_avg_sq", "0.bias"), torch.full((4,), -1.0)),
+    "an unknown mean": (("engine", "exp_avg", "0.bias"), torch.full((4,), torch.nan)),
+    "an infinite best": (("best", "0.bias"), torch.full((4,), torch.inf)),
+    "seconds": (("seconds",), HUGE),
+    "accuracy": (("history", 0, "val_acc"), HUGE),
+    "steps": (("partial", "steps"), HUGE),
+    "a reason to clear the screen": (("engine_reason",), "\x1b[2J"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("path", "value"), STATE.values(), ids=STATE.keys())
+def test_states_that_cannot_be(path: tuple[Any, ...], value: object, stopped: Path) -> None:
+    content = read_tensors(stopped / "resume.pt")
+    set_in(content, path, value)
+    (stopped / "resume.pt").write_bytes(tensor_bytes(content))
+    (stopped / "resume.previous.pt").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"resume\.pt is damaged.*, so the run cannot be resumed"):
+        RunDirectory(stopped).read_state()
+
+
+ENCODINGS: list[tuple[tuple[Any, ...], object]] = [
+    (("inputs",), []),
+    (("inputs", "columns"), []),
+    (("inputs", "columns"), {}),
+    (("inputs", "columns", 1, "name"), "0"),
+    (("inputs", "columns", 0, "name"), 5),
+    (("inputs", "missing"), 5),
+    (("inputs", "named"), "yes"),
+    *((("inputs", "columns", 0, "mean"), value) for value in (HUGE, "x", None, float("inf"))),
+    *((("inputs", "columns", 0, "deviation"), v) for v in (HUGE, 0, -1, 1e-320, float("nan"))),
+    (("target", "columns", 0, "classes"), ["n"]),
+    (("target", "columns", 0, "classes"), ["n", "n"]),
+    (("target", "columns", 0, "classes"), [None, None]),
+    (("target", "columns", 0, "classes"), "np"),
+    (("target", "columns", 0, "classes"), ["0", "x"]),
+    (("target", "columns", 0, "classes"), [str(i) for i in range(80_000)]),
+    (("target", "columns", 0, "mean"), "x"),
+    (("target", "columns", 0, "deviation"), None),
+    (("target", "columns"), []),
+    (("target", "task"), "regression"),
+    (("target", "task"), []),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), ENCODINGS)
+def test_encodings_that_cannot_be(path: tuple[Any, ...], value: object, whole: Path) -> None:
+    content = read_json(whole / "encoding.json")
+    set_in(content, path, value)
+    (whole / "encoding.json").write_bytes(json_bytes(content))
+    with pytest.raises(UserError, match=r"encoding\.json is damaged: .*; train the network again"):
+        Predictor.load(whole)
+
+
+def test_columns_that_the_network_has_not(whole: Path) -> None:
+    content = read_json(whole / "encoding.json")
+    content["inputs"]["columns"].append({"name": "c", "mean": 0.0, "deviation": 1.0})
+    (whole / "encoding.json").write_bytes(json_bytes(content))
+    with pytest.raises(UserError, match=r"best\.pt is damaged: 0\.weight must be float32 of shape"):
+        Predictor.load(whole)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *({}, 5, [], "text", {"data": 5}, {"data": "t.csv", "categories": 5}),
+        *({"data": "t.csv", "target": 5}, {"data": "t.csv", "target": ["y", 5]}),
+        *({"data": "t.csv", "target": "y", "validation": HUGE}, {"data": "t.csv", "more": 1}),
+    ],
+)
+def test_origins_that_cannot_be(origin: object, stopped: Path) -> None:
+    content = {**read_json(stopped / "encoding.json"), "origin": origin}
+    (stopped / "encoding.json").write_bytes(json_bytes(content))
+    with pytest.raises(UserError, match=r"does not say what file the rows are from .*; call fit"):
+        splits_of(RunDirectory(stopped))
+
+
+SUMMARIES = [("test_loss", "x"), ("test_accuracy", HUGE), ("epochs", -1), ("source", 5)]
+
+
+@pytest.mark.parametrize(("name", "value"), SUMMARIES)
+def test_summaries_that_cannot_be(name: str, value: object, whole: Path) -> None:
+    content = {**read_json(whole / "summary.json"), name: value}
+    (whole / "summary.json").write_bytes(json_bytes(content))
+    with pytest.raises(UserError, match=rf"summary\.json is damaged: {name} .*; remove it"):
+        read_run(whole)
+
+
+METRICS = ["9" * 400, '"' + "x" * 200_000 + '"', "inf", "nan", "1e999", "-1"]
+
+
+@pytest.mark.parametrize("cell", METRICS, ids=lambda cell: cell[:6])
+def test_metrics_that_cannot_be(cell: str, whole: Path) -> None:
+    path = whole / "metrics.csv"
+    head, row, *rest = path.read_text().splitlines()
+    at = head.split(",").index("seconds")
+    cells = row.split(",")
+    path.write_text("\n".join([head, ",".join([*cells[:at], cell, *cells[at + 1 :]]), *rest]))
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged: .*writes it again"):
+        read_run(whole)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "config.json": read_run,
+    "metrics.csv": read_run,
+    "summary.json": read_run,
+    "encoding.json": Predictor.load,
+    "best.pt": Predictor.load,
+    "resume.pt": lambda run: RunDirectory(run).read_state(),
+}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", READERS)
+def test_pipes_and_devices_in_the_place_of_files(
+    name: str, make: Callable[[Path], object], whole: Path
+) -> None:
+    (whole / name).unlink()
+    (whole / "resume.previous.pt").unlink(missing_ok=True)
+    make(whole / name)
+    with pytest.raises(UserError, match=rf"{name} is a pipe or a device, not a file"):
+        READERS[name](whole)
+
+
+def test_a_table_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(UserError, match=r"t\.csv is a pipe or a device, not a file"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.touch()
+    os.truncate(path, LARGEST_JSON + 1)
+    with pytest.raises(UserError, match=r"config\.json has 33,554,433 bytes, more than the"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"take .* bytes, more than the .* that are kept; leave"):
+        json_bytes({"names": "x" * LARGEST_JSON})
+    os.truncate(path, 1 << 50)  # no memory has as much
+    with pytest.raises(UserError, match="there is not enough memory for them; put the right file"):
+        read_bytes(path)
+
+
+def test_a_lock_that_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"\.lock has a link"), locked_folder(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def deflated(data: bytes) -> bytes:
+    """Return a zip archive with all its parts compressed."""
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+    return packed.getvalue()
+
+
+def test_tensor_files_hold_what_they_take(whole: Path, tmp_path: Path) -> None:
+    path = whole / "best.pt"
+    kept = path.read_bytes()
+    load_tensors(kept)
+    path.write_bytes(deflated(kept))
+    with pytest.raises(UserError, match=r"best\.pt is damaged; train the network again"):
+        Predictor.load(whole)
+    shapes = {"w1": (2, 4), "b1": (4,), "w2": (4, 2), "b2": (2,)}
+    assert read_weights(_file(tmp_path / "whole.pt", kept), shapes)["w1"].shape == (2, 4)
+    old = io.BytesIO()  # a format whose numbers may be missing
+    torch.save(read_tensors(_file(path, kept)), old, _use_new_zipfile_serialization=False)
+    for data in (deflated(kept), old.getvalue()):
+        with pytest.raises(ValueError, match=r"w\.pt is damaged or no file of weights"):
+            read_weights(_file(tmp_path / "w.pt", data), shapes)
+
+
+def test_a_list_that_holds_itself(tmp_path: Path) -> None:
+    lists: list[Any] = [torch.zeros(1)]
+    for _ in range(60):  # two to the power of 60 tensors, for who follows each
+        lists = [lists, lists]
+    lists[0].append(lists)
+    assert load_tensors(tensor_bytes(lists)) is not None
+
+
+def _file(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_what_grows_beyond_all_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pillow = pytest.importorskip("PIL.Image")
+    arrow = pytest.importorskip("pyarrow")
+    monkeypatch.setattr(arrays, "ALWAYS", 1 << 16)
+    rows = 1 << 17
+    constant = arrow.table({"a": np.zeros(rows), "b": np.zeros(rows)})
+    parquet.write_table(constant, tmp_path / "t.parquet")
+    np.savez_compressed(tmp_path / "t.npz", a=np.zeros(rows))
+    for name in ("t.parquet", "t.npz"):
+        with pytest.raises(UserError, match=rf"{name} has .* bytes and would take .* in memory"):
+            read_table(tmp_path / name)
+    head = struct.pack(">BBBBI", 0, 0, 8, 1, rows * 8)
+    (tmp_path / "i.gz").write_bytes(gzip.compress(head + bytes(rows * 8)))
+    with pytest.raises(UserError, match=r"i\.gz would take far more memory than it has bytes"):
+        read_idx(tmp_path / "i.gz")
+    for label in "ab":
+        (tmp_path / "p" / label).mkdir(parents=True)
+        pillow.new("RGB", (1000, 1000)).save(tmp_path / "p" / label / "p.png")
+    with pytest.raises(UserError, match=r"p\.png has .* bytes and would take 6,000,000 in memory"):
+        read_image_folder(tmp_path / "p")
+
+
+@pytest.mark.parametrize("dtype", ["S0", "U0", "V0", [("a", "f8"), ("b", "f8")]])
+def test_items_of_no_bytes(dtype: Any, tmp_path: Path) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": np.dtype(dtype).descr if isinstance(dtype, list) else f"|{dtype}",
+               "fortran_order": False, "shape": (1 << 27,)}
+    )  # fmt: skip
+    (tmp_path / "t.npy").write_bytes(head.getvalue())
+    with pytest.raises(UserError, match=r"t\.npy cannot be read .*; save numbers or texts"):
+        read_table(tmp_path / "t.npy")
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 40), (1 << 40, 0)])
+def test_no_rows_of_many_columns(shape: tuple[int, int], tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.empty(shape, np.uint8))
+    with pytest.raises(UserError, match=r"t\.npy has no rows; pass a file with at least one"):
+        read_table(tmp_path / "t.npy")
+
+
+def test_many_columns(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.zeros((1, MAX_COLUMNS + 1), np.uint8))
+    np.savez(tmp_path / "t.npz", a=np.zeros((1, MAX_COLUMNS + 1), np.uint8))
+    (tmp_path / "t.csv").write_text(",".join(map(str, range(MAX_COLUMNS + 1))) + "\n")
+    for name in ("t.npy", "t.npz", "t.csv"):
+        with pytest.raises(UserError, match=rf"{name} has 200,001 columns, more than the 200,000"):
+            read_table(tmp_path / name)
+
+
+def test_texts_of_a_parquet_file(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    long = "x" * 1000
+    frame = pandas.DataFrame({"t": [long, None, "b"] * 50, "n": [1.0, None, 2.0] * 50})
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=40)
+    table = read_table(tmp_path / "t.parquet")
+    assert table.columns["t"].tolist() == [long, None, "b"] * 50
+    np.testing.assert_array_equal(table.columns["n"], [1.0, np.nan, 2.0] * 50)
+    assert table.columns["t"][0] is table.columns["t"][3]  # once in memory
+    frame.assign(l=[[1, 2]] * 150).to_parquet(tmp_path / "l.parquet")
+    with pytest.raises(UserError, match=r"has the column 'l' of the type list<.*, leave it out"):
+        read_table(tmp_path / "l.parquet")
+
+
+def test_numbers_that_float32_or_a_deviation_cannot_hold() -> None:
+    vast = Table({"a": np.array([1e308, -1e308, 1e308])})
+    with pytest.raises(UserError, match=r"Column 'a' .* numbers as large as 1e\+308, .*; divide"):
+        TableEncoding.fit(vast)
+    with pytest.raises(UserError, match=r"Column 'a' .* numbers as large as"):
+        TargetEncoding.fit(vast, "regression")
+    fitted = TableEncoding.fit(Table({"a": np.array([1.0, 2.0])}))
+    with pytest.raises(UserError, match=r"'a' of the data is 1e\+300 in row 2, too far from"):
+        fitted.apply(Table({"a": np.array([1.0, 1e300])}))
+    close = Table({"a": np.array([0.0, 1e-170])})  # whose squares are 0
+    assert np.isfinite(TargetEncoding.fit(close, "regression").apply(close)).all()
