@@ -32,6 +32,8 @@ from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 DEFAULTS: dict[str, Any] = {"hidden": (100,), "optimizer": "adam", "lr": 1e-3, "batch_size": 200}
 """Options that have other defaults for a user's own data; lr is Adam's and AdamW's."""
+SGD_DEFAULTS: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "nesterov": True}
+"""The same with the optimizer sgd."""
 UNSTANDARDISED = ("poisson", "binary_cross_entropy")
 """Losses whose targets are taken as they are."""
 CALL_OPTIONS = ("out", "callbacks", "should_stop", "verbose")
@@ -295,10 +297,8 @@ def _config(given: Mapping[str, Any], own: OwnData) -> TrainConfig:
     target = own.encoding.target
     loss = "squared_error" if target.task == "regression" else "binary_cross_entropy"
     values = {**DEFAULTS, "loss": "cross_entropy" if target.classes else loss, **given}
-    if values["optimizer"] == "sgd" and "lr" not in given:
-        values["lr"] = OPTIONS["lr"].default
-    if values["optimizer"] != "sgd":
-        values = {"momentum": 0.0, "nesterov": False, **values}
+    if values["optimizer"] == "sgd":
+        values = {**values, **SGD_DEFAULTS, **given}
     return config_from_dict({**values, "dataset": own.splits.name}, "fit")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.training.options import one_of
 
+OF_SGD = ("momentum", "nesterov")
+"""What a preset loses with another optimizer."""
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "course": {
@@ -52,6 +54,9 @@ PRESETS["sweep"] = {
 
 PRESETS["augmented"] = {
     "augment": "flip,shift:3",
+    "batch_size": 128,
+    "momentum": 0.9,
+    "nesterov": True,
     "lr": 0.03,
     "weight_decay": 7e-4,
     "epochs": 240,
@@ -78,4 +83,8 @@ def resolve_config(
     preset. Raises :class:`UserError` for an unknown preset or key and for values that cannot be
     used."""
     one_of(PRESETS).check("preset", preset)
-    return config_from_dict({**PRESETS[preset], **(file or {}), **flags})
+    given = {**(file or {}), **flags}
+    named = PRESETS[preset]
+    if given.get("optimizer", "sgd") != "sgd":
+        named = {name: value for name, value in named.items() if name not in OF_SGD}
+    return config_from_dict({**named, **given})

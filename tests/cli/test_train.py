@@ -106,9 +106,10 @@ def test_flags_file_and_preset() -> None:
     assert main([*QUICK, "--config", "a.toml", "--preset", "default", "--out", "two"]) == 0
     config = read_config("two")
     assert (config.epochs, config.lr, config.lr_schedule) == (2, 0.5, "cosine")
-    assert main([*QUICK, "--no-nesterov", "--grad-average", "--out", "three"]) == 0
+    flags = ["--momentum", "0.9", "--nesterov", "--grad-average"]
+    assert main([*QUICK, *flags, "--out", "three"]) == 0
     config = read_config("three")
-    assert (config.nesterov, config.grad_average, config.momentum) == (False, True, 0.9)
+    assert (config.nesterov, config.grad_average, config.momentum) == (True, True, 0.9)
 
 
 def test_another_optimizer_and_precision() -> None:

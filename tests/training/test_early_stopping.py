@@ -16,7 +16,15 @@ from fastmlp.utils.errors import UserError
 
 DATA = tiny_data()
 CONFIG = TrainConfig(
-    hidden=(4,), batch_size=30, epochs=40, lr=0.05, device="cpu", threads=1, engine="reference"
+    hidden=(4,),
+    batch_size=30,
+    epochs=40,
+    lr=0.05,
+    momentum=0.9,
+    nesterov=True,
+    device="cpu",
+    threads=1,
+    engine="reference",
 )
 
 
