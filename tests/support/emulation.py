@@ -4,6 +4,10 @@ The kernels' own source runs, each GPU thread as a fiber, and the operators arou
 ``torch.ops.fastmlp_on_host.<name>`` on CPU tensors; new tensors are poisoned with nan and stand
 between guard bands. What this cannot show: timing, memory ordering between running blocks, the
 rounding of a GPU's own exp and tensor cores.
+
+A second build (``races=True``) has the compiler's hooks before every load and store, as
+``torch.ops.fastmlp_on_host_races.<name>``, and fails where two threads race for memory, or wait for
+each other at different places of the source (``races.h``). It is some fifty times as slow.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,8 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "tests" / "native" / "cuda_on_host"
+UNHOOKED = ("cuda_on_host.cpp", "host_operators.cpp", "races.cpp")
+KEPT: list[torch.library.Library] = []
 OPERATORS = (
     *("activation", "activation_backward", "linear", "linear_backward"),
     *("cross_entropy", "cross_entropy_backward", "linear_plan_cuda", "blocked_chain_"),
@@ -40,6 +47,10 @@ FLAGS = [
 ]
 
 
+RACES = ["-DFASTMLP_RACES"]
+HOOKS = ["-fsanitize=thread", "-O0"]  # calls stay calls, and what threads share stays in memory
+
+
 def sources() -> list[Path]:
     cuda = ROOT / "csrc" / "cuda"
     return [
@@ -48,21 +59,36 @@ def sources() -> list[Path]:
     ]
 
 
-def _compile(source: Path, target: Path) -> None:
+def _flags(source: Path, races: bool) -> list[str]:
+    hooked = source.name not in UNHOOKED
+    return [*FLAGS, *(RACES if races else ()), *(HOOKS if races and hooked else ())]
+
+
+def _compile(source: Path, target: Path, races: bool) -> None:
     includes = [str(NATIVE), str(ROOT / "csrc"), *include_paths(), sysconfig.get_path("include")]
     paths = [f"-I{path}" for path in includes]
-    command = ["g++", *FLAGS, *paths, "-c", "-x", "c++", str(source), "-o", str(target)]
+    command = [
+        "g++",
+        *_flags(source, races),
+        *paths,
+        "-c",
+        "-x",
+        "c++",
+        str(source),
+        "-o",
+        str(target),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         raise RuntimeError(run.stderr[-4000:])
 
 
-def _link(library: Path) -> None:
+def _link(library: Path, races: bool) -> None:
     """Compile and link all sources."""
     with tempfile.TemporaryDirectory() as folder:
         objects = [Path(folder) / f"{path.name}.o" for path in sources()]
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
-            list(pool.map(_compile, sources(), objects))
+            list(pool.map(_compile, sources(), objects, repeat(races)))
         made = Path(folder) / library.name
         paths = [f"-L{path}" for path in library_paths()]
         link = [
@@ -81,9 +107,10 @@ def _link(library: Path) -> None:
         partial.replace(library)
 
 
-def build() -> Path:
+def build(races: bool = False) -> Path:
     """Compiles the library unless one of the same sources is there; returns its path."""
-    digest = hashlib.sha256(f"{FLAGS}{torch.__version__}{sysconfig.get_platform()}".encode())
+    flags = [*FLAGS, *(RACES + HOOKS if races else ())]
+    digest = hashlib.sha256(f"{flags}{torch.__version__}{sysconfig.get_platform()}".encode())
     for path in sorted([*(ROOT / "csrc").rglob("*.*"), *NATIVE.glob("*")]):
         digest.update(path.read_bytes())
     library = ROOT / "build" / f"cuda_on_host-{digest.hexdigest()[:16]}.so"
@@ -92,20 +119,21 @@ def build() -> Path:
     library.parent.mkdir(exist_ok=True)
     with FileLock(library.with_suffix(".lock")):  # test processes wait for the first
         if not library.exists():
-            _link(library)
+            _link(library, races)
     return library
 
 
 @cache
-def operators() -> Any:
-    """``torch.ops.fastmlp_on_host``, built and loaded."""
-    definitions = torch.library.Library("fastmlp_on_host", "DEF")
-    for name in OPERATORS:
-        schema = str(getattr(torch.ops.fastmlp, name).default._schema)
+def operators(races: bool = False) -> Any:
+    """``torch.ops.fastmlp_on_host``, or the one that finds races, built and loaded."""
+    name = "fastmlp_on_host_races" if races else "fastmlp_on_host"
+    definitions = torch.library.Library(name, "DEF")
+    KEPT.append(definitions)
+    for operator in OPERATORS:
+        schema = str(getattr(torch.ops.fastmlp, operator).default._schema)
         definitions.define(schema.removeprefix("fastmlp::"))
-    operators.keep = definitions
-    torch.ops.load_library(str(build()))
-    return torch.ops.fastmlp_on_host
+    torch.ops.load_library(str(build(races)))
+    return getattr(torch.ops, name)
 
 
 def configure(

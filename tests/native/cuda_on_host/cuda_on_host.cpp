@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "common/scalar_math.h"
+#include "races.h"
 
 namespace cuda_on_host {
 
@@ -24,9 +25,10 @@ dim3 thread, block, block_size, grid_size;
 namespace {
 
 constexpr unsigned kWarp = 32, kMostThreads = 1024;
-constexpr size_t kStackBytes = 128 << 10, kSharedBytes = 48 << 10;
-// What a launch may ask for at most on any GPU, and what nobody may touch behind it.
-constexpr size_t kMostLaunchBytes = 227 << 10, kBandBytes = 4096;
+constexpr size_t kStackBytes = 256 << 10, kSharedBytes = 48 << 10;
+// What a launch may ask for at most on any GPU, and what nobody may touch behind it, nor behind
+// an array in shared memory.
+constexpr size_t kMostLaunchBytes = 227 << 10, kBandBytes = 4096, kGapBytes = 256;
 constexpr unsigned char kBand = 0xa5;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtNumberedBarrier, kAtFlag, kDone };
@@ -40,6 +42,8 @@ struct Fiber {
   bool started;
   State state;
   unsigned exchanges, votes;
+  bool orders_memory;  // at a barrier of the warp, not an exchange
+  uint64_t site;       // where it waits
   int barrier;
   unsigned threads;  // that this barrier waits for
   const uint64_t* flag;
@@ -51,8 +55,10 @@ std::vector<std::unique_ptr<Fiber>> fibers_;
 Fiber* present_ = nullptr;
 jmp_buf scheduler_;
 const std::function<void()>* kernel_ = nullptr;
-alignas(64) char shared_[kSharedBytes];
-size_t shared_used_;
+constexpr size_t kMostArrays = 8;
+alignas(64) unsigned char shared_[kSharedBytes + kMostArrays * (kGapBytes + 64)];
+size_t shared_used_, shared_end_;  // bytes of arrays; with the gaps behind them
+std::vector<unsigned char*> gaps_;
 alignas(64) unsigned char launch_bytes_[kMostLaunchBytes + kBandBytes];
 size_t launch_size_;
 std::map<const void*, void*> shared_keys_;
@@ -61,12 +67,14 @@ alignas(16) char slots_[2][kMostThreads][kLargestExchange];
 
 [[gnu::noinline]] void wait(State state) {
   present_->state = state;
+  present_->site = races::site();
   if (_setjmp(present_->place) == 0) _longjmp(scheduler_, 1);
 }
 
 [[gnu::noinline]] void resume(Fiber& fiber) {
   present_ = &fiber;
-  if (_setjmp(scheduler_) != 0) return;
+  races::begin_thread(fiber.stack.get(), kStackBytes);
+  if (_setjmp(scheduler_) != 0) return races::end_thread();
   if (fiber.started) _longjmp(fiber.place, 1);
   fiber.started = true;
   setcontext(&fiber.context);
@@ -93,12 +101,28 @@ void make_fibers(unsigned threads) {
   }
 }
 
+// A bit for each warp of threads [begin, end).
+uint32_t warps_between(size_t begin, size_t end) {
+  uint32_t warps = 0;
+  for (size_t i = begin; i < end; i += kWarp) warps |= uint32_t{1} << i / kWarp;
+  return warps;
+}
+
 // Lets threads [begin, end) go on if all of them wait at `barrier`.
 bool release(size_t begin, size_t end, State barrier) {
+  bool orders_memory = true;
   for (size_t i = begin; i < end; ++i) {
-    if (fibers_[i]->state != barrier) return false;
+    const Fiber& fiber = *fibers_[i];
+    if (fiber.state != barrier) return false;
+    if (fiber.site != fibers_[begin]->site) {
+      failure_ = "threads " + std::to_string(begin) + " and " + std::to_string(i) +
+                 " wait for each other at different places of the source";
+    }
+    orders_memory &= fiber.orders_memory;
   }
   for (size_t i = begin; i < end; ++i) fibers_[i]->state = State::kReady;
+  if (barrier == State::kAtBlockBarrier) races::warps_met(warps_between(begin, end));
+  if (barrier == State::kAtWarpBarrier && orders_memory) races::warp_met(begin / kWarp);
   return true;
 }
 
@@ -111,13 +135,21 @@ bool release_waiting(size_t threads) {
     any = true;
   };
   std::map<int, unsigned> come;
+  std::map<int, uint32_t> warps;
   for (size_t i = 0; i < threads; ++i) {
-    if (fibers_[i]->state == State::kAtNumberedBarrier) ++come[fibers_[i]->barrier];
+    if (fibers_[i]->state != State::kAtNumberedBarrier) continue;
+    ++come[fibers_[i]->barrier];
+    warps[fibers_[i]->barrier] |= warps_between(i, i + 1);
   }
+  std::map<int, bool> met;
   for (size_t i = 0; i < threads; ++i) {
     Fiber& fiber = *fibers_[i];
     const bool all_there =
         fiber.state == State::kAtNumberedBarrier && come[fiber.barrier] == fiber.threads;
+    if (all_there && !met[fiber.barrier]) {
+      met[fiber.barrier] = true;
+      races::warps_met(warps[fiber.barrier]);
+    }
     const bool raised = fiber.state == State::kAtFlag && *fiber.flag != 0;
     if (all_there || raised) go_on(fiber);
   }
@@ -142,11 +174,21 @@ std::vector<unsigned> order_of(unsigned count) {
   return order;
 }
 
-bool band_is_whole() {
-  const unsigned char* band = launch_bytes_ + launch_size_;
-  if (std::all_of(band, band + kBandBytes, [](unsigned char c) { return c == kBand; })) return true;
-  failure_ = "something was written behind the shared memory that the launch asked for";
-  return false;
+bool is_band(const unsigned char* band, size_t bytes) {
+  return std::all_of(band, band + bytes, [](unsigned char c) { return c == kBand; });
+}
+
+// At the end of a block: whether its threads kept to their arrays, and to their turns.
+bool block_was_right() {
+  if (!is_band(launch_bytes_ + launch_size_, kBandBytes)) {
+    failure_ = "something was written behind the shared memory that the launch asked for";
+  }
+  for (const unsigned char* gap : gaps_) {
+    if (!is_band(gap, kGapBytes))
+      failure_ = "something was written behind an array in shared memory";
+  }
+  if (!races::found().empty()) failure_ = races::found();
+  return failure_.empty();
 }
 
 // Each warp in turn goes as far as it can: to a barrier of the block, and past it to the next as
@@ -156,12 +198,15 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
   memset(shared_, 0xff, sizeof shared_);
   memset(launch_bytes_, 0xff, launch_size_);
   memset(launch_bytes_ + launch_size_, kBand, kBandBytes);
-  shared_used_ = 0;
+  shared_used_ = shared_end_ = 0;
+  gaps_.clear();
   shared_keys_.clear();
+  races::begin_block();
   std::fill_n(votes_, 3, false);
   for (unsigned i = 0; i < threads; ++i) {
     fibers_[i]->state = State::kReady;
     fibers_[i]->exchanges = fibers_[i]->votes = 0;
+    fibers_[i]->orders_memory = false;
   }
   while (true) {
     for (const unsigned warp : warps) {
@@ -177,7 +222,7 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
     if (release(0, threads, State::kAtBlockBarrier)) continue;
     if (std::all_of(fibers_.begin(), fibers_.begin() + threads,
                     [](const auto& fiber) { return fiber->state == State::kDone; })) {
-      return band_is_whole();
+      return block_was_right();
     }
     failure_ = "some threads wait at a barrier that the others never reach";
     return false;
@@ -190,6 +235,7 @@ void configure(const Settings& settings) { settings_ = settings; }
 
 cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel) {
   failure_.clear();
+  races::begin_launch();
   if (bytes > most_launch_bytes() || threads == 0 || threads > kMostThreads ||
       threads % kWarp != 0 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
       grid.y > 65535 || grid.z != 1) {
@@ -226,7 +272,10 @@ bool block_barrier_or(bool mine) {
   return votes_[turn % 3];
 }
 
-void warp_barrier() { wait(State::kAtWarpBarrier); }
+void warp_barrier() {
+  present_->orders_memory = true;
+  wait(State::kAtWarpBarrier);
+}
 
 void numbered_barrier(int number, unsigned threads) {
   present_->barrier = number;
@@ -235,24 +284,40 @@ void numbered_barrier(int number, unsigned threads) {
 }
 
 void wait_for_flag(const uint64_t* flag) {
-  if (*flag != 0) return;
-  present_->flag = flag;
-  wait(State::kAtFlag);
+  if (*flag == 0) {
+    present_->flag = flag;
+    wait(State::kAtFlag);
+  }
+  races::seen(flag);
+}
+
+void raise_flag(uint64_t* flag) {
+  *flag = 1;
+  races::raised(flag);
 }
 
 void* shared_memory(const void* key, size_t size, size_t alignment) {
   void*& place = shared_keys_[key];
   if (!place) {
-    shared_used_ = (shared_used_ + alignment - 1) / alignment * alignment;
-    place = shared_ + shared_used_;
-    shared_used_ += size;
-    if (shared_used_ > kSharedBytes) {
-      failure_ = "more than 48 KB of shared memory";
-      shared_used_ = 0;
-      place = shared_;
+    shared_used_ = (shared_used_ + alignment - 1) / alignment * alignment + size;
+    if (shared_used_ > kSharedBytes || gaps_.size() == kMostArrays) {
+      failure_ =
+          "more than 48 KB of shared memory, or more arrays than have gaps between them here";
+      return place = shared_;
     }
+    unsigned char* begin = shared_ + (shared_end_ + alignment - 1) / alignment * alignment;
+    memset(begin + size, kBand, kGapBytes);
+    gaps_.push_back(begin + size);
+    shared_end_ = begin + size + kGapBytes - shared_;
+    place = begin;
   }
   return place;
+}
+
+bool is_shared(const void* address) {
+  const auto* at = static_cast<const unsigned char*>(address);
+  return (at >= shared_ && at < shared_ + sizeof shared_) ||
+         (at >= launch_bytes_ && at < launch_bytes_ + sizeof launch_bytes_);
 }
 
 unsigned char* launch_bytes() { return launch_bytes_; }
@@ -261,7 +326,8 @@ unsigned char* launch_bytes() { return launch_bytes_; }
 const void* exchange(const void* mine, size_t size, int lane) {
   auto& slots = slots_[present_->exchanges++ % 2];
   memcpy(slots[thread.x], mine, size);
-  warp_barrier();
+  present_->orders_memory = false;
+  wait(State::kAtWarpBarrier);
   return slots[thread.x / kWarp * kWarp + lane];
 }
 

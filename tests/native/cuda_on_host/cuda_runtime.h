@@ -54,12 +54,16 @@ bool block_barrier_or(bool mine);  // whether any thread's was true
 void warp_barrier();
 void numbered_barrier(int number, unsigned threads);
 void wait_for_flag(const uint64_t* flag);
+void raise_flag(uint64_t* flag);
 
 // `size` bytes that the block's threads share under a key; filled with nan when a block starts.
 void* shared_memory(const void* key, size_t size, size_t alignment);
 
 // The bytes that the launch asked for, filled with nan when a block starts.
 unsigned char* launch_bytes();
+
+// Whether memory is the block's: of shared_memory or launch_bytes.
+bool is_shared(const void* address);
 
 // Gives `size` bytes to the warp and returns lane's bytes; another lane's are so far apart.
 constexpr size_t kLargestExchange = 64;
@@ -149,7 +153,7 @@ inline void lower(Flag* flag) {
   cuda_on_host::needs_sm80();
   *flag = 0;
 }
-inline void raise(Flag* flag) { *flag = 1; }
+inline void raise(Flag* flag) { cuda_on_host::raise_flag(flag); }
 inline void wait_for(const Flag* flag) { cuda_on_host::wait_for_flag(flag); }
 inline unsigned warp_max(unsigned x) {
   cuda_on_host::needs_sm80();

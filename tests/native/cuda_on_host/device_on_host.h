@@ -4,7 +4,11 @@
 #include "common/tensor.h"
 #include "cuda/launch.h"
 
+#ifdef FASTMLP_RACES
+#define FASTMLP_LIBRARY fastmlp_on_host_races
+#else
 #define FASTMLP_LIBRARY fastmlp_on_host
+#endif
 #define FASTMLP_KEY CPU
 
 namespace fastmlp {

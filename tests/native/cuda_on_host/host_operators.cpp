@@ -120,14 +120,14 @@ void configure(int64_t order, int64_t processors, int64_t capability, int64_t la
 }  // namespace
 }  // namespace fastmlp
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastmlp_on_host, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTMLP_LIBRARY, m) {
   m.def("configure(int order, int processors, int capability, int last_blocks) -> ()");
   m.def("release_tensors() -> int");
   m.def("release_fences() -> ()");
   m.def("fenced(Tensor x, bool low) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastmlp_on_host, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&fastmlp::configure));
   m.impl("release_tensors", TORCH_BOX(&fastmlp::release_tensors));
   m.impl("release_fences", TORCH_BOX(&fastmlp::release_fences));

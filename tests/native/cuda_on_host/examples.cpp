@@ -1,0 +1,139 @@
+// Kernels that are wrong, each beside one that is right, to show what the emulated GPU finds.
+#include <torch/csrc/stable/library.h>
+
+#include "cuda/kernel.cuh"
+#include "cuda_on_host.h"
+#include "device_on_host.h"
+
+namespace fastmlp {
+namespace {
+
+struct Values {
+  float v[128];
+};
+
+// A thread reads what a thread of the next warp has written.
+template <bool kRight>
+void across_warps(float* out) {
+  FASTMLP_SHARED(Values, shared);
+  shared.v[threadIdx.x] = threadIdx.x;
+  if (kRight) __syncthreads();
+  out[threadIdx.x] = shared.v[(threadIdx.x + 32) % 128];
+}
+
+// It overwrites what a thread of the next warp reads.
+template <bool kRight>
+void too_early(float* out) {
+  FASTMLP_SHARED(Values, shared);
+  shared.v[threadIdx.x] = threadIdx.x;
+  __syncthreads();
+  out[threadIdx.x] = shared.v[(threadIdx.x + 32) % 128];
+  if (kRight) __syncthreads();
+  shared.v[threadIdx.x] = 0;
+}
+
+// It reads what the next lane has written; an exchange between lanes orders nothing in memory.
+template <bool kRight>
+void across_lanes(float* out) {
+  FASTMLP_SHARED(Values, shared);
+  shared.v[threadIdx.x] = threadIdx.x;
+  const float other = shuffle_xor(1.0f, 1);
+  if (kRight) __syncwarp();
+  out[threadIdx.x] = shared.v[threadIdx.x ^ 1] + other;
+}
+
+// Warp 0 tells warp 1 by a flag that its lanes have written.
+template <bool kRaisedInOrder, bool kSeenInOrder>
+void by_flag(float* out) {
+  FASTMLP_SHARED(Values, shared);
+  FASTMLP_SHARED(Flag, flag);
+  if (threadIdx.x == 0) lower(&flag);
+  __syncthreads();
+  const int lane = threadIdx.x % kWarp;
+  if (threadIdx.x < kWarp) {
+    shared.v[lane] = lane;
+    if (kRaisedInOrder) __syncwarp();
+    if (lane == 0) raise(&flag);
+  } else if (threadIdx.x < 2 * kWarp) {
+    if (kSeenInOrder || lane == 0) wait_for(&flag);
+    out[lane] = shared.v[31 - lane];
+  }
+}
+
+// The first half of the block meets at a barrier of its own; the last warp reads what it wrote.
+template <bool kRight>
+void at_a_numbered_barrier(float* out) {
+  FASTMLP_SHARED(Values, shared);
+  shared.v[threadIdx.x] = threadIdx.x;
+  if (threadIdx.x < 64) barrier_of(1, 64);
+  const int reader = kRight ? 32 : 96;
+  if (threadIdx.x / kWarp == reader / kWarp) out[threadIdx.x] = shared.v[threadIdx.x - reader];
+}
+
+// Two blocks write the same number.
+template <bool kRight>
+void across_blocks(float* out) {
+  if (threadIdx.x == 0) out[kRight ? blockIdx.x : 0] = 1;
+}
+
+// Half of a warp's lanes exchange in one place, half in another.
+template <bool kRight>
+void in_two_places(float* out) {
+  float value = threadIdx.x;
+  if (kRight || threadIdx.x % 2 == 0) {
+    value += shuffle_xor(value, 2);
+  } else {
+    value -= shuffle_xor(value, 2);
+  }
+  out[threadIdx.x] = value;
+}
+
+// Two arrays, and an index that is the first's size.
+template <bool kRight>
+void behind_an_array(float* out) {
+  FASTMLP_SHARED(Values, first);
+  FASTMLP_SHARED(Values, second);
+  float* numbers = first.v;
+  numbers[threadIdx.x + (kRight ? 0 : 1)] = 1;
+  second.v[threadIdx.x] = 2;
+  out[threadIdx.x] = second.v[threadIdx.x];
+}
+
+struct Example {
+  const char* name;
+  void (*wrong)(float*);
+  void (*right)(float*);
+  unsigned blocks = 1;
+};
+constexpr Example kExamples[] = {
+    {"across warps", across_warps<false>, across_warps<true>},
+    {"too early", too_early<false>, too_early<true>},
+    {"across lanes", across_lanes<false>, across_lanes<true>},
+    {"a flag raised too early", by_flag<false, true>, by_flag<true, true>},
+    {"a flag seen by one lane", by_flag<true, false>, by_flag<true, true>},
+    {"a numbered barrier", at_a_numbered_barrier<false>, at_a_numbered_barrier<true>},
+    {"across blocks", across_blocks<false>, across_blocks<true>, 2},
+    {"in two places", in_two_places<false>, in_two_places<true>},
+    {"behind an array", behind_an_array<false>, behind_an_array<true>},
+};
+
+void example(std::string name, bool right) {
+  for (const Example& each : kExamples) {
+    if (name != each.name) continue;
+    Tensor out = empty_between_bands({128}, ScalarType::Float);
+    const cudaError_t error = launch_kernel(right ? each.right : each.wrong, dim3(each.blocks), 128,
+                                            nullptr, static_cast<float*>(out.data_ptr()));
+    FASTMLP_CHECK(error == cudaSuccess, cudaGetErrorString(error));
+    return;
+  }
+  FASTMLP_CHECK(false, "there is no example " + name);
+}
+
+}  // namespace
+}  // namespace fastmlp
+
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTMLP_LIBRARY, m) { m.def("example(str name, bool right) -> ()"); }
+
+STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("example", TORCH_BOX(&fastmlp::example));
+}
