@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.graph_suite import GraphTests, problem
+from support.graph_suite import GENERAL, OPTIONS, GraphTests, problem
 from support.marks import needs_native
 from support.tape import TapeGraph
 from support.tiny import assert_same_run, assert_same_tensors, stop_after, tiny_data
@@ -21,8 +21,10 @@ from support.tiny import assert_same_run, assert_same_tensors, stop_after, tiny_
 from fastmlp.engines import cuda_graph
 from fastmlp.engines.blocked_pipeline import BlockedPipeline, PipelineShape
 from fastmlp.engines.cuda_graph import CapturedGraph, SideStream, garbage_kept
-from fastmlp.engines.graph import GraphEngine, chunk_steps
+from fastmlp.engines.graph import GraphEngine, _ChunkKey, chunk_steps
+from fastmlp.engines.optimizers import OptimizerConfig, update_by_parts_
 from fastmlp.engines.registry import choose_engine
+from fastmlp.nn.init import initial_parameters
 from fastmlp.training.api import fit, fit_many, resume
 from fastmlp.training.config import TrainConfig
 from fastmlp.utils.errors import UserError
@@ -37,6 +39,25 @@ class TestGraph(GraphTests):
         threads(1)
         monkeypatch.setattr("fastmlp.engines.graph.CapturedGraph", TapeGraph)
         return CPU
+
+
+@needs_native
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("options", [*OPTIONS.values(), *GENERAL[5:]], ids=str)
+def test_what_is_recorded_stays_on_its_device(options, augmented, monkeypatch):
+    """On meta tensors, which have no values: whoever mixes them with others, or reads one, raises.
+    PyTorch's fused optimizers have no meta kernels, so their twin of several kernels runs."""
+    monkeypatch.setattr("fastmlp.engines.graph.update_", update_by_parts_)
+    part, norm = problem(inputs=48)
+    engine = GraphEngine(part, norm, torch.device("meta"))
+    parameters = initial_parameters([48, 19, 5], "kaiming", seed=3)
+    state = engine.new_state(parameters, OptimizerConfig(8, **options))
+    recordings = engine._recordings_of(state)
+    chunk = engine._make_chunk(_ChunkKey(3, 24, (3, 4, 4) if augmented else None, 0), state.dtype)
+    engine._steps(recordings, chunk)
+    assert {tensor.device.type for tensor in (chunk.losses, chunk.correct, *state.tensors)} == {
+        "meta"
+    }
 
 
 def test_a_tape_replays_operators_and_not_python():
