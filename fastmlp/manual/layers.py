@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmlp.manual.overrides import watched
@@ -65,11 +66,18 @@ def checked_device(device: torch.device | str | None) -> torch.device | None:
     return found
 
 
+def torchable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as PyTorch takes one: of this machine's byte order and writeable."""
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array if array.flags.writeable else array.copy()
+
+
 def as_tensor(value: Any, device: torch.device | None = None) -> Any:
     """Return a NumPy array as a tensor, and tensors on ``device``, if one is given; anything else
     as it is."""
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        value = torch.from_numpy(torchable(value))
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
