@@ -83,13 +83,6 @@ def checked_arrays(images: Any, labels: Any) -> tuple[NDArray[Any], NDArray[Any]
             f"images and labels must be as many, got {len(images)} and {len(labels)}; cut both at "
             "the same places"
         )
-    finite = images.dtype == np.uint8 or np.isfinite(images)
-    if not np.all(finite):
-        bad = int(np.argwhere(~finite)[0, 0])
-        raise ValueError(
-            f"images must be finite numbers, got nan or infinity in image {bad}; correct it or "
-            "leave it out"
-        )
     return images, labels
 
 
@@ -242,13 +235,13 @@ def plain_loader(loader: Any) -> bool:
     return unchanged(loader, Dataloader) and plain_dataset(loader.dataset)
 
 
-def as_loader(data: Any) -> Any:
+def as_loader(data: Any, batch_size: int = BATCH_SIZE) -> Any:
     """Return a loader of ``data``: itself, or of a pair (images, labels) of arrays, of a
-    :class:`Dataset` or of a ``torch.utils.data.Dataset``, a :class:`Dataloader` of batches of
-    :data:`BATCH_SIZE`. Raises TypeError for what has no batches."""
+    :class:`Dataset` or of a ``torch.utils.data.Dataset``, a :class:`Dataloader` of batches of this
+    size. Raises TypeError for what has no batches."""
     sets = (Dataset, torch.utils.data.Dataset)
     if _is_pair(data) or (isinstance(data, sets) and hasattr(data, "__len__")):
-        return Dataloader(data)
+        return Dataloader(data, batch_size)
     if hasattr(data, "__iter__") or (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         return data
     raise TypeError(
