@@ -33,10 +33,9 @@ from contenders import (
     Task,
     available,
     missing,
-    prepare_all,
-    time_epochs,
 )
 from display import Display
+from epoch_turns import prepare_all, time_epochs
 from machine import RESULTS, processor, provenance, results_file, save
 from timing import Timing, Watch
 

@@ -20,16 +20,14 @@ from typing import Any
 import torch
 from contenders import (
     OURS,
-    AnyContender,
     Contender,
     ContenderError,
     Task,
     available,
-    images_of_turn,
-    prepare_all,
     random_part,
 )
 from display import Display
+from epoch_turns import AnyContender, images_of_turn, prepare_all
 from machine import provenance, save
 from op_time_cuda import driver_version
 from peers_cuda import CUDA_PEERS

@@ -126,27 +126,44 @@ class JaxScan:
             logits = jnp.maximum(x @ w1.T + b1, 0) @ w2.T + b2
             return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
 
-        def step(p: Any, rows: Any) -> Any:
+        def step(carried: Any, rows: Any) -> Any:
+            p, _ = carried
             value, grad = jax.value_and_grad(loss)(p, self.images[rows], self.labels[rows])
-            return jax.tree.map(lambda w, g: w - lr * g, p, grad), value
+            return (jax.tree.map(lambda w, g: w - lr * g, p, grad), None), value
 
-        self.asarray = jnp.asarray
-        self.p = tuple(jnp.asarray(tensor.numpy()) for tensor in parameters.values())
+        self.start(parameters, images, labels, step, lambda p: None)
+
+    def start(
+        self,
+        parameters: Parameters,
+        images: Tensor,
+        labels: Tensor,
+        step: Callable[[Any, Any], Any],
+        state_of: Callable[[Any], Any],
+    ) -> None:
+        """Put everything on the device; ``step((parameters, state), rows)`` gives these anew and
+        the loss, ``state_of(parameters)`` the state that the first step begins with."""
+        import jax
+        import jax.numpy as jnp
+
+        self.names, self.asarray = list(parameters), jnp.asarray
+        p = tuple(jnp.asarray(tensor.numpy()) for tensor in parameters.values())
+        self.carried = p, state_of(p)
         self.images, self.labels = jnp.asarray(images.numpy()), jnp.asarray(labels.numpy())
-        self.scan = jax.jit(lambda p, order: jax.lax.scan(step, p, order))
+        self.scan = jax.jit(lambda carried, order: jax.lax.scan(step, carried, order))
 
     def epoch(self, order: Tensor, batch: int) -> float:
         whole = len(order) - len(order) % batch
         losses = []
         for rows in (order[:whole].reshape(-1, batch), order[None, whole:]):
             if rows.numel():
-                self.p, values = self.scan(self.p, self.asarray(rows.numpy()))
+                self.carried, values = self.scan(self.carried, self.asarray(rows.numpy()))
                 losses.append(values)
         return sum(float(v.sum()) for v in losses) / sum(len(v) for v in losses)
 
     def parameters(self) -> Parameters:
-        names = ("0.weight", "0.bias", "2.weight", "2.bias")
-        return {n: torch.from_numpy(np.array(p)) for n, p in zip(names, self.p, strict=True)}
+        arrays = zip(self.names, self.carried[0], strict=True)
+        return {name: torch.from_numpy(np.array(array)) for name, array in arrays}
 
 
 class ScikitLearn:
@@ -155,16 +172,23 @@ class ScikitLearn:
     def __init__(self, parameters: Parameters, images: Tensor, labels: Tensor, lr: float) -> None:
         from sklearn.neural_network import MLPClassifier
 
-        hidden, classes = parameters["0.weight"].shape[0], parameters["2.weight"].shape[0]
-        self.model = MLPClassifier(
+        hidden = len(parameters["0.bias"])
+        model = MLPClassifier(
             (hidden,), solver="sgd", alpha=0.0, learning_rate_init=lr, momentum=0.0, shuffle=False
         )
-        self.images, self.labels = images.numpy(), labels.numpy()
+        self.start(model, parameters, images, labels)
+
+    def start(self, model: Any, parameters: Parameters, images: Tensor, labels: Tensor) -> None:
+        """Give a model the parameters."""
+        self.model, self.images, self.labels = model, images.numpy(), labels.numpy()
+        tensors = [tensor.numpy() for tensor in parameters.values()]
         # The first call makes the model's arrays, which then get the common initial parameters.
-        self.model.partial_fit(self.images[:8], self.labels[:8], classes=np.arange(classes))
-        for i, layer in enumerate((0, 2)):
-            self.model.coefs_[i][:] = parameters[f"{layer}.weight"].t().numpy()
-            self.model.intercepts_[i][:] = parameters[f"{layer}.bias"].numpy()
+        model.partial_fit(self.images[:8], self.labels[:8], classes=np.arange(len(tensors[-1])))
+        del model._optimizer  # with what it keeps of the first call
+        for weight, bias, own, own_bias in zip(
+            tensors[::2], tensors[1::2], model.coefs_, model.intercepts_, strict=True
+        ):
+            own[:], own_bias[:] = weight.T, bias
 
     def epoch(self, order: Tensor, batch: int) -> float:
         self.model.batch_size = batch
@@ -174,9 +198,9 @@ class ScikitLearn:
 
     def parameters(self) -> Parameters:
         model, tensors = self.model, {}
-        for i, layer in enumerate((0, 2)):
-            tensors[f"{layer}.weight"] = torch.from_numpy(model.coefs_[i].T.copy())
-            tensors[f"{layer}.bias"] = torch.from_numpy(model.intercepts_[i].copy())
+        for layer, (weight, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
+            tensors[f"{2 * layer}.weight"] = torch.from_numpy(weight.T.copy())
+            tensors[f"{2 * layer}.bias"] = torch.from_numpy(bias.copy())
         return tensors
 
 

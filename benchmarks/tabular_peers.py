@@ -12,10 +12,10 @@ from itertools import pairwise
 from typing import Any
 
 import contenders
-import numpy as np
+import peers
 import torch
 from contenders import LR, OURS, ContenderError, OurEngine, Worker
-from peers import ModuleAndOptimizer, Parameters, Peer
+from peers import JaxScan, ModuleAndOptimizer, Parameters, Peer
 from torch import Tensor, nn
 
 from fastmlp.data.splits import Subset
@@ -105,8 +105,8 @@ class CompiledModule(Module):
         return loss
 
 
-class JaxOptax:
-    """JAX: a whole epoch as one jitted lax.scan over its steps, updates by optax."""
+class JaxOptax(JaxScan):
+    """The same, updates by optax."""
 
     def __init__(self, task: TabularTask, parameters: Parameters, x: Tensor, y: Tensor) -> None:
         import jax
@@ -123,31 +123,14 @@ class JaxOptax:
 
         def step(carried: Any, rows: Any) -> Any:
             p, state = carried
-            value, gradients = jax.value_and_grad(loss)(p, self.x[rows], self.y[rows])
+            value, gradients = jax.value_and_grad(loss)(p, self.images[rows], self.labels[rows])
             updates, state = optimizer.update(gradients, state, p)
             return (optax.apply_updates(p, updates), state), value
 
-        self.names, self.asarray = list(parameters), jnp.asarray
-        p = tuple(jnp.asarray(tensor.numpy()) for tensor in parameters.values())
-        self.carried = p, optimizer.init(p)
-        self.x, self.y = jnp.asarray(x.numpy()), jnp.asarray(y.numpy())
-        self.scan = jax.jit(lambda carried, order: jax.lax.scan(step, carried, order))
-
-    def epoch(self, order: Tensor, batch: int) -> float:
-        whole = len(order) - len(order) % batch
-        losses = []
-        for rows in (order[:whole].reshape(-1, batch), order[None, whole:]):
-            if rows.numel():
-                self.carried, values = self.scan(self.carried, self.asarray(rows.numpy()))
-                losses.append(values)
-        return sum(float(v.sum()) for v in losses) / sum(len(v) for v in losses)
-
-    def parameters(self) -> Parameters:
-        arrays = zip(self.names, self.carried[0], strict=True)
-        return {name: torch.from_numpy(np.array(array)) for name, array in arrays}
+        self.start(parameters, x, y, step, optimizer.init)
 
 
-class ScikitLearn:
+class ScikitLearn(peers.ScikitLearn):
     """scikit-learn's MLPClassifier, one partial_fit an epoch. It decays the weights alone, by a
     decay divided by the batch."""
 
@@ -157,36 +140,16 @@ class ScikitLearn:
         if task.sizes[-1] == 2:
             raise ContenderError("it has one output for two classes, which is another network")
         adam = task.optimizer == "adam"
-        self.model = MLPClassifier(
+        model = MLPClassifier(
             task.sizes[1:-1],
             solver="adam" if adam else "sgd",
             alpha=0.0 if adam else DECAY * task.batch,
-            batch_size=task.batch,
             learning_rate_init=LR,
             momentum=MOMENTUM,
             nesterovs_momentum=False,
             shuffle=False,
         )
-        self.x, self.y = x.numpy(), y.numpy()
-        # The first call makes the model's arrays, which then get the common initial parameters.
-        classes = np.arange(task.sizes[-1])
-        self.model.partial_fit(self.x[: task.batch], self.y[: task.batch], classes=classes)
-        del self.model._optimizer
-        for layer in range(len(task.sizes) - 1):
-            self.model.coefs_[layer][:] = parameters[f"{2 * layer}.weight"].t().numpy()
-            self.model.intercepts_[layer][:] = parameters[f"{2 * layer}.bias"].numpy()
-
-    def epoch(self, order: Tensor, batch: int) -> float:
-        rows = order.numpy()
-        self.model.partial_fit(self.x[rows], self.y[rows])
-        return float(self.model.loss_)
-
-    def parameters(self) -> Parameters:
-        model, tensors = self.model, {}
-        for layer, (weight, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
-            tensors[f"{2 * layer}.weight"] = torch.from_numpy(weight.T.copy())
-            tensors[f"{2 * layer}.bias"] = torch.from_numpy(bias.copy())
-        return tensors
+        self.start(model, parameters, x, y)
 
 
 PEERS: dict[str, tuple[tuple[str, ...], Any]] = {
@@ -201,7 +164,7 @@ PEERS: dict[str, tuple[tuple[str, ...], Any]] = {
 def missing() -> dict[str, list[str]]:
     """Return the peers that cannot run here, by name, with the packages to install for each."""
     absent = {
-        name: [contenders.INSTALL.get(p, p) for p in packages if not contenders._installed(p)]
+        name: [contenders.INSTALL.get(p, p) for p in packages if not contenders.installed(p)]
         for name, (packages, _) in PEERS.items()
     }
     return {name: packages for name, packages in absent.items() if packages}

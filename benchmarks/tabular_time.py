@@ -24,11 +24,9 @@ from contenders import (
     OURS,
     Contender,
     ContenderError,
-    prepare,
-    prepare_all,
-    time_epochs,
 )
 from display import Display
+from epoch_turns import prepare, prepare_all, time_epochs
 from machine import provenance, results_file, save
 from tabular_peers import PEERS, TabularTask, TabularWorker, missing
 from timing import Timing, Watch, summarize

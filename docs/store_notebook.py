@@ -27,7 +27,9 @@ def store(path: Path, without: list[str]) -> None:
         cell.metadata.pop("execution", None)  # when it ran
         if cell.cell_type != "code":
             continue
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        cell.outputs = printed_together(
+            [output for output in cell.outputs if output.get("name") != "stderr"]
+        )
         if any(text in cell.source for text in without):
             cell.outputs = [o for o in cell.outputs if "image/png" not in o.get("data", {})]
         for output in cell.outputs:
@@ -38,11 +40,22 @@ def store(path: Path, without: list[str]) -> None:
     nbformat.write(notebook, path)
 
 
+def printed_together(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Return outputs with what was printed in several pieces, between which a bar moved, as one."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if joined and "stream" == output.output_type == joined[-1].output_type:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
 def smaller(png: str) -> str:
-    """Return a picture in 64 colours; both are base64."""
+    """Return a picture in 256 colours; both are base64."""
     file = io.BytesIO()
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    image.quantize(64).save(file, format="png", optimize=True)
+    image.quantize(256).save(file, format="png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 

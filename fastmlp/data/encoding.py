@@ -192,8 +192,8 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
         raise UserError(
             f"Column {quoted(name)} of {table.source} has the text {quoted(column[row])} in row "
             f"{table.number(row)}{', among numbers' * mixed}; "
-            f"{'correct it' if mixed else 'leave the column out'}, or "
-            "name the column in categories to make it one-hot.",
+            f"{'correct it' if mixed else 'leave the column out'}, or name the column in "
+            "categories to make it one-hot.",
             options=("categories",),
         )
     if gaps.any() and missing_values == "error":
@@ -302,8 +302,8 @@ def _check_varies(table: Table, name: str, column: NumberColumn | CategoryColumn
     if constant and len(table) > 1:
         shown = printable(label_name(table.columns[name][0]), 80)
         raise UserError(
-            f"Column {quoted(name)} of {table.source} is {shown} in every "
-            "training row, so nothing can be learned from it; leave it out, or pass keep_constant.",
+            f"Column {quoted(name)} of {table.source} is {shown} in every training row, so "
+            "nothing can be learned from it; leave it out, or pass keep_constant.",
             options=("keep_constant",),
         )
 

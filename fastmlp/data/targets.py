@@ -70,8 +70,8 @@ class TargetColumn:
         if len(found) < 2:
             raise UserError(
                 f"The target {quoted(name)} has the single class {quoted(found[0])} in all "
-                "training rows, and "
-                "a classification needs two; pass rows of another class, or task regression.",
+                "training rows, and a classification needs two; pass rows of another class, or "
+                "task regression.",
                 options=("task",),
             )
         if len(found) > MAX_CATEGORIES:
@@ -103,8 +103,8 @@ class TargetColumn:
             if value not in index:
                 raise UserError(
                     f"The target {quoted(self.name)} is {quoted(value)} in row "
-                    f"{table.number(row)}, a class that no "
-                    f"training row has; those are {listed(self.classes)}."
+                    f"{table.number(row)}, a class that no training row has; those are "
+                    f"{listed(self.classes)}."
                 )
             labels[row] = index[value]
         return labels
@@ -146,9 +146,9 @@ class TargetEncoding:
 
         ``task`` is one of :data:`TASKS`; where it is None, texts and whole numbers of at most
         :data:`GUESSED_CLASSES` values are classes and, where there are several columns, these are
-        classes if each has two, or if one has texts. Raises UserError that
-        names the column and the row for what cannot be a target, and for a single class. Without
-        ``standardise`` numbers stay as they are.
+        classes if each has two, or if one has texts. Raises UserError that names the column and the
+        row for what cannot be a target, and for a single class. Without ``standardise`` numbers
+        stay as they are.
         """
         task = task or guessed_task(table)
         if task not in TASKS:
@@ -158,8 +158,8 @@ class TargetEncoding:
             if gaps.any():
                 raise UserError(
                     f"The target {quoted(name)} has no value in row "
-                    f"{table.number(int(gaps.argmax()))} "
-                    f"({int(gaps.sum()):,} are missing); leave such rows out."
+                    f"{table.number(int(gaps.argmax()))} ({int(gaps.sum()):,} are missing); "
+                    "leave such rows out."
                 )
         if task == "regression":
             fitted = [
@@ -267,15 +267,15 @@ def _target_numbers(table: Table, name: str) -> NDArray[np.float64]:
         row = first_text(column)
         raise UserError(
             f"The target {quoted(name)} has the text {quoted(column[row])} in row "
-            f"{table.number(row)}, and "
-            "a regression needs numbers; correct it, or pass task classification.",
+            f"{table.number(row)}, and a regression needs numbers; correct it, or pass task "
+            "classification.",
             options=("task",),
         )
     infinite = ~np.isfinite(column)
     if infinite.any():
         row = int(infinite.argmax())
         raise UserError(
-            f"The target {quoted(name)} is {column[row]} in row "
-            f"{table.number(row)}; correct it or leave the row out."
+            f"The target {quoted(name)} is {column[row]} in row {table.number(row)}; "
+            "correct it or leave the row out."
         )
     return column

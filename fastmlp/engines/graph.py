@@ -81,14 +81,15 @@ class _ChunkKey(NamedTuple):
 
 @dataclass
 class _Chunk:
-    """A recording of some steps: filled with ``indices`` and ``flip_shifts``, replayed, and read
-    in ``losses`` and ``correct``."""
+    """Some steps and, once they were recorded, their ``graph``: filled with ``indices`` and
+    ``flip_shifts``, replayed, and read in ``losses`` and ``correct``."""
 
     steps: int
     indices: Tensor
     flip_shifts: FlipShifts | None
     losses: Tensor
     correct: Tensor
+    graph: CapturedGraph | None = None
 
 
 class _Recordings:
@@ -105,7 +106,7 @@ class _Recordings:
             torch.zeros((), dtype=torch.int64, device=self.lr.device) for _ in range(2)
         )
         self.layers_dtype = state.layers_dtype
-        self.chunks: dict[_ChunkKey, tuple[_Chunk, CapturedGraph]] = {}
+        self.chunks: dict[_ChunkKey, _Chunk] = {}
 
     def bind(self, state: TrainState) -> None:
         """Make ``state`` hold the recorded tensors, with its own values in them; missing optimizer
@@ -234,16 +235,17 @@ class GraphEngine(EagerEngine):
         shape = flip_shifts.shape if flip_shifts is not None else None
         key = _ChunkKey(steps, len(indices), shape, matmul_precision_of(recordings.lr))
         if key not in recordings.chunks:
+            recordings.chunks[key] = self._make_chunk(key, recordings.lr.dtype)
+        chunk = recordings.chunks[key]
+        work = partial(self._steps, recordings, chunk)
+        if chunk.graph is None:
             restore = recordings.saved()
-            chunk = self._make_chunk(key, recordings.lr.dtype)
-            graph = CapturedGraph(partial(self._steps, recordings, chunk), self.device)
-            recordings.chunks[key] = chunk, graph
+            chunk.graph = CapturedGraph(work, self.device)
             restore()
-        chunk, graph = recordings.chunks[key]
         chunk.indices.copy_(indices)
         if flip_shifts is not None and chunk.flip_shifts is not None:
             chunk.flip_shifts.values.copy_(flip_shifts.values)
-        graph.replay(partial(self._steps, recordings, chunk))
+        chunk.graph.replay(work)
         return chunk
 
     def _make_chunk(self, key: _ChunkKey, dtype: torch.dtype) -> _Chunk:

@@ -31,10 +31,10 @@ class OptimizerConfig:
     take them, and what they minimise, on a network of what kind.
 
     ``momentum`` and ``nesterov`` are SGD's. ``weight_decay`` times the parameter is added to the
-    gradient; AdamW subtracts it from the parameter itself. ``betas`` and ``eps`` are Adam's
-    and AdamW's. ``grad_average`` divides the gradients, already means over a batch, by its size
-    once more; then ``clip_norm``, unless 0, scales them so
-    that the norm of all together is at most this.
+    gradient; AdamW subtracts it from the parameter itself. ``betas`` and ``eps`` are Adam's and
+    AdamW's. ``grad_average`` divides the gradients, already means over a batch, by its size once
+    more; then ``clip_norm``, unless 0, scales them so that the norm of all together is at most
+    this.
 
     ``loss`` is a name of :data:`fastmlp.ops.losses.LOSSES`, a row's being the mean over its
     outputs, and a batch's the mean over its rows, by their weights; ``label_smoothing`` is
@@ -42,12 +42,11 @@ class OptimizerConfig:
     :data:`fastmlp.ops.activations.ACTIVATIONS`. ``dropout`` is the share of their outputs that a
     step drops, by random numbers of ``seed``, epoch, step, layer and unit.
 
-    With the ``precision`` bfloat16 the layers,
-    forward and backward, compute as under ``torch.autocast``, on copies of the float32 parameters;
-    loss, update and optimizer state stay float32. With float32 everything is in the parameters' own
-    dtype. Raises ValueError for an ``optimizer`` not in :data:`OPTIMIZERS`, for a momentum that it
-    does not have , for a ``precision`` not in :data:`PRECISIONS` and for numbers out of
-    range.
+    With the ``precision`` bfloat16 the layers, forward and backward, compute as under
+    ``torch.autocast``, on copies of the float32 parameters; loss, update and optimizer state stay
+    float32. With float32 everything is in the parameters' own dtype. Raises ValueError for an
+    ``optimizer`` not in :data:`OPTIMIZERS`, for a momentum that it does not have, for a
+    ``precision`` not in :data:`PRECISIONS` and for numbers out of range.
     """
 
     batch_size: int

@@ -1,9 +1,8 @@
 """The engines by name, and the choice among them, which always says why.
 
 ``blocked`` runs whole blocks of exact SGD steps as large matrix products; ``native`` runs the steps
-of any network and optimizer in one call of C++; ``graph`` records many
-steps of fastmlp's operators as one CUDA graph; ``eager`` runs them one by one, without autograd;
-``reference`` is plain PyTorch.
+of any network and optimizer in one call of C++; ``graph`` records many steps of fastmlp's operators
+as one CUDA graph; ``eager`` runs them one by one, without autograd; ``reference`` is plain PyTorch.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy
+from fastmlp.manual.model import LossForward
 
 TOLERANCE = 1e-5
 """The largest error, in units of the largest true value: float32 has seven digits."""
@@ -197,7 +198,8 @@ def _try_softmax(layer: Any, n: int, c: int, step: float, faults: dict[str, str]
     pred_y, loss = truth.forward(y.cpu(), wide)
     slips = _softmax_slips(wide, y.cpu())
     where = f" on a batch of {n}" + " with outputs in the thousands" * (step > 0)
-    pair = _pair(faults, "forward", "(pred_y, loss)", lambda: layer.forward(y, net_out))
+    forward = LossForward(layer)
+    pair = _pair(faults, "forward", "(pred_y, loss)", lambda: forward(y, net_out, False))
     if pair is not None:
         _note(faults, where, Result("forward's pred_y", pair[0], pred_y, slips["pred_y"]))
         _note(faults, where, Result("forward's loss", pair[1], loss, slips["loss"], loose))
@@ -210,7 +212,7 @@ def _softmax_slips(wide: Tensor, y: Tensor) -> dict[str, Slips]:
     """Return the slips of each result for outputs in float64 and their labels."""
     n, c, rows = *wide.shape, torch.arange(len(wide))
     p, hot, mean = wide.softmax(1), F.one_hot(y, c), F.cross_entropy(wide, y)
-    shift = "softmax is not shifted by each row's largest output, so exp overflows"
+    shift = "softmax is not shifted by each row's largest output"
     wrong = {  # probabilities
         shift: _quotients(wide),
         "softmax is shifted by the largest output of all, not by each row's": _quotients(
@@ -310,11 +312,11 @@ def _note(faults: dict[str, str], where: str, result: Result) -> None:
 def _described(result: Result, got: Tensor, where: str) -> str:
     """Return the sentence for a wrong result."""
     truth = result.truth.double()
-    likely = [slip for slip, wrong in result.slips.items() if _close(got, wrong(), 10)]
+    likely = _likely(result, got)
     if not likely and got.dim() == truth.dim() + 1 and got.squeeze().shape == truth.squeeze().shape:
         flat = got.reshape(truth.shape)  # the other slips show without the dimension
-        likely = [slip for slip, wrong in result.slips.items() if _close(flat, wrong(), 10)]
-        likely = [", and ".join(["it has a dimension too many: no keepdim", *likely[:1]])]
+        also = _likely(result, flat)[:1]
+        likely = [", and ".join(["it has a dimension too many: no keepdim", *also])]
     slip = f" Likeliest slip: {likely[0]}." if likely else ""
     if got.shape != truth.shape:
         shapes = f"expected shape {tuple(truth.shape)}, got {tuple(got.shape)}"
@@ -329,6 +331,12 @@ def _described(result: Result, got: Tensor, where: str) -> str:
     far = f", off by {off:.3g}, {off / largest:.2g} times the largest true value" if largest else ""
     far = far if got.flatten()[worst].isfinite() else ", which is no finite number"
     return f"{result.name}{where}: {values}{far}.{slip}"
+
+
+def _likely(result: Result, got: Tensor) -> list[str]:
+    """Return the slips that give what was got, but for those that change nothing on these sizes."""
+    wrong = {slip: wrong().double() for slip, wrong in result.slips.items()}
+    return [s for s, w in wrong.items() if _close(got, w, 10) and not _close(w, result.truth)]
 
 
 def _close(got: Tensor, truth: Tensor, factor: float = 1) -> bool:

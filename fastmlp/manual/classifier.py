@@ -26,7 +26,7 @@ from fastmlp.manual.epochs import (
 )
 from fastmlp.manual.files import NAMES, read_weights
 from fastmlp.manual.layers import FullyConnectedLayer, ReLU, SoftmaxCrossEntropy, checked_device
-from fastmlp.manual.loader import as_loader
+from fastmlp.manual.loader import BATCH_SIZE, as_loader
 from fastmlp.manual.model import check_model
 from fastmlp.manual.overrides import unchanged, watched
 from fastmlp.nn.init import init_parameters
@@ -133,8 +133,9 @@ class Classifier:
         ..., and return train_loss_log, train_acc_log, valid_loss_log and valid_acc_log.
 
         Data is a :class:`~fastmlp.manual.loader.Dataloader`, any other loader of batches
-        (images, labels), or what :func:`~fastmlp.manual.loader.as_loader` takes. ``train_dl`` is
-        shuffled before every epoch if it can be. Every ``verbose`` epochs their results are
+        (images, labels), or what :func:`~fastmlp.manual.loader.as_loader` takes, for validation in
+        batches as large as those of ``train_dl``, which is shuffled before every epoch if it can
+        be. Every ``verbose`` epochs their results are
         printed; 0 prints nothing.
 
         The weights of the lowest validation loss are kept, and written to ``model_path`` when found
@@ -149,7 +150,10 @@ class Classifier:
         if path is not None:
             check_writable(path)  # now, not after the first epoch
         check_model(self.net, self.loss_func, self.params)
-        train, valid = as_loader(train_dl), None if valid_dl is None else as_loader(valid_dl)
+        train = as_loader(train_dl)
+        # the course's loss depends on the size of a batch: with the same, both can be compared
+        size = getattr(train, "batch_size", None) or BATCH_SIZE
+        valid = None if valid_dl is None else as_loader(valid_dl, size)
         logs, best_loss = TrainingLogs([], [], [], []), math.inf
         best: dict[str, Tensor] | None = None
         run_epoch, validate = self._ways(train, valid)
@@ -299,7 +303,7 @@ def _warn(epoch: int, learning_rate: float, kept: bool) -> None:
     left = "the best parameters so far are kept" if kept else "the parameters are of no use"
     warnings.warn(
         f"the loss became infinite or nan in epoch {epoch}, so training ended, and {left}; try a "
-        f"learning_rate below {learning_rate:g}",
+        f"learning_rate below {learning_rate:g}, unless nan or infinity is in the images",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -25,6 +25,7 @@ from fastmlp.manual.loader import (
     plain_dataset,
     plain_loader,
 )
+from fastmlp.manual.model import LossForward
 from fastmlp.manual.overrides import unchanged
 from fastmlp.ops._load import resolve_backend
 
@@ -69,7 +70,7 @@ def run_batches(
     watch = watch or Watch()
     like, batches = model.params["w1"], length_of(loader)
     images, sums = 0, torch.zeros(2, dtype=torch.float64, device=like.device)
-    loss_of = _LossForward(model.loss_func)
+    loss_of = LossForward(model.loss_func)
     for number, batch in enumerate(batches_of(loader)):
         x, y = checked_batch(batch, number, like)
         returned = loss_of(y, model.forward(x), isinstance(batch[1], Tensor))
@@ -90,23 +91,6 @@ def run_batches(
         raise ValueError("data must give batches in every epoch (a generator does once), got none")
     correct, loss_sum = sums.tolist()
     return Score(round(correct), images, loss_sum / images)
-
-
-class _LossForward:
-    """Calls a loss's forward with labels as it takes them. Those of a loader of arrays are arrays,
-    for which alone a student's may be written (``torch.from_numpy``); others want tensors."""
-
-    def __init__(self, loss: Any) -> None:
-        self._loss = loss
-        self._takes_arrays = not isinstance(loss, SoftmaxCrossEntropy)
-
-    def __call__(self, y: Tensor, net_out: Any, were_tensors: bool) -> Any:
-        if self._takes_arrays and not were_tensors:
-            try:
-                return self._loss.forward(y.cpu().numpy(), net_out)
-            except (TypeError, AttributeError):
-                self._takes_arrays = False
-        return self._loss.forward(y, net_out)
 
 
 def pair_of(returned: Any, method: str, wanted: str) -> Any:

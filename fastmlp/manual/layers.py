@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmlp.manual.overrides import watched
@@ -65,11 +66,18 @@ def checked_device(device: torch.device | str | None) -> torch.device | None:
     return found
 
 
+def torchable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as PyTorch takes one: of this machine's byte order and writeable."""
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array if array.flags.writeable else array.copy()
+
+
 def as_tensor(value: Any, device: torch.device | None = None) -> Any:
     """Return a NumPy array as a tensor, and tensors on ``device``, if one is given; anything else
     as it is."""
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        value = torch.from_numpy(torchable(value))
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
@@ -156,25 +164,31 @@ class FullyConnectedLayer:
         self.backend = backend
         self.grad_average = grad_average
         self._saved = _Saved(self)
+        self._bias_is_a_row = False
 
     @torch.no_grad()
     def forward(self, x: Array, w: Array, b: Array) -> Tensor:
-        """Return the output (N, F) for x (N, D), w (D, F), b (F,) of one floating-point dtype."""
+        """Return the output (N, F) for x (N, D), w (D, F), b (F,) or (1, F) of one floating-point
+        dtype."""
         x, w, b = (as_tensor(value, self.device) for value in (x, w, b))
         _expect("w", w, "D", "F")
         _expect("x", x, "N", w.shape[0])
+        self._bias_is_a_row = isinstance(b, Tensor) and b.dim() == 2 and len(b) == 1
+        b = b[0] if self._bias_is_a_row else b
         _expect("b", b, w.shape[1])
         self._saved = _Saved(self, x=x, w=w)
         return functional.linear(x, w.t(), b, backend=self.backend)
 
     @torch.no_grad()
     def backward(self, backprop: Array) -> tuple[Tensor, Tensor]:
-        """Return (dw (D, F), db (F,)) for ``backprop`` (N, F), the gradient of the output."""
+        """Return (dw (D, F), db in the shape of b) for ``backprop`` (N, F), the gradient of the
+        output."""
         x, w = self._saved.get("x"), self._saved.get("w")
         backprop = _gradient(backprop, self.device, x)
         _expect("backprop", backprop, len(x), w.shape[1])
         self._saved.put(backprop=backprop)
-        dw, db = self._weight_gradient(x, w, backprop), backprop.sum(0)
+        dw = self._weight_gradient(x, w, backprop)
+        db = backprop.sum(0, keepdim=self._bias_is_a_row)
         if self.grad_average:
             dw /= len(x)
             db /= len(x)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmlp.data.dataset import load_dataset
 from fastmlp.data.sampling import sliding_rows
-from fastmlp.manual.layers import class_indices
+from fastmlp.manual.layers import class_indices, torchable
 from fastmlp.manual.overrides import unchanged, watched
 
 WINDOWS = ("disjoint", "sliding")
@@ -76,7 +76,7 @@ def checked_arrays(images: Any, labels: Any) -> tuple[NDArray[Any], NDArray[Any]
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         raise TypeError(
             "labels must be (n,) integers, the classes, or one-hot (n, C), got "
-            f"{labels.shape} {labels.dtype}"
+            f"{labels.shape} {labels.dtype}; whole numbers become so by labels.astype(int)"
         )
     if len(images) != len(labels):
         raise ValueError(
@@ -91,8 +91,7 @@ def _array(values: Any) -> NDArray[Any]:
     if isinstance(values, Tensor):
         values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has none
         values = values.detach().cpu().numpy()
-    array: NDArray[Any] = np.ascontiguousarray(values)
-    return array if array.flags.writeable else array.copy()
+    return torchable(np.ascontiguousarray(values))
 
 
 def _one_column(labels: Any) -> Any:
@@ -117,7 +116,8 @@ def _warn_of_large(images: NDArray[Any]) -> None:
 def _check_dtype(dtype: np.dtype[Any]) -> None:
     if dtype != np.uint8 and dtype.kind != "f":
         raise TypeError(
-            f"images must be uint8, from 0 to 255, or floating point, from 0 to 1, got {dtype}"
+            f"images must be uint8, from 0 to 255, or floating point, from 0 to 1, got {dtype}; "
+            "try images.astype(np.uint8)"
         )
 
 
@@ -136,9 +136,10 @@ class Dataloader:
     With the window ``disjoint`` every image is in one batch, the last of which may be smaller. The
     window ``sliding`` is the course's own loader: item i is ``indices[i : i + B]`` for i below
     n // B, so neighbours share all images but one and most images are in none. ``dataset`` is a
-    :class:`Dataset` or anything with a length whose items are (image, label). :meth:`shuffle` draws
-    a new order, which ``seed`` decides; before it, images come in their own. Raises ValueError for
-    a batch size below 1, another window, or no images.
+    :class:`Dataset`, a pair (images, labels) or anything with a length whose items are (image,
+    label). :meth:`shuffle` draws a new order, which ``seed`` decides; before it, images come in
+    their own. Raises ValueError for a batch size below 1, another window, or no images, and
+    TypeError for what is no data set.
     """
 
     def __init__(
@@ -149,18 +150,19 @@ class Dataloader:
         window: str = "disjoint",
         seed: int = 0,
     ) -> None:
-        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+        dataset = _as_dataset(dataset)
+        try:
+            size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
+        except TypeError:
+            size = 0
+        if size < 1:
+            got = repr(batch_size) if np.ndim(batch_size) == 0 else type(batch_size).__name__
+            raise ValueError(f"batch_size must be an integer >= 1, got {got}")
         if window not in WINDOWS:
             raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {window!r}")
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise TypeError(
-                "dataset must be a Dataset(images, labels) or have a length and items (image, "
-                f"label), got {type(dataset).__name__}"
-            )
         if len(dataset) == 0:
             raise ValueError("dataset must have images, got none")
-        self.dataset, self.batch_size, self.window = dataset, operator.index(batch_size), window
+        self.dataset, self.batch_size, self.window = dataset, size, window
         self.indices = np.arange(len(dataset))
         self._random = np.random.default_rng(seed)
 
@@ -203,6 +205,26 @@ class Dataloader:
         return (self[i] for i in range(len(self)))
 
 
+def _as_dataset(data: Any) -> Any:
+    """Return a data set: a :class:`Dataset` of a pair (images, labels) of arrays or of a
+    ``TensorDataset`` of both, or what has a length and items itself; raise TypeError for others."""
+    if _is_pair(data):
+        return Dataset(*data)
+    if isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2:
+        return Dataset(*data.tensors)
+    has_items = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if hasattr(data, "shape") or isinstance(data, str) or not has_items:
+        raise TypeError(
+            "dataset must be a Dataset(images, labels) or have a length and items (image, label), "
+            f"got {type(data).__name__}"
+        )
+    return data
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape")
+
+
 def plain_dataset(dataset: Any) -> bool:
     """Return whether it is a :class:`Dataset` with nothing overridden."""
     return unchanged(dataset, Dataset)
@@ -213,16 +235,13 @@ def plain_loader(loader: Any) -> bool:
     return unchanged(loader, Dataloader) and plain_dataset(loader.dataset)
 
 
-def as_loader(data: Any) -> Any:
+def as_loader(data: Any, batch_size: int = BATCH_SIZE) -> Any:
     """Return a loader of ``data``: itself, or of a pair (images, labels) of arrays, of a
-    :class:`Dataset` or of a ``torch.utils.data.Dataset``, a :class:`Dataloader` of batches of
-    :data:`BATCH_SIZE`. Raises TypeError for what has no batches."""
-    if isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape"):
-        return Dataloader(Dataset(*data))
-    if isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2:
-        return Dataloader(Dataset(*data.tensors))
-    if isinstance(data, (Dataset, torch.utils.data.Dataset)) and hasattr(data, "__len__"):
-        return Dataloader(data)
+    :class:`Dataset` or of a ``torch.utils.data.Dataset``, a :class:`Dataloader` of batches of this
+    size. Raises TypeError for what has no batches."""
+    sets = (Dataset, torch.utils.data.Dataset)
+    if _is_pair(data) or (isinstance(data, sets) and hasattr(data, "__len__")):
+        return Dataloader(data, batch_size)
     if hasattr(data, "__iter__") or (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         return data
     raise TypeError(

@@ -1,4 +1,4 @@
-"""Check the parts of a classifier, which a student may replace, before they are used."""
+"""Check the parts of a classifier, which a student may replace, and call a loss as it wants."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmlp.manual.files import NAMES
+from fastmlp.manual.layers import SoftmaxCrossEntropy
 
 
 def check_model(
@@ -66,3 +67,20 @@ def _check_params(params: Any) -> None:
     kinds = {name: f"{params[name].dtype} on {params[name].device}" for name in NAMES}
     if len(set(kinds.values())) > 1:
         raise ValueError(f"params must be of one dtype on one device, got {kinds}")
+
+
+class LossForward:
+    """Calls a loss's forward with labels as it takes them. Those of a loader of arrays are arrays,
+    for which alone a student's may be written (``torch.from_numpy``); others want tensors."""
+
+    def __init__(self, loss: Any) -> None:
+        self._loss = loss
+        self._takes_arrays = not isinstance(loss, SoftmaxCrossEntropy)
+
+    def __call__(self, y: Tensor, net_out: Any, were_tensors: bool) -> Any:
+        if self._takes_arrays and not were_tensors:
+            try:
+                return self._loss.forward(y.cpu().numpy(), net_out)
+            except (TypeError, AttributeError):
+                self._takes_arrays = False
+        return self._loss.forward(y, net_out)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import _SingleLevelFunction
-from torch.nn import Parameter
 
 from fastmlp.ops._register import Operator, is_asked_for, is_transformed
 from fastmlp.ops.activations import ACTIVATIONS, row_of_kernel
+from fastmlp.ops.checks import is_foreign
 from fastmlp.ops.linear import linear, linear_backward_ref, linear_ref
 from fastmlp.ops.matmul_precision import FLOAT32, matmul_precision_of
 
@@ -32,16 +32,11 @@ def takes_one_call(layers: list[Layer]) -> bool:
     or where autograd keeps less because some parameters need no gradient."""
     has_bias, recording = layers[0].bias is not None, torch.is_grad_enabled()
     for weight, bias, name in layers:
-        if type(weight) is not Parameter and type(weight) is not Tensor:
+        if is_foreign(weight, bias) or ACTIVATIONS[name].kernel is None:
             return False
-        if recording and not weight.requires_grad:
+        if (bias is not None) is not has_bias:
             return False
-        if (bias is not None) is not has_bias or ACTIVATIONS[name].kernel is None:
-            return False
-        if bias is not None and (
-            (type(bias) is not Parameter and type(bias) is not Tensor)
-            or (recording and not bias.requires_grad)
-        ):
+        if recording and not (weight.requires_grad and (bias is None or bias.requires_grad)):
             return False
     return not is_transformed()
 
@@ -111,23 +106,7 @@ def _by_layer(
     return list(zip(parameters[::2], parameters[1::2], kernels, strict=True))
 
 
-# ---- the operators: fake kernels, compositions of PyTorch's, what they count as -----------------
-
-
-def _mlp_fake(
-    x: Tensor,
-    parameters: list[Tensor],
-    activations: list[int],
-    bias: bool,
-    keep: bool,
-    matmul_precision: int = FLOAT32,
-) -> list[Tensor]:
-    kept = []
-    for weight, _, kernel in _by_layer(parameters, activations, bias):
-        y = x.new_empty((*x.shape[:-1], weight.shape[0]))
-        apart = keep and row_of_kernel(kernel).saves == "input"
-        kept += [y, y.new_empty(y.shape)] if apart else [y]
-    return kept if keep else kept[-1:]
+# ---- the operators: compositions of PyTorch's, which are their fake kernels too ------------------
 
 
 def _mlp_composition(
@@ -153,26 +132,12 @@ def _flops(shapes: list[torch.Size], rows: int, bias: bool) -> int:
 
 _mlp_op = Operator(
     "mlp",
-    _mlp_fake,
+    _mlp_composition,
     _mlp_composition,
     flops=lambda x, parameters, activations, bias, *_, **__: _flops(
         parameters, x[:-1].numel(), bias
     ),
 )
-
-
-def _mlp_backward_fake(
-    dy: Tensor,
-    x: Tensor,
-    kept: list[Tensor],
-    parameters: list[Tensor],
-    activations: list[int],
-    bias: bool,
-    need_dx: bool,
-    matmul_precision: int = FLOAT32,
-) -> list[Tensor]:
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    return [dx, *(parameter.new_empty(parameter.shape) for parameter in parameters)]
 
 
 def _mlp_backward_composition(
@@ -204,7 +169,7 @@ def _mlp_backward_composition(
 
 _mlp_backward_op = Operator(
     "mlp_backward",
-    _mlp_backward_fake,
+    _mlp_backward_composition,
     _mlp_backward_composition,
     flops=lambda dy, x, kept, parameters, activations, bias, need_dx, *_, **__: _flops(
         [*parameters, *parameters][0 if need_dx else 1 + bias :], dy[:-1].numel(), bias

@@ -81,6 +81,9 @@ def plot_curves(
     training returns them, which are then drawn by epoch. ``target`` is a PNG file to write instead.
     Raises ValueError where they are not as many as the values.
     """
+    for called, given in (("values", values), ("train_acc", train_acc), ("valid_acc", valid_acc)):
+        if not hasattr(given, "__len__") or isinstance(given, str):
+            raise ValueError(f"{called} must be a list, got {type(given).__name__}")
     # numbers of NumPy and tensors by themselves are written as what they hold
     values = [value.item() if hasattr(value, "item") else value for value in values]
     counts = {"values": len(values), "train_acc": len(train_acc), "valid_acc": len(valid_acc)}

@@ -165,14 +165,14 @@ def prepare(
 
     ``task`` is classification or regression, by default what the targets look like; where there
     are several, each has two classes, or each is a number.
+
     ``categories`` are columns to make one-hot, ``missing`` "mean" takes a column's mean for missing
     numbers, ``keep_constant`` keeps columns with one value. ``validation`` is the share of the rows
     held out, drawn by ``split_seed``, each class in its share with ``stratify`` (by default in a
     classification), or rows and targets of their own, (X, y) or with weights (X, y, w); ``test``
     are such rows to test on at the end. ``sample_weight`` (n,) are factors of the rows' losses;
-    ``class_weight`` are factors of
-    the classes' in training, "balanced" for n / (classes * rows of the class). ``name`` is that of
-    the data set, ``target_name`` that of the target in messages.
+    ``class_weight`` are factors of the classes' in training, "balanced" for n / (classes * rows of
+    the class). ``name`` is that of the data set, ``target_name`` that of the target in messages.
     """
     categories = tuple(categories)
     rows = as_table(x) if categories and not isinstance(x, Pixels) else as_rows(x)

@@ -21,11 +21,13 @@ import contenders
 import display
 import epoch_time
 import epoch_time_cuda
+import epoch_turns
 import machine
 import op_time_cuda
 import peers_cuda
 import tables
-from contenders import OURS, Task, Worker, check_same, prepare
+from contenders import OURS, Task, Worker
+from epoch_turns import check_same, prepare
 from timing import Reading, Timing, Watch
 
 pytestmark = needs_native
@@ -244,10 +246,10 @@ def test_a_disturbed_row_is_measured_again_and_marked_if_it_still_was(monkeypatc
 def test_contenders_on_a_cpu_are_timed_in_turn_and_told_as_they_end():
     names = [f"{OURS}eager", "hand-written loop in torch"]
     workers = [Worker(name) for name in names]
-    ready, dropped = contenders.prepare_all(workers, TASK)
+    ready, dropped = epoch_turns.prepare_all(workers, TASK)
     assert (len(ready), dropped) == (2, {})
     turns, done = [], []
-    times = contenders.time_epochs(
+    times = epoch_turns.time_epochs(
         workers, TASK, 2, 0.01, on_turn=turns.append, on_done=lambda n, t: done.append((n, t))
     )
     assert turns == 3 * names
@@ -310,7 +312,7 @@ def test_a_benchmark_shows_its_rows_and_stops_when_its_time_is_up(monkeypatch, c
 
 
 def test_missing_peers_are_named_with_what_to_install(monkeypatch):
-    monkeypatch.setattr(contenders, "_installed", lambda package: package == "torch")
+    monkeypatch.setattr(contenders, "installed", lambda package: package == "torch")
     assert contenders.missing() == {"JAX jit(scan)": "jax", "scikit-learn": "scikit-learn"}
     assert not {"JAX jit(scan)", "scikit-learn"} & set(contenders.available())
     assert epoch_time.MODULE in contenders.available()

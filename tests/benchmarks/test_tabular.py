@@ -104,7 +104,7 @@ def test_two_classes_are_another_network_in_scikit_learn():
 
 def test_a_run_in_short_and_its_table(monkeypatch, capsys):
     """All but the processes; JAX is missing, which is told and no error."""
-    monkeypatch.setattr(contenders, "_installed", lambda package: "jax" not in package)
+    monkeypatch.setattr(contenders, "installed", lambda package: "jax" not in package)
     monkeypatch.setattr(tabular_time, "Contender", InProcess)
     many = TabularTask(64, (6, 8, 3), 16, models=3)
     rows = tabular_time.run([ADAM, SGD], many, 1, 0.001)
@@ -139,7 +139,7 @@ def test_other_steps_than_the_peers_end_the_run(monkeypatch):
             if self.name == tabular_time.NATIVE and task in wrong:
                 self._made.states[0].tensors[0].mul_(1.5)
 
-    monkeypatch.setattr(contenders, "_installed", lambda package: package == "torch")
+    monkeypatch.setattr(contenders, "installed", lambda package: package == "torch")
     monkeypatch.setattr(tabular_time, "Contender", Wrong)
     with pytest.raises(SystemExit, match="fastmlp native"):
         tabular_time.run([ADAM], many, 1, 0.001)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tiny import tiny_data
 
 from fastmlp.cli.main import COMMANDS, main
+from fastmlp.training import api as fitting
 from fastmlp.training.config import OPTIONS
 
 
@@ -78,3 +80,28 @@ def test_completion_says_what_it_needs(
         main(["completion", "bash"])
     assert info.value.code == 1
     assert "completion needs the package shtab; pip install shtab" in capsys.readouterr().err
+
+
+def test_the_console_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: tiny_data())
+    monkeypatch.chdir(tmp_path)
+    quick = ["--hidden", "8", "--epochs", "2", "--threads", "1", "--device=cpu"]
+    for argv, code in ((["train", *quick, "--out", "run"], 0), (["train", "--bogus"], 2)):
+        with pytest.raises(SystemExit) as info:
+            main(argv)
+        assert info.value.code == code
+    assert "Test accuracy" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as info:
+        main(["trian"])
+    assert info.value.code == 2
+    assert capsys.readouterr().err == (
+        "fastmlp: error: 'trian' is not a command; try train, predict, sweep, "
+        "find-lr, show, compare, reproduce, data, info, completion\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["fastmlp", "--help"])
+    with pytest.raises(SystemExit) as info:
+        main()
+    assert info.value.code == 0
+    assert "train a network" in capsys.readouterr().out

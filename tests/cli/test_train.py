@@ -16,7 +16,6 @@ import pytest
 from support.processes import SUPPORT, python_environment
 from support.tiny import assert_same_run, assert_same_tensors, rows, tensors, tiny_data
 
-from fastmlp.cli import main as __main__
 from fastmlp.cli.parser import run_command
 from fastmlp.cli.train import main
 from fastmlp.data.splits import DataSplits
@@ -369,28 +368,6 @@ def test_a_real_process_interrupted_killed_and_terminated(monkeypatch: pytest.Mo
     assert [row["val_loss"] for row in rows(Path("run"))] == [
         row["val_loss"] for row in rows(Path("whole"))
     ]
-
-
-def test_the_console_script(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for argv, code in ((["train", *QUICK, "--out", "run"], 0), (["train", "--bogus"], 2)):
-        with pytest.raises(SystemExit) as info:
-            __main__.main(argv)
-        assert info.value.code == code
-    assert "Test accuracy" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as info:
-        __main__.main(["trian"])
-    assert info.value.code == 2
-    assert capsys.readouterr().err == (
-        "fastmlp: error: 'trian' is not a command; try train, predict, sweep, "
-        "find-lr, show, compare, reproduce, data, info, completion\n"
-    )
-    monkeypatch.setattr(sys, "argv", ["fastmlp", "--help"])
-    with pytest.raises(SystemExit) as info:
-        __main__.main()
-    assert info.value.code == 0
-    assert "train a network" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not native_available(), reason="the compiled kernels are not there")

@@ -1,16 +1,13 @@
-"""Data sets: found, read, split, normalised, shown. CIFAR-10 is a tiny one of random pixels."""
+"""Data sets: found, read, shown. CIFAR-10 is a tiny one of random pixels."""
 
 import re
 import runpy
 import sys
-from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.cifar10_files import (
     BATCH,
     binary_files,
@@ -29,8 +26,7 @@ from fastmlp.data import dataset as data
 from fastmlp.data import synthetic
 from fastmlp.data.cifar10 import BINARY, PYTHON, cache_folder
 from fastmlp.data.dataset import load_dataset
-from fastmlp.data.splits import parse_split, split_dataset
-from fastmlp.data.transforms import channel_statistics, make_normalization
+from fastmlp.data.transforms import channel_statistics
 from fastmlp.utils.errors import UserError
 
 
@@ -275,101 +271,6 @@ def test_the_real_cifar10(cifar10_dir):
     means, deviations = channel_statistics(dataset.images.flatten(1))
     assert [round(mean / 255, 4) for mean in means] == [0.4914, 0.4822, 0.4465]
     assert [round(deviation / 255, 4) for deviation in deviations] == [0.2470, 0.2435, 0.2616]
-
-
-# Splitting and normalising
-
-
-@pytest.fixture
-def dataset(tiny, tmp_path):
-    return load_dataset("cifar10", write_folder(tmp_path / "data", binary_files(tiny[0])))
-
-
-def test_the_parts_follow_each_other(dataset):
-    split = split_dataset(dataset)
-    assert [len(part.labels) for part in (split.train, split.val, split.test)] == [60, 20, 20]
-    parts = (split.train, split.val, split.test)
-    assert torch.equal(torch.cat([part.images for part in parts]), dataset.images.flatten(1))
-    assert torch.equal(torch.cat([part.labels for part in parts]), dataset.labels)
-    assert split.val.images.is_contiguous()
-    assert split.val.images.data_ptr() == dataset.images[60].data_ptr()
-    fewer = split_dataset(replace(dataset, images=dataset.images[:98], labels=dataset.labels[:98]))
-    assert [len(part.labels) for part in (fewer.train, fewer.val, fewer.test)] == [58, 20, 20]
-
-
-def test_the_official_test_set_replaces_the_third_part_only(dataset):
-    split = split_dataset(dataset, "80/10/10", "official")
-    assert torch.equal(split.train.labels, dataset.labels[:80])
-    assert torch.equal(split.val.images, dataset.images[80:90].flatten(1))
-    assert torch.equal(split.test.images, dataset.test_images.flatten(1))
-    assert torch.equal(split.test.labels, dataset.test_labels)
-    assert len(split_dataset(dataset, "90/10/0", "official").val.labels) == 10
-
-
-@given(st.integers(1, 99), st.data())
-def test_parse_split_reads_what_sums_to_100(train, draw):
-    val = draw.draw(st.integers(1, 100 - train))
-    assert parse_split(f" {train}/{val}/{100 - train - val}") == (train, val, 100 - train - val)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "60/20", "60/20/20/0", "60/20/21", "100/0/0", "0/50/50", "-20/60/60"),
-        *("60,20,20", "a/b/c", "60.0/20/20", "٦٠/20/20"),
-    ],
-)
-def test_parse_split_refuses_the_rest(text):
-    with pytest.raises(UserError, match="split must be three whole percentages") as error:
-        parse_split(text)
-    assert error.value.exit_code == 2
-
-
-def test_split_dataset_refuses_what_leaves_no_test(dataset):
-    with pytest.raises(UserError, match="leaves nothing to test on"):
-        split_dataset(dataset, "90/10/0")
-    with pytest.raises(UserError, match="test_set must be split or official, got 'all'"):
-        split_dataset(dataset, test_set="all")
-
-
-def test_unit_divides_by_255(dataset):
-    images = dataset.images.flatten(1)
-    found = make_normalization("unit", images).apply(images)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, images.float() / 255, rtol=1e-6, atol=0)
-
-
-def test_standard_is_of_each_channel_of_the_training_part(dataset):
-    train = split_dataset(dataset).train.images
-    planes = train.numpy().reshape(-1, 3, 1024).astype(np.float64)
-    mean, std = planes.mean((0, 2)), planes.std((0, 2))
-    normalization = make_normalization("standard", train)
-    images = dataset.images.flatten(1)[70:75]
-    expected = (images.numpy().reshape(5, 3, 1024) - mean[:, None]) / std[:, None]
-    found = normalization.apply(images)
-    np.testing.assert_allclose(found.numpy(), expected.reshape(5, -1), rtol=0, atol=1e-6)
-    assert torch.equal(normalization.apply(images[0]), found[0])
-    assert images.dtype == torch.uint8
-    assert normalization.scale.shape == normalization.shift.shape == (3072,)
-
-
-def test_statistics_are_exact_and_a_constant_channel_has_one():
-    images = torch.tensor([[0, 255, 7, 7, 1, 2], [255, 0, 7, 7, 3, 4]], dtype=torch.uint8)
-    means, deviations = channel_statistics(images)
-    assert means == [127.5, 7.0, 2.5]
-    assert deviations == [127.5, 1.0, 1.25**0.5]
-    assert channel_statistics(images[:, :4]) == (
-        [67.25],
-        [pytest.approx(images[:, :4].double().std(correction=0).item())],
-    )
-
-
-def test_normalization_refuses_another_name_and_dtype(dataset):
-    images = dataset.images.flatten(1)
-    with pytest.raises(UserError, match="normalize must be unit or standard, got 'max'"):
-        make_normalization("max", images)
-    with pytest.raises(TypeError, match=r"images must be uint8, got torch.float32"):
-        make_normalization("unit", images).apply(images.float())
 
 
 # The command line

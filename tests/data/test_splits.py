@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.cifar10_files import tiny_dataset
 from support.tiny import tiny_data
 
 from fastmlp.data.dataset import Dataset
-from fastmlp.data.splits import DataSplits, Subset
+from fastmlp.data.splits import DataSplits, Subset, parse_split, split_dataset
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
 from fastmlp.utils.errors import UserError
@@ -83,3 +86,55 @@ def test_data_that_cannot_be_used() -> None:
     val = data.val
     with pytest.raises(UserError, match="The validation part has no images"):
         changed(data, "val", images=val.images[:0], labels=val.labels[:0])
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return tiny_dataset()
+
+
+def test_the_parts_follow_each_other(dataset):
+    split = split_dataset(dataset)
+    assert [len(part.labels) for part in (split.train, split.val, split.test)] == [60, 20, 20]
+    parts = (split.train, split.val, split.test)
+    assert torch.equal(torch.cat([part.images for part in parts]), dataset.images.flatten(1))
+    assert torch.equal(torch.cat([part.labels for part in parts]), dataset.labels)
+    assert split.val.images.is_contiguous()
+    assert split.val.images.data_ptr() == dataset.images[60].data_ptr()
+    fewer = split_dataset(replace(dataset, images=dataset.images[:98], labels=dataset.labels[:98]))
+    assert [len(part.labels) for part in (fewer.train, fewer.val, fewer.test)] == [58, 20, 20]
+
+
+def test_the_official_test_set_replaces_the_third_part_only(dataset):
+    split = split_dataset(dataset, "80/10/10", "official")
+    assert torch.equal(split.train.labels, dataset.labels[:80])
+    assert torch.equal(split.val.images, dataset.images[80:90].flatten(1))
+    assert torch.equal(split.test.images, dataset.test_images.flatten(1))
+    assert torch.equal(split.test.labels, dataset.test_labels)
+    assert len(split_dataset(dataset, "90/10/0", "official").val.labels) == 10
+
+
+@given(st.integers(1, 99), st.data())
+def test_parse_split_reads_what_sums_to_100(train, draw):
+    val = draw.draw(st.integers(1, 100 - train))
+    assert parse_split(f" {train}/{val}/{100 - train - val}") == (train, val, 100 - train - val)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "60/20", "60/20/20/0", "60/20/21", "100/0/0", "0/50/50", "-20/60/60"),
+        *("60,20,20", "a/b/c", "60.0/20/20", "٦٠/20/20"),
+    ],
+)
+def test_parse_split_refuses_the_rest(text):
+    with pytest.raises(UserError, match="split must be three whole percentages") as error:
+        parse_split(text)
+    assert error.value.exit_code == 2
+
+
+def test_split_dataset_refuses_what_leaves_no_test(dataset):
+    with pytest.raises(UserError, match="leaves nothing to test on"):
+        split_dataset(dataset, "90/10/0")
+    with pytest.raises(UserError, match="test_set must be split or official, got 'all'"):
+        split_dataset(dataset, test_set="all")

@@ -1,4 +1,4 @@
-"""Flips and shifts: what is drawn, and what becomes of an image."""
+"""Flips and shifts: what is drawn, and what becomes of an image; normalising."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 import torch
 from support.blocked import OPTIMIZERS, flat, make, problem
+from support.cifar10_files import tiny_dataset
 from support.marks import needs_native
 
-from fastmlp.data.transforms import FlipShifts, RandomFlipShift, image_shape, parse_augmentation
+from fastmlp.data.splits import split_dataset
+from fastmlp.data.transforms import (
+    FlipShifts,
+    RandomFlipShift,
+    channel_statistics,
+    image_shape,
+    make_normalization,
+    parse_augmentation,
+)
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.registry import ENGINES
 from fastmlp.ops.flip_shift import flip_shift, flip_shift_ref
+from fastmlp.utils.errors import UserError
 
 # ---- how it is written --------------------------------------------------------------------------
 
@@ -272,3 +282,51 @@ def test_all_engines_train_on_the_same_pictures(options, hidden, order, threads)
         for name, tensor in ends[0][0].items():
             torch.testing.assert_close(state[name], tensor, rtol=1e-10, atol=1e-12)
     assert any((flat(still)[name] - ends[0][0][name]).abs().max() > 1e-3 for name in flat(still))
+
+
+# ---- normalising --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset():
+    return tiny_dataset()
+
+
+def test_unit_divides_by_255(dataset):
+    images = dataset.images.flatten(1)
+    found = make_normalization("unit", images).apply(images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, images.float() / 255, rtol=1e-6, atol=0)
+
+
+def test_standard_is_of_each_channel_of_the_training_part(dataset):
+    train = split_dataset(dataset).train.images
+    planes = train.numpy().reshape(-1, 3, 1024).astype(np.float64)
+    mean, std = planes.mean((0, 2)), planes.std((0, 2))
+    normalization = make_normalization("standard", train)
+    images = dataset.images.flatten(1)[70:75]
+    expected = (images.numpy().reshape(5, 3, 1024) - mean[:, None]) / std[:, None]
+    found = normalization.apply(images)
+    np.testing.assert_allclose(found.numpy(), expected.reshape(5, -1), rtol=0, atol=1e-6)
+    assert torch.equal(normalization.apply(images[0]), found[0])
+    assert images.dtype == torch.uint8
+    assert normalization.scale.shape == normalization.shift.shape == (3072,)
+
+
+def test_statistics_are_exact_and_a_constant_channel_has_one():
+    images = torch.tensor([[0, 255, 7, 7, 1, 2], [255, 0, 7, 7, 3, 4]], dtype=torch.uint8)
+    means, deviations = channel_statistics(images)
+    assert means == [127.5, 7.0, 2.5]
+    assert deviations == [127.5, 1.0, 1.25**0.5]
+    assert channel_statistics(images[:, :4]) == (
+        [67.25],
+        [pytest.approx(images[:, :4].double().std(correction=0).item())],
+    )
+
+
+def test_normalization_refuses_another_name_and_dtype(dataset):
+    images = dataset.images.flatten(1)
+    with pytest.raises(UserError, match="normalize must be unit or standard, got 'max'"):
+        make_normalization("max", images)
+    with pytest.raises(TypeError, match=r"images must be uint8, got torch.float32"):
+        make_normalization("unit", images).apply(images.float())

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.graph_suite import GENERAL, OPTIONS, GraphTests, problem
+from support.graph_cases import GENERAL, OPTIONS, problem
+from support.graph_suite import GraphTests
 from support.marks import needs_native
 from support.tape import TapeGraph
 from support.tiny import assert_same_run, assert_same_tensors, stop_after, tiny_data

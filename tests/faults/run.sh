@@ -7,6 +7,7 @@ cd "$(dirname "$0")/../.."
 FASTMLP_FIGURES=$(mktemp)
 export FASTMLP_FIGURES FASTMLP_FAULTS=all FASTMLP_EXAMPLES=10000
 trap 'rm -f "$FASTMLP_FIGURES"' EXIT
-FASTMLP_FUZZ=1000 python -m pytest -p no:cacheprovider -o faulthandler_timeout=3600 tests/faults tests/ops/test_properties.py "$@"
-FASTMLP_FUZZ=100000 python -m pytest -p no:cacheprovider -o faulthandler_timeout=3600 tests/data/test_pickles.py "$@"
+tests() { python -m pytest -p no:cacheprovider -o faulthandler_timeout=3600 "$@"; }
+FASTMLP_FUZZ=1000 tests tests/faults tests/ops/test_properties.py "$@"
+FASTMLP_FUZZ=100000 tests tests/data/test_pickles.py "$@"
 python benchmarks/faults.py "$FASTMLP_FIGURES"

@@ -11,15 +11,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.graph_suite import (
-    ENDS,
-    GraphTests,
-    assert_close,
-    assert_same_bits,
-    make,
-    order_of,
-    problem,
-)
+from support.graph_cases import ENDS, assert_close, assert_same_bits, make, order_of, problem
+from support.graph_suite import GraphTests
 from support.single import SingleNetwork
 from support.tiny import assert_same_tensors, stop_after, tiny_data
 

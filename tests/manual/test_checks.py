@@ -95,7 +95,7 @@ SLIPS: list[tuple[Any, str, str]] = [
     (FC(dw=lambda x, w, g: x.T @ g), "backward's dw", "division by N is missing"),
     (FC(db=lambda x, w, g: g.sum(0)), "backward's db", "division by N is missing"),
     (FC(dw=lambda x, w, g: g.T @ x / len(g)), "backward's dw", "transpose is missing.*g.T @ x"),
-    (FC(db=lambda x, w, g: g.mean(0, keepdim=True)), "backward's db", "dimension too many"),
+    (FC(db=lambda x, w, g: g.mean(0, keepdim=True)), "backward's db", "too many: no keepdim.$"),
     (FC(db=lambda x, w, g: g.sum(1) / len(g)), "backward's db", "wrong axis"),
     (FC(dw=lambda x, w, g: x.T @ g / len(g) ** 2), "backward's dw", "too many"),
     (FC(dw=lambda x, w, g: x @ g), "backward's dw", "missing.* x @ g, and the division by N is"),
@@ -129,9 +129,14 @@ SLIPS: list[tuple[Any, str, str]] = [
         "backward's output on a batch of 4",
         "shifted by the largest .* of all",
     ),
+    (
+        SCE(p=shifted_by_all, loss=lambda z, p, y: nll(p, y).mean()),
+        "forward's loss on a batch of 4",
+        "not shifted by each row's largest output.$",  # and exp does not overflow
+    ),
     (SCE(p=lambda z: z.softmax(0)), "backward's output", "softmax runs over the batch"),
     (SCE(pred=lambda p: p.amax(1)), "forward's pred_y", "the largest probability, not its class"),
-    (SCE(pred=lambda p: p.argmax(1, keepdim=True)), "forward's pred_y", "no keepdim"),
+    (SCE(pred=lambda p: p.argmax(1, keepdim=True)), "forward's pred_y", "no keepdim.$"),
     (SCE(dx=lambda p, hot: p - hot), "backward's output", "not divided by N"),
     (SCE(dx=lambda p, hot: hot - p), "backward's output", "sign is wrong, and .*not divided by N"),
     (SCE(dx=lambda p, hot: (p - hot) / p.numel()), "backward's output", "number of all outputs"),
@@ -158,6 +163,14 @@ def test_a_slip_is_named_with_what_was_expected(layer, result, slip):
     assert re.search(slip, named), fault
     assert "expected" in before
     assert "got" in before
+
+
+@pytest.mark.parametrize("read", [torch.from_numpy, lambda y: y.long(), lambda y: y.astype(int)])
+def test_a_loss_may_be_written_for_arrays_or_for_tensors(read):
+    layer = SCE()
+    forward = layer.forward
+    layer.forward = lambda y, z: forward(torch.as_tensor(read(y)), z)  # type: ignore[method-assign]
+    assert faults_of(layer) == []
 
 
 def test_how_far_off_is_told_with_the_place():

@@ -108,6 +108,25 @@ def test_arrays_loaders_and_data_sets_are_the_same_data():
     assert (score.correct, score.images) == (right, 30)
 
 
+def test_data_to_validate_on_gets_batches_as_large_as_those_of_training():
+    """The loss as the course logs it shrinks with the batch, so that only then both compare."""
+    images, labels = blobs(30)
+    tensors = TensorDataset(images, labels)
+    in_sixes = Dataloader(Dataset(images, labels), 6)
+    for train in (in_sixes, DataLoader(tensors, batch_size=6)):
+        losses = [
+            Classifier(12, 4, 3)
+            .training(train, valid, epochs=1, learning_rate=1e-9, verbose=0, model_path=None)
+            .valid_loss[0]
+            for valid in ((images, labels), tensors, in_sixes)
+        ]
+        assert losses == pytest.approx([losses[-1]] * 3, rel=1e-4)
+    by_itself = DataLoader(tensors, batch_sampler=[list(range(30))])
+    model = Classifier(12, 4, 3)
+    logs = model.training(by_itself, (images, labels), epochs=1, verbose=0, model_path=None)
+    assert logs.valid_loss[0] == pytest.approx(model.score((images, labels)).loss)
+
+
 def test_the_seeds_alone_decide_weights_and_order():
     def trained(init_seed: int, seed: int) -> Tensor:
         torch.randn(3)  # moves the global generators, which must not matter

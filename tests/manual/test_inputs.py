@@ -37,6 +37,23 @@ def test_a_missing_device_of_another_kind_is_told() -> None:
             make("mps")
 
 
+def test_a_bias_may_be_a_row() -> None:
+    x, w, b, g = (torch.randn(s) for s in ((4, 5), (5, 3), (3,), (4, 3)))
+    layer = manual.FullyConnectedLayer()
+    y = layer.forward(x, w, b)
+    dw, db = layer.backward(g)
+    assert db.shape == (3,)
+    for row in (b[None], b[None].numpy()):
+        assert torch.equal(layer.forward(x, w, row), y)
+        dw_of_row, db_of_row = layer.backward(g)
+        assert torch.equal(dw_of_row, dw)
+        assert torch.equal(db_of_row, db[None])
+    assert torch.equal(layer.forward(x, w, b), y)
+    assert layer.backward(g)[1].shape == (3,)
+    with pytest.raises(AssertionError, match=r"b: expected shape \(3,\), got \(3, 1\)"):
+        layer.forward(x, w, b[:, None])
+
+
 def test_labels_may_be_a_column() -> None:
     scores, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
     mine, other = manual.SoftmaxCrossEntropy(), manual.SoftmaxCrossEntropy()
@@ -51,12 +68,12 @@ def test_one_hot_labels_may_be_bool() -> None:
     assert torch.equal(mine[1], manual.SoftmaxCrossEntropy().forward(labels, scores)[1])
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int8])
-def test_labels_of_numpy_and_of_any_integers_are_taken(dtype: type) -> None:
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int8, ">i4"])
+def test_labels_of_numpy_and_of_any_integers_are_taken(dtype: type | str) -> None:
     scores, labels = torch.randn(4, 3), np.array([0, 2, 1, 1], dtype)
     loss = manual.SoftmaxCrossEntropy()
-    wanted = nn.functional.cross_entropy(scores, torch.from_numpy(labels).long())
-    for given in (labels, torch.from_numpy(labels)):
+    wanted = nn.functional.cross_entropy(scores, torch.tensor(labels.tolist()))
+    for given in (labels, torch.from_numpy(labels.astype(labels.dtype.newbyteorder("=")))):
         pred_y, value = loss.forward(given, scores.numpy())
         assert value.item() == pytest.approx(wanted.item(), rel=1e-6)
         assert pred_y.tolist() == scores.argmax(1).tolist()

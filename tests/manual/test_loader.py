@@ -118,6 +118,27 @@ def test_a_loop_over_a_loader_ends_and_numbers_beyond_it_are_refused():
                 loader[number]
 
 
+def test_a_pair_of_arrays_is_a_data_set():
+    images, labels = pictures(7)
+    wanted = Dataloader(Dataset(images, labels), 4)
+    tensors = torch.utils.data.TensorDataset(images, labels)
+    for pair in ((images, labels), [images.numpy(), labels.numpy()], tensors):
+        loader = Dataloader(pair, 4)
+        assert isinstance(loader.dataset, Dataset)
+        for mine, theirs in zip(loader[1], wanted[1], strict=True):
+            assert np.array_equal(mine, theirs)
+
+
+def test_arrays_of_another_byte_order_are_taken():
+    images, labels = (t.numpy() for t in pictures(7))
+    foreign = Dataset((images / 255).astype(">f4"), labels.astype(">i4"))
+    for mine, theirs in zip(
+        foreign[:], Dataset((images / 255).astype("<f4"), labels)[:], strict=True
+    ):
+        assert mine.dtype.isnative
+        assert np.array_equal(mine, theirs)
+
+
 def test_labels_in_a_column_and_images_of_bfloat16_are_taken():
     for column in (np.array([[2], [0]]), torch.tensor([[2], [0]], dtype=torch.uint8)):
         data = Dataset(torch.tensor([[0.5, 1], [0.25, 0]], dtype=torch.bfloat16), column)
@@ -186,6 +207,8 @@ def test_items_of_another_data_set_are_stacked():
         ({"window": "moving"}, "window must be one of disjoint, sliding, got 'moving'"),
         ({"dataset": []}, "dataset must have images, got none"),
         ({"dataset": 5}, "dataset must be a Dataset.* got int"),
+        ({"dataset": np.zeros((5, 2))}, "dataset must be a Dataset.* got ndarray"),
+        ({"batch_size": np.arange(5)}, "batch_size must be an integer >= 1, got ndarray"),
     ],
 )
 def test_a_loader_refuses_what_cannot_be_meant(options, message):

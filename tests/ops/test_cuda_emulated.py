@@ -13,7 +13,7 @@ import torch
 from support import emulation
 from support.activation_suite import ActivationTests
 from support.cases import ACTIVATION_CASES, randn, small_integers
-from support.graph_suite import OPTIONS, assert_as_close_as_pytorch, order_of
+from support.graph_cases import OPTIONS, assert_as_close_as_pytorch, order_of
 from support.marks import needs_native
 from support.matmul_precision_suite import Float32Tests, all_products, all_products_ref
 from support.operator_suite import NONE, RELU, CrossEntropyTests, LinearTests

@@ -63,6 +63,10 @@ def test_logs_that_do_not_fit_are_told() -> None:
         plot_result([1, 2], [1], [], [])
     with pytest.raises(ValueError, match="train_loss must be a list of numbers, got float"):
         plot_result(1.0, [1], [], [])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="values must be a list, got float"):
+        plot_curves(0.1, [40.0], [39.0])
+    with pytest.raises(ValueError, match="valid_acc must be a list, got int"):
+        plot_curves([0.1], [40.0], 39)
     with pytest.raises(ValueError, match=r"as many as values, got .*'valid_acc': 1"):
         plot_curves([1, 2], [1, 2], [1])
 

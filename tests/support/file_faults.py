@@ -36,8 +36,8 @@ def run_forked(
     work: Callable[[], object], folder: Path, *, at: int | None = None, error: int | None = None
 ) -> Outcome:
     """Do ``work`` in a fork of this process. Its operation number ``at``, counted from 0, on files
-    under ``folder`` does not happen: the process is killed, or it and,
-    for a full or a read-only disk, all after it raise the OSError ``error``."""
+    under ``folder`` does not happen: the process is killed, or it and, for a full or a read-only
+    disk, all after it raise the OSError ``error``."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
