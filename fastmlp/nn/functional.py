@@ -45,8 +45,11 @@ def linear(
     """
     if is_foreign(x, weight) or is_exporting():
         return linear_ops.linear_ref(x, weight, bias, activation)
-    if backend is None and quickest.is_linear_of_pytorch(x, weight, bias):
-        return linear_ops.linear_ref(x, weight, bias, activation)
+    try:
+        if backend is None and quickest.is_linear_of_pytorch(x, weight, bias):
+            return linear_ops.linear_ref(x, weight, bias, activation)
+    except (AttributeError, RuntimeError):
+        pass  # the check says better what does not fit, or is no tensor
     linear_ops.check_linear(x, weight, bias, activation)
     if runs_reference(backend, x):
         return linear_ops.linear_ref(x, weight, bias, activation)

@@ -32,21 +32,17 @@ def linear_reason(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> s
 
 
 def is_linear_of_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether the layers take PyTorch's operators for arguments that fit each other; False
-    for any others, about which :func:`fastmlp.ops.linear.check_linear` has its say."""
-    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)) or not leaves_choice(x):
+    """Return whether the layers take PyTorch's operators, for tensors that fit each other. Of what
+    does not fit, only that is asked which PyTorch would take."""
+    if x.dtype not in _DTYPES or weight.dim() != 2 or not leaves_choice(x):
         return False
-    dtype, sizes = x.dtype, weight.shape
-    if len(sizes) != 2 or weight.dtype != dtype or not weight.is_cpu:
+    outputs, size = len(weight), weight.numel()
+    if bias is not None and (bias.dim() != 1 or bias.numel() != outputs):
         return False
-    outputs, inputs = sizes
-    if not x.dim() or x.shape[-1] != inputs:
-        return False
-    if bias is not None and (
-        bias.dtype != dtype or bias.dim() != 1 or len(bias) != outputs or not bias.is_cpu
-    ):
-        return False
-    return linear_reason(x.numel() // max(inputs, 1), inputs, outputs, dtype) is not None
+    if size < LARGE_WEIGHT:  # at little cost
+        return x.numel() * outputs < LARGE_PRODUCT
+    inputs = size // outputs
+    return linear_reason(x.numel() // inputs, inputs, outputs, x.dtype) is not None
 
 
 def is_relu_of_pytorch(x: Tensor) -> bool:
