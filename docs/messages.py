@@ -71,7 +71,7 @@ OTHERWISE = {
     r".*(checkpoint|run).py: ": "pass `--resume` the folder of a run whose files are its own",
     r".*errors.py: ": "name a file",
     r".*files.py: ": "pass another folder, or change its mode",
-    r".*(formats|checked|predict).py: ": "put a copy of the file back, or train again",
+    r".*(formats|checked|pickled|predict).py: ": "put a copy of the file back, or train again",
     r".*registry.py: .*last GPU": "name that one, or one before it",
     r".*engines/.*(: block_steps|these steps)": "leave `block_steps` out",
     r".*engines/base.py: a state": "pass one of a run with this optimizer",

@@ -17,11 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastmlp.cli.curves import print_curves
-from fastmlp.cli.parser import ArgumentParser
+from fastmlp.cli.parser import ArgumentParser, picture_file
 from fastmlp.training.options import shown, written_widths
 from fastmlp.training.recorded import RecordedRun, read_run
 from fastmlp.utils.errors import EXIT_USAGE, UserError
-from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import printable
 
 FILE_WIDTH = 160
@@ -33,6 +32,7 @@ CURVES = 6
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raise UserError for a user's mistake."""
     options = build_parser().parse_args(argv)
+    out = None if options.out is None else picture_file(options.out)
     runs = [read_run(path) for path in dict.fromkeys(options.runs)]
     runs = sorted((run for run in runs if run.history), key=_score, reverse=True)
     if not runs:
@@ -54,11 +54,11 @@ def main(argv: list[str]) -> int:
             for name, run in zip(names[:CURVES], runs, strict=False)
         },
     )
-    if options.out is not None:
+    if out is not None:
         from fastmlp.plotting.comparison import compare_runs  # matplotlib takes a second
 
         histories = {name: run.history for name, run in zip(names, runs, strict=True)}
-        compare_runs(histories, expanded(options.out))
+        compare_runs(histories, out)
         print(f"The picture is in {options.out}")
     return 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmlp.cli import own_data
 from fastmlp.cli.options import add_options, given_flags
-from fastmlp.cli.parser import ArgumentParser
+from fastmlp.cli.parser import ArgumentParser, picture_file
 from fastmlp.training.config import TrainConfig, load_config_file
 from fastmlp.training.lr_finder import find_lr
 from fastmlp.training.presets import PRESETS, resolve_config
@@ -20,7 +20,7 @@ from fastmlp.training.presets import PRESETS, resolve_config
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raise UserError for a user's mistake."""
     flags = given_flags(build_parser(), argv)
-    out = flags.pop("out", "lr.png")
+    out = picture_file(flags.pop("out", "lr.png"))
     span: dict[str, Any] = {n: flags.pop(n) for n in ("low", "high", "steps") if n in flags}
     file = load_config_file(flags.pop("config")) if "config" in flags else {}
     preset = file.pop("preset", "default")

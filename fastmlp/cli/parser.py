@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from fastmlp.utils.errors import (
@@ -20,6 +21,7 @@ from fastmlp.utils.errors import (
     describe_device_error,
     describe_os_error,
 )
+from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import printable
 
 LONG = 10_000
@@ -73,6 +75,14 @@ def with_flags(error: UserError) -> str:
     for name in error.options:
         sentence = re.sub(rf"\b{name}\b", as_flag(name), sentence, count=1)
     return sentence
+
+
+def picture_file(text: str) -> Path:
+    """Return the file of ``--out`` for a picture; raise :class:`UserError` where its name ends
+    otherwise, since it may be one that holds something else."""
+    if not text.lower().endswith((".png", ".pdf", ".svg")):
+        raise UserError(f"--out must end in .png, .pdf or .svg, got {text!r}", EXIT_USAGE)
+    return expanded(text)
 
 
 def as_flag(name: str) -> str:

@@ -18,10 +18,10 @@ from fastmlp.utils.checked import (
     check_fields,
     distinct,
     is_deviation,
-    is_finite,
     is_flag,
     is_name,
     is_object,
+    is_scale,
     list_of,
     one_of,
 )
@@ -177,7 +177,7 @@ _ENCODING: Fields = {
     "missing": one_of(*MISSING),
     "named": is_flag,
 }
-_NUMBERS: Fields = {"mean": is_finite, "deviation": is_deviation}
+_NUMBERS: Fields = {"mean": is_scale, "deviation": is_deviation}
 _CATEGORIES: Fields = {"categories": distinct(is_name)}
 
 

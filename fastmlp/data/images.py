@@ -30,6 +30,8 @@ from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import reason
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+"""What those are; some of Pillow's other formats are read by running another program."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,18 @@ def _read_idx_set(name: str, folder: Path) -> ImageSet:
         arrays.append(_parse_idx(path, data))
     parts: list[NDArray[Any]] = []
     for images, labels in (arrays[:2], arrays[2:]):
-        if images.dtype != np.uint8 or images.ndim != 3 or labels.shape != (len(images),):
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 3
+            or not images.size
+            or images.shape[1:] != arrays[0].shape[1:]
+            or labels.shape != (len(images),)
+            or labels.dtype.kind not in "iu"
+        ):
             raise _damaged(folder, f"does not hold images and as many labels of {name}")
-        if len(labels) and int(labels.max()) >= len(official.classes):  # type: ignore[call-overload]
-            raise _damaged(folder, f"has labels of {len(official.classes)} and above")
+        low, high = int(labels.min()), int(labels.max())  # type: ignore[call-overload]
+        if low < 0 or high >= len(official.classes):
+            raise _damaged(folder, f"has labels below 0, or of {len(official.classes)} and above")
         parts += [images.reshape(len(images), -1), labels.astype(np.int64)]
     height, width = arrays[0].shape[1:]
     return ImageSet(name, str(folder), official.classes, (1, height, width), *parts)
@@ -196,7 +206,10 @@ def _find_cifar100(root: Path) -> ImageSet | None:
 def _cifar100(source: str, content: Callable[[str], bytes]) -> ImageSet:
     """Return CIFAR-100 from its files' bytes: records of a coarse label, a fine label and 3072
     bytes of image."""
-    classes = tuple(content("fine_label_names.txt").decode().split())
+    names = Path(source, "fine_label_names.txt")
+    classes = tuple(content(names.name).decode("ascii", "replace").split())
+    if len(set(classes)) != len(classes) or len(classes) > 256 or "\ufffd" in "".join(classes):
+        raise _damaged(names, "does not hold the names of the classes")
     parts: list[NDArray[Any]] = []
     for name in ("train.bin", "test.bin"):
         data = content(name)
@@ -272,7 +285,7 @@ def _read_pictures(
     length = sum(file.stat().st_size for file in files)
     for file in files:
         try:
-            with pillow.open(file) as image:
+            with pillow.open(file, formats=IMAGE_FORMATS) as image:
                 if not pictures or image.size != pictures[0].shape[1::-1]:
                     check_growth(file, length, image.width * image.height * 3 * len(files))
                 grey = planes == 1 or (

@@ -18,10 +18,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.utils.untrusted import printable
+
 SCALARS = (int, float, str, bytes, bytearray, type(None))
 DTYPES = ("u1", "i1", "i2", "i4", "i8", "b1", "f2", "f4", "f8")
 LARGEST = 64 << 20
 """Bytes of a file: twice those of a batch of CIFAR-10."""
+LONGEST_NAME = 1000
+"""Characters of a key, a dtype or a byte order, which are read as often as the file says."""
 INSTRUCTIONS = 1_000_000
 """Of a file: a label takes one or two."""
 
@@ -108,11 +112,9 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("latin1")
-    if not isinstance(value, str):
-        raise PickleError("it holds a key that is no text")
-    return value
+    if not isinstance(value, (bytes, str)) or len(value) > LONGEST_NAME:
+        raise PickleError("it holds a name that is no text, or too long")
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 class _Machine:
@@ -191,9 +193,12 @@ class _Machine:
             attribute, module = self._stack.pop(), self._stack.pop()
         else:
             module, attribute = argument.split(" ", 1)
-        known = FUNCTIONS.get((str(module).replace("numpy._core", "numpy.core"), str(attribute)))
+        if not isinstance(module, str) or not isinstance(attribute, str):
+            raise PickleError("it asks for something whose name is no text")
+        known = FUNCTIONS.get((module.replace("numpy._core", "numpy.core"), attribute))
         if known is None:
-            raise PickleError(f"it asks for {module}.{attribute}, not allowed in a data file")
+            name = printable(f"{module}.{attribute}", 100)
+            raise PickleError(f"it asks for {name}, not allowed in a data file")
         self._stack.append(_Function(known))
 
     def call(self, _: Any) -> None:
@@ -201,7 +206,9 @@ class _Machine:
         if not isinstance(function, _Function) or not isinstance(arguments, tuple):
             raise PickleError("it calls something that is no function")
         if function.name == "encode":
-            text = str(arguments[0])
+            text = arguments[0]
+            if not isinstance(text, str):
+                raise PickleError("it encodes something that is no text")
             self._encodable -= len(text)
             if self._encodable < 0:
                 raise PickleError("it makes more bytes than it has")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import check_growth, read_array, read_arrays
+from fastmlp.data.arrays import OF_NUMBERS, check_growth, read_array, read_arrays
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import quoted, reason
@@ -21,6 +21,8 @@ Column = NDArray[Any]
 
 MAX_COLUMNS = 200_000
 """More columns than this are a mistake, such as rows and columns exchanged."""
+BATCH_ROWS = 1 << 14
+"""Rows of a parquet file that are read at once."""
 FORMATS = (".csv", ".parquet", ".npz", ".npy")
 """The files that :func:`read_table` reads, by the end of their names."""
 
@@ -224,6 +226,7 @@ def _read_csv(path: Path) -> Table:
 def _read_parquet(path: Path) -> Table:
     parquet = needs("pyarrow.parquet", "tables", "A parquet file")
     types = needs("pyarrow.types", "tables", "A parquet file")
+    arrow = needs("pyarrow", "tables", "A parquet file")
     schema = parquet.read_schema(path)
     _check_names(schema.names, path)
     for field in schema:
@@ -238,9 +241,14 @@ def _read_parquet(path: Path) -> Table:
     held = file.metadata
     parts = [held.row_group(i) for i in range(held.num_row_groups)]
     rows = max(held.num_rows, sum(part.num_rows for part in parts))
-    wanted = max(8 * rows * len(schema.names), sum(part.total_byte_size for part in parts))
-    check_growth(path, path.stat().st_size, wanted)
-    table = file.read()
+    length, wanted = path.stat().st_size, OF_NUMBERS * rows * len(schema.names)
+    check_growth(path, length, wanted)
+    batches = []
+    for batch in file.iter_batches(BATCH_ROWS):  # what the file says of its size need not be true
+        batches.append(batch)
+        wanted += batch.nbytes
+        check_growth(path, length, wanted)
+    table = arrow.Table.from_batches(batches, schema=batches[0].schema if batches else schema)
     items: list[tuple[str, object]] = [
         (name, _parquet_column(column))
         for name, column in zip(table.column_names, table.columns, strict=True)

@@ -23,10 +23,10 @@ from fastmlp.utils.checked import (
     check_fields,
     distinct,
     is_deviation,
-    is_finite,
     is_flag,
     is_name,
     is_object,
+    is_scale,
     list_of,
     one_of,
 )
@@ -238,7 +238,7 @@ _TARGET: Fields = {
     "name": is_name,
     "classes": distinct(is_name),
     "numeric": is_flag,
-    "mean": is_finite,
+    "mean": is_scale,
     "deviation": is_deviation,
 }
 _TARGETS: Fields = {"task": one_of(*TASKS), "columns": list_of(is_object, 1)}

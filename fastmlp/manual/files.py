@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastmlp.data.arrays import read_arrays
 from fastmlp.data.pickles import ArrayStandIn, DTypeStandIn
+from fastmlp.ops.checks import FLOATING
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import read_bytes
 from fastmlp.utils.formats import load_tensors
@@ -33,6 +34,13 @@ _ARRAY_PARTS: list[Any] = [
     (lambda text, _: text.encode("latin1"), "_codecs.encode"),  # bytes, to protocol 2
 ]
 """What an array pickles as, and what a file gets for it."""
+REAL = (*FLOATING, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""The dtypes of weights."""
+CALLS = (
+    *("numpy dtype", "_codecs encode"),
+    *("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"),
+)
+"""What of it is called."""
 
 
 def read_weights(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> Any:
@@ -63,6 +71,12 @@ def read_weights(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, .
     if got != dict(shapes):
         held = got if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
         raise ValueError(f"{path} does not fit: expected {dict(shapes)}, got {held}")
+    for name, value in found.items():
+        if value is not None and not value.float().isfinite().all():
+            raise ValueError(
+                f"{path}: {name} has numbers that are not finite in float32; load another file, "
+                "the network that it holds has diverged"
+            )
     return found
 
 
@@ -73,12 +87,14 @@ def _unpacked(path: Path, data: bytes) -> Any:
     if names and all(name.endswith(".npy") for name in names):
         return read_arrays(path)
     with torch.serialization.safe_globals(_ARRAY_PARTS):
-        return load_tensors(data)
+        return load_tensors(data, CALLS)
 
 
 def _by_name(loaded: Any) -> dict[str, Tensor | None]:
     """Return the weights by our names, None for what is no tensor; other names as they are."""
-    while isinstance(loaded, Mapping):
+    for _ in WRAPPERS:  # a dict may hold itself
+        if not isinstance(loaded, Mapping):
+            break
         inner = [loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)]
         if not inner:
             break
@@ -108,5 +124,5 @@ def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         native = value.astype(value.dtype.newbyteorder("="), order="C")  # torch takes no other
         return torch.from_numpy(native)
-    real = isinstance(value, Tensor) and not value.is_complex() and value.layout == torch.strided
-    return value if real else None
+    real = isinstance(value, Tensor) and value.dtype in REAL and value.layout == torch.strided
+    return value if real and not value.is_nested else None

@@ -16,7 +16,7 @@ from fastmlp.ops._register import Operator, is_asked_for, is_transformed
 from fastmlp.ops.activations import ACTIVATIONS, row_of_kernel
 from fastmlp.ops.checks import is_foreign
 from fastmlp.ops.linear import linear, linear_backward_ref, linear_ref
-from fastmlp.ops.matmul_precision import FLOAT32, matmul_precision_of
+from fastmlp.ops.matmul_precision import FLOAT32, TF32, matmul_precision_of
 
 
 class Layer(NamedTuple):
@@ -106,6 +106,20 @@ def _by_layer(
     return list(zip(parameters[::2], parameters[1::2], kernels, strict=True))
 
 
+def _check_lists(
+    parameters: list[Tensor], activations: list[int], bias: bool, matmul_precision: int
+) -> None:
+    """Raise RuntimeError, as the kernels do, where the lists do not belong together."""
+    each = 1 + bias
+    if not activations or len(parameters) != each * len(activations):
+        raise RuntimeError(
+            f"parameters must be {each} for each of one or more activations, got "
+            f"{len(parameters)} for {len(activations)}"
+        )
+    if not 0 <= matmul_precision <= TF32:
+        raise RuntimeError(f"matmul_precision must be between 0 and 4, got {matmul_precision}")
+
+
 # ---- the operators: compositions of PyTorch's, which are their fake kernels too ------------------
 
 
@@ -117,6 +131,7 @@ def _mlp_composition(
     keep: bool,
     matmul_precision: int = FLOAT32,
 ) -> list[Tensor]:
+    _check_lists(parameters, activations, bias, matmul_precision)
     kept = []
     for weight, b, kernel in _by_layer(parameters, activations, bias):
         row, z = row_of_kernel(kernel), linear_ref(x, weight, b)
@@ -150,9 +165,13 @@ def _mlp_backward_composition(
     need_dx: bool,
     matmul_precision: int = FLOAT32,
 ) -> list[Tensor]:
+    _check_lists(parameters, activations, bias, matmul_precision)
+    rows = [row_of_kernel(kernel) for kernel in activations]
+    wanted = sum(1 + (row.saves == "input") for row in rows) - (rows[-1].saves != "output")
+    if len(kept) != wanted:
+        raise RuntimeError(f"kept must be what mlp kept of these layers, got {len(kept)}")
     inputs, saved, rest = [x], [], list(kept)
-    for kernel in activations:
-        row = row_of_kernel(kernel)
+    for row in rows:
         before = rest.pop(0) if row.saves == "input" else None
         output = rest.pop(0) if rest else None
         saved.append(output if row.saves == "output" else before)

@@ -67,7 +67,7 @@ def _present(key: str) -> str:
     ValueError where it is none."""
     try:
         return config_key(config_from_dict(json.loads(key)))
-    except UserError as error:
+    except (RecursionError, UserError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -80,6 +80,7 @@ class SweepDirectory:
         self._resume = self.path / f"resume-{rank}.pt"
         self._others: dict[str, Checkpoint] = {}  # runs in the folder that are not this process's
         self._saved = time.monotonic()
+        self._locks: contextlib.ExitStack | None = None  # of the first process
 
     @classmethod
     @contextlib.contextmanager
@@ -93,7 +94,10 @@ class SweepDirectory:
         if not made and not folder._is_of_a_sweep():
             raise UserError(f"{folder.path} holds something else than a sweep; pass another --out")
         make_folder(folder.path)
-        with locked_folder(folder.path) if workers.is_first else contextlib.nullcontext():
+        with contextlib.ExitStack() as locks:
+            if workers.is_first:
+                folder._locks = locks
+                locks.enter_context(locked_folder(folder.path))
             own = FILES if workers.is_first else (f"resume-{workers.rank}.pt",)
             remove_files(leftovers(folder.path, *own))
             try:
@@ -150,6 +154,13 @@ class SweepDirectory:
 
     def save(self, states: Mapping[str, Checkpoint]) -> None:
         """Write the states of this process's runs."""
+        if not self.path.exists():
+            warnings.warn(
+                f"{self.path} was removed while the sweep ran; it is made again", stacklevel=2
+            )
+            make_folder(self.path)
+            if self._locks is not None:  # it has another lock
+                self._locks.enter_context(locked_folder(self.path))
         self._others.update(states)
         values = {key: state_to_dict(state) for key, state in self._others.items()}
         write_file(self._resume, tensor_bytes(values), keep_previous=True)

@@ -217,6 +217,8 @@ class SaveRun(Callback):
         if run.error is not None:  # the parameters are lost: resume.pt stays as it was
             if run.checkpoint.history:
                 self._folder.write_metrics(run.checkpoint)
+            elif not self._resumed:
+                self._folder.discard()
         elif not run.finished or run.stopped_early or not self._folder.whole:
             # where it was stopped early, that was not known when its last epoch was told
             self._save(run)
@@ -239,6 +241,7 @@ class SaveRun(Callback):
                 f"{self._folder.path} was removed while the run trained; it is made again",
                 stacklevel=2,
             )
+            self._folder.lock()
             self._write_config(run)
         self._folder.save(run.save_point())
 

@@ -67,7 +67,7 @@ def state_to_dict(state: Checkpoint) -> dict[str, Any]:
 
 def state_from_dict(values: Any) -> Checkpoint:
     """Return the state in the content of ``resume.pt``; raise ValueError where it is none."""
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not isinstance(values, dict) or _format_of(values) != FORMAT:
         raise ValueError("it has another format")
     values = {key: value for key, value in values.items() if key != "format"}
     check_fields("the state", values, _STATE)
@@ -89,6 +89,11 @@ def state_from_dict(values: Any) -> Checkpoint:
             "partial": _partial(values["partial"]),
         }
     )
+
+
+def _format_of(values: Mapping[str, Any]) -> int | None:
+    found = values.get("format")
+    return found if type(found) is int else None
 
 
 _STATE: Fields = {

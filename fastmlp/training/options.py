@@ -15,7 +15,7 @@ from typing import Any
 
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
-MAX_WHOLE = 2**63 - 1
+MAX_WHOLE = 2**62
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = expanded(path)
         self._damaged: list[Path] = []
+        self._locks = contextlib.ExitStack()
 
     @classmethod
     @contextlib.contextmanager
@@ -108,7 +109,8 @@ class RunDirectory:
         folder._check_free()
         made = not folder.path.exists()
         make_folder(folder.path)
-        with locked_folder(folder.path):
+        with folder._locks:
+            folder.lock()
             folder._check_free()  # another process may have filled it
             folder._remove_unbegun()
             try:
@@ -128,9 +130,21 @@ class RunDirectory:
         :class:`UserError` where it is not the folder of a run."""
         folder = cls(path)
         folder.read_config()
-        with locked_folder(folder.path):
+        with folder._locks:
+            folder.lock()
             remove_files(leftovers(folder.path, *FILES))
             yield folder
+
+    def lock(self) -> None:
+        """Lock the folder against other processes, also one that was removed and made again, which
+        has another lock."""
+        make_folder(self.path)
+        self._locks.enter_context(locked_folder(self.path))
+
+    def discard(self) -> None:
+        """Remove the files of a run that has come to nothing, so that another can take its
+        place."""
+        remove_files(self.path / name for name in FILES)
 
     def _unbegun(self) -> bool:
         """Return whether the folder holds nothing but what a run writes before its first

@@ -41,9 +41,14 @@ def is_number(value: object) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 1 << 1023)
 
 
+LARGEST = 1e100
+"""Beyond it, sums and squares of numbers overflow, as they do below its inverse. Losses are of
+float32, times are of this world."""
+
+
 def is_finite(value: object) -> bool:
-    """Return whether it is a finite number."""
-    return is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
+    """Return whether it is a finite number, 0 or of a size that can be computed with."""
+    return is_number(value) and (value == 0 or 1 / LARGEST < abs(value) < LARGEST)  # type: ignore
 
 
 def is_duration(value: object) -> bool:
@@ -51,9 +56,14 @@ def is_duration(value: object) -> bool:
     return is_finite(value) and value >= 0  # type: ignore[operator]
 
 
+def is_scale(value: object) -> bool:
+    """Return whether it is any finite number, such as the mean of a column."""
+    return is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def is_deviation(value: object) -> bool:
     """Return whether it is a finite number above 0, by which numbers can be divided."""
-    return is_finite(value) and value >= sys.float_info.min  # type: ignore[operator]
+    return is_scale(value) and value >= sys.float_info.min  # type: ignore[operator]
 
 
 def is_share(value: object) -> bool:

@@ -4,6 +4,7 @@ lock folders."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -97,10 +98,34 @@ def atomic_path(target: str | os.PathLike[str], *, keep_previous: bool = False) 
     OSError if the folder is not writable.
     """
     target = expanded(target)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():  # a device, say
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     _make_folder(target.parent)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    with _named(target):
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
+    with _named(target):
+        yield from _replaced(target, temporary, keep_previous)
+    _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Make the system's errors inside name ``target``, not a temporary file beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(".tmp"):
+            error.filename = str(target)
+        raise
+
+
+def _replaced(target: Path, temporary: Path, keep_previous: bool) -> Iterator[Path]:
+    """Yield ``temporary``, to be written, and put it in the place of ``target``; remove it on any
+    error."""
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -112,7 +137,6 @@ def atomic_path(target: str | os.PathLike[str], *, keep_previous: bool = False) 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
 
 
 def check_writable(target: Path) -> None:

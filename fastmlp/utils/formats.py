@@ -12,7 +12,7 @@ import io
 import json
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 
 from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.files import read_bytes
+from fastmlp.utils.pickled import check_pickle
 from fastmlp.utils.untrusted import reason
 
 DIGEST = "sha256"
@@ -101,17 +102,29 @@ def read_tensors(path: Path) -> Any:
         raise DamagedFileError(f"{path} is damaged") from error
 
 
-def load_tensors(data: bytes) -> Any:
+def load_tensors(data: bytes, calls: Collection[str] = ()) -> Any:
     """Return what :func:`torch.save` wrote, as :func:`torch.load` reads it, on the CPU; code in it
-    is never run. Raises any exception where it is damaged.
+    is never run, and nothing called but what makes tensors of the file's numbers, and ``calls``
+    (:func:`~fastmlp.utils.pickled.check_pickle`). Raises any exception where it is damaged.
 
-    It takes no more memory than ``data``: neither the format of PyTorch before 1.6, nor compressed
-    parts, nor tensors of more numbers than there are in memory.
+    It takes a small multiple of the memory of ``data``: neither the format of PyTorch before 1.6,
+    nor compressed parts, nor tensors of more numbers than there are in memory.
     """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise ValueError("torch.save compresses nothing")
-    value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    names: set[str] = set()
+    packed = io.BytesIO()  # anew, so that PyTorch's reader cannot take it for another archive
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(packed, "w") as checked:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("torch.save compresses nothing")
+            content = archive.read(part)
+            if part.filename.endswith(".pkl"):
+                check_pickle(content, calls)
+            if part.filename in names:
+                raise ValueError("it has two parts of one name")
+            names.add(part.filename)
+            checked.writestr(part.filename, content)
+    packed.seek(0)
+    value = torch.load(packed, map_location="cpu", weights_only=True)
     for tensor in _tensors_in(value):
         if tensor.device.type != "cpu":
             raise ValueError(f"a tensor is on {tensor.device}")
@@ -132,7 +145,7 @@ def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
-            left += value.values() if isinstance(value, dict) else value
+            left += dict.values(value) if isinstance(value, dict) else value
 
 
 def parse_tensors(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:

@@ -14,7 +14,7 @@ import pytest
 from support.tiny import stop_after, tiny_data
 
 import fastmlp
-from fastmlp.cli import compare, show
+from fastmlp.cli import compare, find_lr, show
 from fastmlp.plotting import comparison
 from fastmlp.training.api import fit
 from fastmlp.training.config import TrainConfig
@@ -144,3 +144,13 @@ def test_what_a_strangers_run_says_clears_no_screen(
         assert "\x1b" not in said
         assert "\x07" not in said
         assert len(max(said.splitlines(), key=len)) < 700
+
+
+def test_a_picture_takes_the_place_of_nothing_else(runs: Path) -> None:
+    before = (runs / "a" / "config.json").read_bytes()
+    for name in ("config.json", "best.pt", "table.csv", ""):
+        with pytest.raises(UserError, match=r"--out must end in \.png, \.pdf or \.svg, got"):
+            compare.main([str(runs / "a"), "--out", str(runs / "a" / name)])
+        with pytest.raises(UserError, match=r"--out must end in \.png, \.pdf or \.svg, got"):
+            find_lr.main(["--dataset", "synthetic", "--out", str(runs / "a" / name)])
+    assert (runs / "a" / "config.json").read_bytes() == before

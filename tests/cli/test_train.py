@@ -236,7 +236,7 @@ MISTAKES: list[Any] = [
     (["--lr-decay", "1e300"], 2, "grows beyond all numbers in 40 epochs"),
     (["--lr", "1e30", "--out", "new"], 1, "try a smaller --lr"),
     (["--hidden", "9000000000000"], 1, "Not enough memory; try a smaller --hidden"),
-    (["--hidden", "9000000000000000000"], 1, "Not enough memory; try a smaller --hidden"),
+    (["--hidden", "4000000000000000000"], 1, "Not enough memory; try a smaller --hidden"),
 ]
 
 

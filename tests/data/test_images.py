@@ -186,3 +186,31 @@ def test_a_set_of_images_is_a_data_set_to_train_on(mnist):
     parts = split_dataset(found, "50/50/0", "official")
     assert parts.test.labels.tolist() == [7, 0]
     assert parts.train.images.tolist() == [list(range(16))]
+
+
+@pytest.mark.parametrize(
+    ("images_", "labels"),
+    [
+        (np.zeros((0, 4, 4), np.uint8), np.zeros(0, np.uint8)),
+        (np.zeros((3, 1 << 31, 0), np.uint8), np.zeros(3, np.uint8)),
+        (np.zeros((3, 4, 4), np.uint8), np.zeros(3, ">f4")),
+        (np.zeros((3, 4, 4), np.uint8), np.full(3, -1, np.int8)),
+    ],
+)
+def test_idx_files_that_are_no_labelled_images(images_, labels, tmp_path):
+    codes = {"uint8": 8, "int8": 9, "float32": 13}
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for name in images.IDX_SETS["mnist"].md5:
+        array = images_ if "images" in name else labels
+        (folder / name).write_bytes(idx(array, codes[array.dtype.name]))
+    with pytest.raises(UserError, match=r"mnist (does not hold images and as|has labels below 0)"):
+        load_images("mnist", [tmp_path])
+
+
+@pytest.mark.parametrize("names", [b"\xff\xfe", b"a\na\n", b"a\n" * 300])
+def test_names_that_are_none(names, tmp_path):
+    (tmp_path / "fine_label_names.txt").write_bytes(names)
+    (tmp_path / "train.bin").write_bytes(bytes(3074))
+    with pytest.raises(UserError, match=r"names\.txt does not hold the names of the classes"):
+        load_images("cifar100", [tmp_path])

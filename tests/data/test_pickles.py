@@ -51,6 +51,11 @@ def nested(depth: int) -> bytes:
     return b"(" + b"I1\n" + b"t" + b"".join(b"q%c" % i + b"h%c" % i + b"\x86" for i in range(depth))
 
 
+def doubled(depth: int) -> bytes:
+    """A list of two lists of two lists ..., whose text has 2^depth characters."""
+    return b"]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(depth))
+
+
 def array_state(shape: bytes, content: bytes) -> bytes:
     """An array that is given a state of this shape and content."""
     return (
@@ -87,6 +92,18 @@ ATTACKS = {
         + b"q\x00U\x06latin1\x86R"
         + b"c_codecs\nencode\nh\x00U\x06latin1\x86R" * 100
         + b"ts."
+    ),
+    "a name that takes for ever": b"\x80\x04" + doubled(40) + b"h\x28\x8c\x01a\x93.",
+    "a text that takes for ever": b"\x80\x02" + doubled(40) + b"c_codecs\nencode\nh\x28\x85R.",
+    "a long key again and again": (
+        b"\x80\x03B\x00\x00\x10\x00" + b"a" * (1 << 20) + b"q\x00}" + b"h\x00Ns" * 9999 + b"."
+    ),
+    "a long byte order again and again": (
+        b"\x80\x03B\x00\x00\x10\x00"
+        + b"a" * (1 << 20)
+        + b"q\x00cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+        + b"(K\x03h\x00tb" * 9999
+        + b"."
     ),
     "no dictionary": pickle.dumps([1]),
     "half of one": pickle.dumps(BATCH)[:200],

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiny import stop_after
+from support.tiny import stop_after, tiny_data
 from torch import Tensor
 
 import fastmlp
@@ -32,7 +32,7 @@ from fastmlp.training.predictor import Predictor
 from fastmlp.training.recorded import read_run
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.files import locked_folder, read_bytes
+from fastmlp.utils.files import locked_folder, read_bytes, write_bytes
 from fastmlp.utils.formats import (
     LARGEST_JSON,
     json_bytes,
@@ -394,3 +394,113 @@ def test_numbers_that_float32_or_a_deviation_cannot_hold() -> None:
         fitted.apply(Table({"a": np.array([1.0, 1e300])}))
     close = Table({"a": np.array([0.0, 1e-170])})  # whose squares are 0
     assert np.isfinite(TargetEncoding.fit(close, "regression").apply(close)).all()
+
+
+def made_by(pickle: bytes) -> bytes:
+    """Return a file of tensors with this pickle, and a digest that is right."""
+    content = io.BytesIO(tensor_bytes({}))
+    whole = io.BytesIO()
+    with zipfile.ZipFile(content) as old, zipfile.ZipFile(whole, "w") as new:
+        for part in old.infolist():
+            is_pickle = part.filename.endswith("data.pkl")
+            new.writestr(part.filename, pickle if is_pickle else old.read(part))
+    return whole.getvalue()
+
+
+def text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+DEEP = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(40))
+STORAGE = b"ctorch\nFloatStorage\n(K\x0ctR"
+CALLED = {
+    "memory of nobody": b"\x80\x02ctorch\nFloatTensor\n(K\x04K\x03tR.",
+    "a storage of nobody": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00tR.",
+    "gigabytes": b"\x80\x02cbuiltins\nbytearray\n\x8a\x08" + struct.pack("<q", 8 << 30) + b"\x85R.",
+    "a key of a trillion parts": b"\x80\x02)q\x00" + DEEP + b"}h\x28Ns.",
+    "such a key in a call": b"\x80\x02ccollections\nOrderedDict\n)q\x00" + DEEP + b"h\x28\x85R.",
+    "an encoding": b"\x80\x02c_codecs\nencode\n" + text("\u4e00") + text("punycode") + b"\x86R.",
+    "a string of many": b"\x80\x02T\xff\xff\xff\x7f.",
+}
+
+
+@pytest.mark.parametrize("pickle", CALLED.values(), ids=CALLED.keys())
+def test_calls_that_make_no_tensor_of_the_file(pickle: bytes, whole: Path) -> None:
+    (whole / "best.pt").write_bytes(made_by(pickle))
+    with pytest.raises(UserError, match=r"best\.pt is damaged; train the network again"):
+        Predictor.load(whole)
+
+
+def test_more_bytes_than_the_file_has(tmp_path: Path) -> None:
+    once = b"c_codecs\nencode\nh\x00h\x01\x86R"
+    pickle = b"\x80\x02" + text("a" * 1000) + b"q\x00" + text("latin1") + b"q\x01](" + once * 9
+    path = _file(tmp_path / "w.pt", made_by(pickle + b"e."))
+    with pytest.raises(ValueError, match=r"w\.pt is damaged or no file of weights"):
+        read_weights(path, {})
+
+
+def test_two_parts_of_one_name(whole: Path) -> None:
+    data = io.BytesIO((whole / "best.pt").read_bytes())
+    with zipfile.ZipFile(data, "a") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(name, archive.read(name))
+    (whole / "best.pt").write_bytes(data.getvalue())
+    with pytest.raises(UserError, match=r"best\.pt is damaged"):
+        Predictor.load(whole)
+
+
+@pytest.mark.parametrize("format_", [torch.ones(1), torch.ones(2), True, "1"], ids=str)
+def test_a_format_that_is_no_number(format_: object, stopped: Path) -> None:
+    content = {**read_tensors(stopped / "resume.pt"), "format": format_}
+    (stopped / "resume.pt").write_bytes(tensor_bytes(content))
+    (stopped / "resume.previous.pt").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"resume\.pt is damaged: it has another format"):
+        RunDirectory(stopped).read_state()
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308, 5e-324])
+def test_losses_that_cannot_be_computed_with(value: float, stopped: Path, tmp_path: Path) -> None:
+    content = read_tensors(stopped / "resume.pt")
+    content["history"][0]["val_loss"] = value
+    (stopped / "resume.pt").write_bytes(tensor_bytes(content))
+    (stopped / "resume.previous.pt").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"resume\.pt is damaged: val_loss of epoch 1 cannot be"):
+        RunDirectory(stopped).read_state()
+
+
+def test_a_sweeps_key_that_is_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "resume-0.pt").write_bytes(tensor_bytes({"[" * 100_000: {}}))
+    base = fastmlp.TrainConfig(hidden=(4,), epochs=1)
+    with pytest.raises(UserError, match=r"resume-0\.pt is damaged: .*, so the sweep cannot go on"):
+        fastmlp.sweep(base, {"lr": [0.1]}, data=tiny_data(), out=tmp_path)
+
+
+def test_a_picture_that_another_program_would_read(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "p.png").write_text(
+            "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+        )
+    with pytest.raises(UserError, match=r"p\.png cannot be read as an image \(cannot identify"):
+        read_image_folder(tmp_path)
+
+
+def test_small_numbers_that_become_large_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "ALWAYS", 1 << 20)
+    for kind in ("i1", "S1"):
+        np.savez_compressed(tmp_path / "t.npz", a=np.zeros(1 << 18, kind))
+        with pytest.raises(UserError, match=r"t\.npz has .* bytes and would take .* in memory"):
+            read_table(tmp_path / "t.npz")
+
+
+def test_what_only_looks_like_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for target, kind in ((tmp_path / "pipe.csv", FileExistsError), (tmp_path, IsADirectoryError)):
+        with pytest.raises(kind) as told:
+            write_bytes(target, b"")
+        assert told.value.filename == str(target)

@@ -88,10 +88,22 @@ def test_a_damaged_or_foreign_file_is_told_and_changes_nothing(tmp_path):
         torch.save(foreign, path)
         with pytest.raises(ValueError, match=r"model\.pt does not fit: expected \{'w1': \(5, 4\)"):
             model.load_model(path)
-    for strange in (torch.zeros(3, dtype=torch.complex64), torch.zeros(3).to_sparse(), "abc"):
+    for strange in (torch.zeros(3, dtype=torch.complex64), torch.ones(3, dtype=torch.bool), "abc"):
         torch.save({**weights(), "b2": strange}, path)
         with pytest.raises(ValueError, match=r"does not fit: expected .*got .*'b2': \(\)"):
             model.load_model(path)
+    torch.save({**weights(), "b2": torch.zeros(3).to_sparse()}, path)
+    with pytest.raises(ValueError, match=r"is damaged or no file of weights"):
+        model.load_model(path)
+    for wrong in (torch.nan, torch.inf, 1e300):
+        torch.save({**weights(), "b2": torch.full((3,), wrong, dtype=torch.float64)}, path)
+        with pytest.raises(ValueError, match="b2 has numbers that are not finite in float32"):
+            model.load_model(path)
+    itself: dict[str, object] = {}
+    itself["params"] = itself
+    torch.save(itself, path)
+    with pytest.raises(ValueError, match=r"model\.pt does not fit"):
+        model.load_model(path)
     torch.save(nn.Linear(5, 4), path)
     with pytest.raises(ValueError, match=r"or of a state_dict\(\), not of a whole model"):
         model.load_model(path)

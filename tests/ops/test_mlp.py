@@ -188,3 +188,18 @@ def test_the_operators_refuse_lists_of_other_lengths():
     for wrong in (kept, kept[:1]):
         with pytest.raises(RuntimeError, match="kept must be what mlp kept of these layers"):
             backward(kept[-1], x, wrong, parameters, [1, 1, 0], True, True)
+
+
+@pytest.mark.parametrize("needs_grad", [False, True], ids=["kernel", "composition"])
+def test_lists_that_do_not_belong_together(needs_grad: bool) -> None:
+    x, w = torch.randn(3, 5), torch.randn(4, 5, requires_grad=needs_grad)
+    operators = torch.ops.fastmlp
+    with pytest.raises(RuntimeError, match="parameters must be 2 for each of one or more act"):
+        operators.mlp(x, [w], [0], True, False, 0)
+    with pytest.raises(RuntimeError, match="parameters must be 1 for each of one or more act"):
+        operators.mlp(x, [], [], False, False, 0)
+    with pytest.raises(RuntimeError, match="matmul_precision must be between 0 and 4, got 99"):
+        operators.mlp(x, [w], [0], False, False, 99)
+    for kept in ([], [x, x, x]):
+        with pytest.raises(RuntimeError, match="kept must be what mlp kept of these layers, got"):
+            operators.mlp_backward(torch.randn(3, 4), x, kept, [w], [1], False, True, 0)

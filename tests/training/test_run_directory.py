@@ -111,7 +111,7 @@ def test_a_folder_that_is_removed_while_the_run_trains(
         train()
     assert RunDirectory(run).read_encoding() == encoding
     (run / "encoding.json").unlink()
-    (run / ".lock").touch()  # nobody makes that again
+    assert (run / ".lock").is_file()
     assert_same_run(run, tmp_path / "whole")
 
 
@@ -187,3 +187,32 @@ def test_a_password_is_in_no_file(tmp_path: Path) -> None:
     run = fit(config, DATA, out=tmp_path)
     assert run.summary["config"]["data_url"] == "https://host/cifar-10-binary.tar.gz"
     assert all(b"s3cret" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+class EnterFolder(RemoveFolder):
+    """Tries, after the epoch in which the folder was made again, to take it as another process
+    does."""
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        if not self._folder.exists():
+            return
+        with (
+            pytest.raises(UserError, match="another process is using"),
+            RunDirectory.existing(self._folder),
+        ):
+            pass
+
+
+def test_a_folder_that_was_made_again_is_locked_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    callbacks = [RemoveFolder(run), EnterFolder(run)]
+    with pytest.warns(UserWarning, match="it is made again"):
+        fit(CONFIG, DATA, out=run, callbacks=callbacks)
+
+
+def test_a_run_that_came_to_nothing_leaves_its_place(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="try a smaller lr"):
+        fit(replace(CONFIG, lr=1e30), DATA, out=run)
+    assert not run.exists()
+    fit(CONFIG, DATA, out=run)
