@@ -24,6 +24,11 @@ from fastmlp.utils.errors import (
 from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import printable
 
+BEFORE_OPTIONS = (
+    *("pass", "use", "try", "set", "another", "smaller", "larger", "more"),
+    *("or", "and", "in", "with", "below", "times", "needs a"),
+)
+"""Words of a sentence after which the name of an option means the option."""
 LONG = 10_000
 """Characters of an error, which may list what is allowed."""
 
@@ -70,10 +75,15 @@ def run_command(main: Callable[[list[str]], int], argv: list[str] | None = None)
 
 
 def with_flags(error: UserError) -> str:
-    """Return the sentence of an error with the options that it names written as flags."""
+    """Return the sentence of an error with the options that it names written as flags: where it
+    begins with one or tells to pass one. Elsewhere, "missing" and "target" are words like others.
+    """
     sentence = str(error)
     for name in error.options:
-        sentence = re.sub(rf"\b{name}\b", as_flag(name), sentence, count=1)
+        flag, before = as_flag(name), rf"(^|\b(?:{'|'.join(BEFORE_OPTIONS)}) )"
+        sentence, found = re.subn(rf"{before}{name}\b", rf"\g<1>{flag}", sentence)
+        if not found and "_" in name:
+            sentence = re.sub(rf"\b{name}\b", flag, sentence, count=1)
     return sentence
 
 

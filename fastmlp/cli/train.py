@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     quiet, as_json = flags.pop("quiet", False), flags.pop("json", False)
     progress = Progress(sys.stderr if as_json else sys.stdout, quiet=quiet, bar=sys.stderr.isatty())
     if "resume" in flags:
+        _check_resume_flags(flags)
         if _already_finished(flags, progress, as_json):
             return 0
         start = _resume
@@ -89,7 +90,7 @@ def _start_own(
         return fit_own(table, target, **given, origin=origin, out=folder, callbacks=callbacks)
 
 
-def _resume(flags: dict[str, Any], progress: Progress) -> RunResult:
+def _check_resume_flags(flags: dict[str, Any]) -> None:
     for name in flags:
         if name not in RESUME_FLAGS:
             allowed = ", ".join(as_flag(flag) for flag in RESUME_FLAGS[1:])
@@ -97,6 +98,9 @@ def _resume(flags: dict[str, Any], progress: Progress) -> RunResult:
                 f"{as_flag(name)} cannot be given with --resume, which allows only {allowed}",
                 EXIT_USAGE,
             )
+
+
+def _resume(flags: dict[str, Any], progress: Progress) -> RunResult:
     folder = flags.pop("resume")
     callbacks = [ShowRun(progress, expanded(folder))]
     data = own_data.splits_of(RunDirectory(folder))

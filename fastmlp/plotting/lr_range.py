@@ -29,7 +29,7 @@ def lr_range_picture(
     nearest = min(range(len(lrs)), key=lambda i: abs(math.log(lrs[i] / suggestion)))
     mark_best(axes, suggestion, smoothed[nearest], f"{suggestion:g}", label="suggestion")
     axes.set_xscale("log")
-    low, top = min(smoothed), max(smoothed[0], smoothed[nearest])
+    low, top = min(smoothed), max(smoothed[: nearest + 1])
     axes.set_ylim(low - 0.15 * (top - low), top + 0.6 * (top - low))  # the explosion may leave it
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss per row")

@@ -86,6 +86,10 @@ class SweepResult:
     interrupted: bool = False
     """Whether it was stopped before its end."""
 
+    def __repr__(self) -> str:
+        varied = ", ".join(f"{name} ({len(values)})" for name, values in self.values.items())
+        return f"SweepResult({len(self.trials)} trials, {len(self.runs)} runs, of {varied})"
+
     @property
     def runs(self) -> list[RunResult]:
         """All runs: every configuration with every seed."""

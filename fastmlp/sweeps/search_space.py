@@ -85,7 +85,9 @@ def _random_changes(
 ) -> list[dict[str, Any]]:
     kind, _, number = vary.partition(":")
     if kind != "random" or not number.isdecimal() or not 0 < int(number) <= MAX_RUNS:
-        raise UserError(f"vary must be {VARY}, N from 1 to {MAX_RUNS}, got {vary!r}", EXIT_USAGE)
+        raise UserError(
+            f"vary must be {VARY}, N from 1 to {MAX_RUNS}, got {vary!r}", EXIT_USAGE, ("vary",)
+        )
     random = np.random.default_rng(seed)
     return [
         {name: _draw(values, random) for name, values in lists.items()} for _ in range(int(number))

@@ -134,8 +134,8 @@ def _resumed_config(old: TrainConfig, checkpoint: Checkpoint, given: dict[str, A
     if config.epochs != old.epochs and config.lr_schedule != "constant":
         raise UserError(
             f"The {config.lr_schedule} learning-rate schedule of this run is laid out for "
-            f"{old.epochs} epochs, so their number cannot change; start a new run, or use "
-            "lr_schedule constant",
+            f"{old.epochs} epochs, so their number cannot change; start a new run, with "
+            "lr_schedule constant if it may go on later",
             EXIT_USAGE,
             options=("lr_schedule",),
         )

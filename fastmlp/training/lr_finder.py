@@ -41,6 +41,9 @@ class LrRange:
     losses: list[float]
     smoothed: list[float]
 
+    def __repr__(self) -> str:
+        return f"LrRange({len(self.lrs)} steps, from {self.lrs[0]:g} to {self.lrs[-1]:.2g})"
+
     @property
     def suggestion(self) -> float:
         """The learning rate two thirds along the longest fall of the smoothed loss; for a constant

@@ -237,8 +237,8 @@ def split_rows(
     held = min(round(count * share), count - (1 if labels is None else len(starts)))
     if held < 1 or count - held < 2:
         raise UserError(
-            f"X has {count} rows, too few to hold a share of {share:g} out for validation; pass "
-            "more rows, another share, or validation rows and targets.",
+            f"X has {count} rows, too few to hold a share of {share:g} out; pass more rows, or "
+            "another validation.",
             options=("validation",),
         )
     return np.sort(order[held:]), np.sort(order[:held])

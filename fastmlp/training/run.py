@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from fastmlp.data.sampling import sliding_part
 from fastmlp.data.splits import DataSplits, Subset
 from fastmlp.engines.base import Engine, Epoch, TrainState
-from fastmlp.engines.metrics import EpochMetrics, EpochRecord, EvalMetrics, NonFiniteLossError
+from fastmlp.engines.metrics import (
+    EpochMetrics,
+    EpochRecord,
+    EvalMetrics,
+    NonFiniteLossError,
+    best_of,
+)
 from fastmlp.ops.losses import loss_row
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
@@ -56,6 +62,18 @@ class RunResult:
     """The network with the encoding of raw rows; None where it was not trained on rows and
     targets given to :func:`fastmlp.fit`."""
 
+    def __repr__(self) -> str:
+        """Return a line of what it came to, without the history and the parameters."""
+        found = [f"{len(self.history)} epochs"]
+        if self.history:
+            best = best_of(self.history)
+            found.append(f"validation {_shown(best.val_loss, best.val_acc)}")
+        if self.test is not None:
+            found.append(f"test {_shown(self.test.loss, self.test.accuracy)}")
+        if self.diverged is not None:
+            found.append("diverged")
+        return f"RunResult({', '.join(found)}, folder {self.folder})"
+
     def predict(self, x: object) -> NDArray[Any]:
         """Return the class or number of each raw row; see :meth:`Predictor.predict`."""
         return self._of_rows.predict(x)
@@ -87,6 +105,10 @@ class RunResult:
     def interrupted(self) -> bool:
         """Whether it was stopped before its end."""
         return not self.finished and self.diverged is None
+
+
+def _shown(loss: float, accuracy: float) -> str:
+    return f"loss {loss:.4g}" if math.isnan(accuracy) else f"accuracy {accuracy:.2%}"
 
 
 class TrainingRun:

@@ -43,6 +43,7 @@ from fastmlp.utils.checked import (
     is_count,
     is_finite,
     is_name,
+    is_object,
     is_share,
     is_tensor,
     optional,
@@ -83,6 +84,7 @@ _SUMMARY: Fields = {
     "test_accuracy": optional(is_share),
     "test_loss": optional(is_finite),
     "source": is_name,
+    "best": lambda value: is_object(value) and all(map(optional(is_finite), value.values())),
 }
 """What is shown of ``summary.json``."""
 
@@ -187,7 +189,7 @@ class RunDirectory:
     def read_config(self) -> TrainConfig:
         """Return the configuration of the run."""
         if not self.whole:
-            what, remedy = "does not exist", "pass --resume a folder that has a config.json"
+            what, remedy = "does not exist", "pass the folder of a run, which has a config.json"
             if self.path.exists():
                 what = "is not the folder of a run"
             if self.path.is_file():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.processes import SUPPORT, python_environment
 
-from fastmlp.cli.parser import ArgumentParser, run_command
+from fastmlp.cli.parser import ArgumentParser, run_command, with_flags
 from fastmlp.cli.train import main
 from fastmlp.utils.errors import UserError, describe_os_error
 
@@ -139,3 +139,30 @@ def test_paths_that_cannot_become_a_folder(name, said, tmp_path, monkeypatch, ca
     assert info.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("sentence", "options", "told"),
+    [
+        ("(55 are missing); fill them in, or pass missing mean", "missing", "or pass --missing m"),
+        ("missing must be error, got 'x'", "missing", "--missing must be error"),
+        ("'c' has 1,200 categories; leave it out", "categories", "'c' has 1,200 categories; l"),
+        ("name the column in categories", "categories", "name the column in --categories"),
+        (
+            "loss huber cannot be; pass loss poisson",
+            "loss",
+            "--loss huber cannot be; pass --loss p",
+        ),
+        ("The target 'y' has 4; pass one target, or task regression", "task", "or --task regr"),
+        (
+            "The loss became nan at 1e30; try a smaller lr",
+            "lr",
+            "The loss became nan at 1e30; try a ",
+        ),
+        ("There is none; pass the data_dir that has them", "data_dir", "pass the --data-dir that"),
+    ],
+)
+def test_options_are_flags_where_they_mean_the_option(
+    sentence: str, options: str, told: str
+) -> None:
+    assert told in with_flags(UserError(sentence, options=(options,)))

@@ -216,7 +216,7 @@ MISTAKES: list[Any] = [
     (["--out", "file"], 1, "file is there already and is not an empty folder"),
     (["--out", "full"], 1, "full is there already and is not an empty folder"),
     (["--out", "file/run"], 1, "Part of the path file/run"),
-    (["--resume", "no"], 1, "no does not exist; pass --resume a folder"),
+    (["--resume", "no"], 1, "no does not exist; pass the folder of a run"),
     (["--resume", "full"], 1, "full is not the folder of a run"),
     (["--resume", "damaged"], 1, "damaged/config.json is damaged"),
     (["--resume", "stateless"], 1, "stateless/resume.pt is missing"),

@@ -270,7 +270,7 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     changed = replace(DATA.val, labels=DATA.val.labels.flip(0))
     with pytest.raises(UserError, match="other data"):
         resume(run, replace(DATA, val=changed))
-    with pytest.raises(UserError, match="does not exist; pass --resume a folder"):
+    with pytest.raises(UserError, match="does not exist; pass the folder of a run"):
         resume(tmp_path / "nothing", DATA)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is not the folder of a run"):

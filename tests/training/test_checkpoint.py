@@ -78,7 +78,7 @@ def test_configuration_and_summary(tmp_path: Path) -> None:
     folder.write_config(config)
     assert folder.read_config() == config
     assert not folder.finished
-    summary = {"epochs": 3, "test_accuracy": 0.5, "test_loss": 1.0, "source": "s", "a": None}
+    summary = {"epochs": 3, "test_accuracy": 0.5, "test_loss": 1.0, "source": "s", "best": {}}
     folder.write_summary(summary)
     assert folder.finished
     assert folder.read_summary() == summary
