@@ -52,8 +52,8 @@ class TrainConfig:
     """The options of a training run; written to ``config.json`` in its folder.
 
     The defaults are those of the preset ``default``: plain SGD on small batches, of which the
-    engine ``blocked`` takes many at once. They were chosen on validation accuracy; batches of 128
-    with momentum come to the same, later.
+    engine ``blocked`` takes several at once. They were chosen on validation accuracy; batches of
+    128 with Nesterov's momentum reach the same in the same time.
 
     ``optimizer`` is one of ``torch.optim.SGD``, ``Adam`` and ``AdamW``; the latter two want a
     smaller ``lr`` than SGD, 1e-3 or so. ``momentum`` and ``nesterov`` are SGD's; another optimizer
