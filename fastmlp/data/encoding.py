@@ -118,16 +118,16 @@ class TableEncoding:
     def apply(self, table: Table) -> NDArray[np.float32]:
         """Return the inputs (n, :attr:`width`) of raw rows; raise UserError as :meth:`fit`, and for
         a column that is missing."""
+        if not self.named and len(table.names) != len(self.columns):
+            raise UserError(
+                f"{table.source} has {len(table.names)} columns, and the network was trained on "
+                f"{len(self.columns)}; pass the same columns in the same order."
+            )
         absent = tuple(name for name in self.columns if name not in table.columns)
         if absent:
             raise UserError(
                 f"{table.source} lacks the column{'s' * (len(absent) > 1)} {listed(absent)}, which "
                 "the network was trained on; add them to the data."
-            )
-        if not self.named and len(table.names) != len(self.columns):
-            raise UserError(
-                f"{table.source} has {len(table.names)} columns, and the network was trained on "
-                f"{len(self.columns)}; pass the same columns in the same order."
             )
         inputs = np.empty((len(table), self.width), np.float32)
         at = 0

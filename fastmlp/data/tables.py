@@ -111,6 +111,11 @@ def as_table(data: object, source: str = "X") -> Table:
 def as_array(data: object, source: str = "X") -> NDArray[Any]:
     """Return a NumPy array of an array, tensor, series or nested lists; raise UserError where it
     makes none."""
+    if isinstance(data, (str, os.PathLike)):
+        raise UserError(
+            f"{source} must be rows, and {quoted(data)} is a name; read the file first, as with "
+            "pandas.read_csv, or train it by python -m fastmlp.train --data FILE --target COLUMN."
+        )
     if hasattr(data, "detach"):
         data = data.detach().cpu()
     try:

@@ -14,7 +14,7 @@ from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.halving import SuccessiveHalving
 from fastmlp.sweeps.results import SweepResult, SweepShare
 from fastmlp.sweeps.search_space import check_count, plan
-from fastmlp.training.callbacks import Callback, ShowBar, StopWhen
+from fastmlp.training.callbacks import Callback, ShowBar, StopWhen, checked_callbacks
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
 from fastmlp.training.own_data import resolve_base
@@ -75,7 +75,7 @@ def sweep(
         share = SweepShare(base, lists, configs, workers.share(seeded))
         # until the results are written, too
         stop = should_stop or stack.enter_context(stop_on_signals())
-        callbacks = [*callbacks, StopWhen(stop), ShowBar()]
+        callbacks = [*checked_callbacks(callbacks), StopWhen(stop), ShowBar()]
         if successive_halving:
             callbacks.append(SuccessiveHalving(share, workers))
         if folder is not None:

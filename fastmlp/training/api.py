@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from fastmlp.data.splits import DataSplits
-from fastmlp.training.callbacks import Callback, SaveRun, ShowBar, StopOnSignals, StopWhen
+from fastmlp.training.callbacks import (
+    Callback,
+    SaveRun,
+    ShowBar,
+    StopOnSignals,
+    StopWhen,
+    checked_callbacks,
+)
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
@@ -43,6 +50,7 @@ def fit(
     present step finish and end the run. A notebook shows a bar. Raises :class:`UserError` for what
     the user can mend and :class:`DivergedError`.
     """
+    callbacks = checked_callbacks(callbacks)
     with RunDirectory.new(out) if out is not None else contextlib.nullcontext() as folder:
         if data is None:
             data = load_splits(config, verbose)
@@ -81,7 +89,7 @@ def fit_many(
     data = data or load_splits(configs[0])
     threads = configs[0].threads or torch.get_num_threads()
     configs = [replace(config, threads=threads) for config in configs]
-    callbacks = [stopping(should_stop), *callbacks, ShowBar()]
+    callbacks = [stopping(should_stop), *checked_callbacks(callbacks), ShowBar()]
     if on_epoch is not None:
         callbacks.append(_CountEpochs(on_epoch, max(config.epochs for config in configs)))
     with thread_count(threads):
@@ -106,6 +114,7 @@ def resume(
     ``epochs`` trains it longer; ``device`` and ``data_dir`` replace what its configuration says.
     On another kind of device the results agree to rounding. Otherwise as :func:`fit`.
     """
+    callbacks = checked_callbacks(callbacks)
     given: dict[str, Any] = {"epochs": epochs, "device": device, "data_dir": data_dir}
     given = {key: value for key, value in given.items() if value is not None}
     with RunDirectory.existing(path) as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,19 @@ class Callback:
 
     def close(self) -> None:
         """Release what the callback holds; called however training ends."""
+
+
+def checked_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Return the callbacks as a list; raise UserError where they are none."""
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        raise UserError("callbacks must be a list; write callbacks=[...] around a single one")
+    found = list(callbacks)
+    for each in found:
+        if not isinstance(each, Callback):
+            raise UserError(
+                f"callbacks must be of classes made from fastmlp.callbacks.Callback, got {each!r}"
+            )
+    return found
 
 
 class StopWhen(Callback):

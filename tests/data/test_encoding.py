@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastmlp.data.encoding import TableEncoding
-from fastmlp.data.tables import Table, as_column
+from fastmlp.data.tables import Table, as_column, as_table
 from fastmlp.utils.errors import UserError
 
 
@@ -96,3 +96,9 @@ def test_unnamed_columns_are_counted():
     three = Table({**two.columns, "2": as_column([5, 6])}, "X", named=False)
     with pytest.raises(UserError, match="X has 3 columns, and the network was trained on 2"):
         TableEncoding.fit(two).apply(three)
+
+
+def test_rows_without_names_of_another_width():
+    fitted = TableEncoding.fit(as_table(np.arange(12.0).reshape(3, 4)))
+    with pytest.raises(UserError, match="X has 2 columns, and the network was trained on 4; pass"):
+        fitted.apply(as_table(np.ones((3, 2))))

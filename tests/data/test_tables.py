@@ -121,3 +121,8 @@ def test_columns_that_are_not_there_or_not_enough():
 def test_what_is_no_table(data):
     with pytest.raises(UserError, match="X must be"):
         as_table(data)
+
+
+def test_a_name_is_no_table():
+    with pytest.raises(UserError, match=r"X must be rows, and 'people\.csv' is a name"):
+        as_table("people.csv")

@@ -130,3 +130,12 @@ def test_one_that_fails_to_close_leaves_no_signal_handler_behind() -> None:
     with pytest.raises(RuntimeError, match="closing failed"):
         trainer.fit()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_is_no_callback_is_told() -> None:
+    for given, words in (
+        (Callback(), r"callbacks must be a list; write callbacks=\[...\] around a single one"),
+        ([print], "callbacks must be of classes made from fastmlp.callbacks.Callback, got <built"),
+    ):
+        with pytest.raises(UserError, match=words):
+            fit(CONFIG, DATA, callbacks=given)  # type: ignore[arg-type]
