@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,14 +34,16 @@ def main(argv: list[str]) -> int:
     """Run the command and return its exit code; raise UserError for a user's mistake."""
     options = build_parser().parse_args(argv)
     out = None if options.out is None else picture_file(options.out)
-    runs = [read_run(path) for path in dict.fromkeys(options.runs)]
+    runs = _read_runs(list(dict.fromkeys(options.runs)))
     runs = sorted((run for run in runs if run.history), key=_score, reverse=True)
     if not runs:
         raise UserError("None of these runs has finished an epoch; there is nothing to compare")
     regressions = {run.history[0].regression for run in runs}
     if len(regressions) > 1:
         raise UserError(
-            "Some of these runs are regressions and some are not; compare one kind", EXIT_USAGE
+            f"Some of these runs are regressions ({', '.join(short_names(_regressions(runs)))}), the "
+            "others are not; compare one kind",
+            EXIT_USAGE,
         )
     (regression,) = regressions
     names = short_names([run.folder for run in runs])
@@ -63,8 +66,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _read_runs(paths: list[str]) -> list[RecordedRun]:
+    """Return the runs in these folders, leaving out with a warning what is none, as a sweep's is in
+    ``runs/*``; raise UserError where none is left."""
+    runs: list[RecordedRun] = []
+    for i, path in enumerate(paths):
+        try:
+            runs.append(read_run(path))
+        except UserError as error:
+            if not runs and i + 1 == len(paths):
+                raise
+            warnings.warn(f"{error}; it is left out", stacklevel=2)
+    return runs
+
+
 def _score(run: RecordedRun) -> float:
     return run.best.score
+
+
+def _regressions(runs: Sequence[RecordedRun]) -> list[Path]:
+    return [run.folder for run in runs if run.history[0].regression]
 
 
 def differing(runs: Sequence[RecordedRun]) -> list[str]:
@@ -85,7 +106,9 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 def _table(runs: Sequence[RecordedRun], names: Sequence[str], regression: bool) -> Table:
     options = differing(runs)
     what = "loss" if regression else "accuracy"
-    table = Table(title=f"{len(runs)} runs, the best in validation {what} first")
+    table = Table(
+        title=f"{len(runs)} run{'s' * (len(runs) > 1)}, the best in validation {what} first"
+    )
     table.title_justify = "left"
     table.add_column("run", overflow="fold")
     for name in (

@@ -21,7 +21,7 @@ COMMANDS = {
     "find-lr": "try learning rates on a fresh network and suggest one",
     "show": "what a run has come to, with its curves",
     "compare": "a table and the curves of several runs",
-    "reproduce": "the whole report: sweeps, final training, what explains the figures",
+    "reproduce": "do a course's experiments again and write an HTML report of them",
     "data": "fetch, check and show the data",
     "info": "what was built, what runs here, and why not",
     "completion": "print what completes this command line in bash, zsh or tcsh",

@@ -55,12 +55,13 @@ class TimeLeft(rich.progress.TimeRemainingColumn):
 class Rate(rich.progress.ProgressColumn):
     """The speed, as "24,000 images/s"."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__(ONE_LINE)
+        self._unit = unit
 
     def render(self, task: rich.progress.Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} images/s" if speed else "? images/s")
+        return Text(f"{f'{speed:,.0f}' if speed else '?'} {self._unit}/s")
 
 
 def one_line(template: str) -> rich.progress.TextColumn:
@@ -99,15 +100,16 @@ class Progress(Lines):
         self._task = rich.progress.TaskID(0)
         self._epochs = 0
         self._images = 0
+        self._unit = ""
         self._validation = ""
 
-    def start(self, epochs: int, images: int, done: int) -> None:
+    def start(self, epochs: int, images: int, done: int, unit: str = "images") -> None:
         """Begin a run of ``epochs`` epochs of ``images`` images each, or resume it after ``done``
-        images."""
-        self._epochs, self._images = epochs, images
+        images; ``unit`` is what they are called."""
+        self._epochs, self._images, self._unit = epochs, images, unit
         if self._wants_bar:
             console = Console(file=sys.stderr, force_terminal=True, highlight=False)
-            rate = [Rate()] if console.width >= WIDE else []
+            rate = [Rate(unit)] if console.width >= WIDE else []
             self._bar = make_bar(console, one_line("{task.fields[text]}"), *rate)
             epoch = f"epoch {min(done // images + 1, epochs)}/{epochs}"
             self._task = self._bar.add_task(epoch, total=epochs * images, completed=done, text="")
@@ -131,7 +133,8 @@ class Progress(Lines):
             f"epoch {record.epoch:{width}}/{self._epochs}"
             f"  train {record.train_loss:.4f}{_share(record.train_acc)}"
             f"  validation {record.val_loss:.4f}{_share(record.val_acc)}"
-            f"  lr {record.lr:.4g}  {record.seconds:.2f} s  {record.images_per_s:,.0f} images/s"
+            f"  lr {record.lr:.4g}  {record.seconds:.2f} s"
+            f"  {record.images_per_s:,.0f} {self._unit}/s"
             f"{'  [MODEL SAVED]' if improved else ''}"
         )
         regression = math.isnan(record.val_acc)
@@ -182,7 +185,8 @@ class ShowRun(Callback):
         if run.epoch or partial.steps:
             say(f"resumed  after {run.epoch} epochs and {partial.steps} steps")
         done = run.epoch * run.images + partial.samples
-        self._progress.start(config.epochs, run.images, done)
+        unit = "rows" if data.shape is None else "images"
+        self._progress.start(config.epochs, run.images, done, unit)
 
     def on_progress(self, trainer: Trainer) -> None:
         (run,) = trainer.runs

@@ -1,4 +1,4 @@
-"""Digests of unpacked files, so that what a disk did to them is found when they are read.
+"""Check sums of unpacked files, which show when they are read that they have changed.
 
 They lie beside the files, in a ``SHA256SUMS`` as ``sha256sum`` writes and checks it. Folders that
 something else unpacked have none, and are read as they are: ``sha256sum * > SHA256SUMS`` makes one.

@@ -1,4 +1,4 @@
-"""Say what a data folder holds where that is no CIFAR-10, before anything is downloaded."""
+"""Describe a data folder that does not hold CIFAR-10, before anything is downloaded."""
 
 from __future__ import annotations
 

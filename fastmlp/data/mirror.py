@@ -1,4 +1,4 @@
-"""Ask a host for a file, and believe nothing that it answers."""
+"""Download a file over HTTP; nothing that the host answers is trusted."""
 
 from __future__ import annotations
 

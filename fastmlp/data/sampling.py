@@ -26,7 +26,7 @@ class EpochOrder:
     flip_shifts: FlipShifts | None = None
 
     def __len__(self) -> int:
-        """Return how many images the epoch uses, each as often as it is used."""
+        """Return the number of images that the epoch uses, repetitions counted."""
         return len(self.indices)
 
 

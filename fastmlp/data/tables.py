@@ -61,8 +61,8 @@ class Table:
         return (row if self.origin is None else int(self.origin[row])) + 1
 
     def split(self, names: Sequence[str]) -> tuple[Table, Table]:
-        """Return the table without some columns, and with them alone; raise UserError where it has
-        none of such a name, a name stands twice, or no column is left."""
+        """Return the table without some columns, and with them alone; raise UserError where a
+        name is missing or repeated, or no column is left."""
         for i, name in enumerate(names):
             if name not in self.columns:
                 raise UserError(

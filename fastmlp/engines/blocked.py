@@ -47,7 +47,7 @@ def kernel_options(config: OptimizerConfig, lr: float) -> tuple[float, ...]:
 def blocked_unsupported_reason(config: OptimizerConfig) -> str | None:
     """Return why the blocked engines cannot make such steps, or None."""
     if config.optimizer != "sgd":
-        return f"its sums hold for sgd, and {config.optimizer} is not linear in the gradients"
+        return f"it trains with sgd alone, and {config.optimizer} is not linear in the gradients"
     if config.precision != "float32":
         return f"it computes in the parameters' own dtype alone, not in {config.precision}"
     return f"it does not have {config.beyond_plain}" if config.beyond_plain else None

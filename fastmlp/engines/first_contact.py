@@ -63,7 +63,8 @@ def meet(device: torch.device, engines: Sequence[type[Engine]]) -> None:
 
 @functools.cache
 def _problems_of(index: int, engines: tuple[type[Engine], ...]) -> dict[str, str]:
-    """Return what differs on a GPU, by the check's name, as known or as it turns out now."""
+    """Return what differs on a GPU, by the check's name: from the cache, or by running the
+    checks."""
     device = torch.device("cuda", index)
     known = recall(device)
     if known is not None:

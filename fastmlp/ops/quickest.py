@@ -32,8 +32,8 @@ def linear_reason(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> s
 
 
 def is_linear_of_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether the layers take PyTorch's operators, for tensors that fit each other. Of what
-    does not fit, only that is asked which PyTorch would take."""
+    """Return whether the layers take PyTorch's operators. Shapes that do not fit are left to
+    PyTorch to refuse, but for those that it would take and fastmlp does not."""
     if x.dtype not in _DTYPES or weight.dim() != 2 or not leaves_choice(x):
         return False
     outputs, size = len(weight), weight.numel()

@@ -41,7 +41,7 @@ def compare_runs(
             axes.plot(epochs, values, color=colour, marker=marker, label=name)
             values = [getattr(record, train) for record in history]
             axes.plot(epochs, values, color=colour, linestyle="--", linewidth=1, alpha=0.6)
-    for axes, what in zip(panels, ("loss per row", "accuracy"), strict=False):
+    for axes, what in zip(panels, ("mean loss", "accuracy"), strict=False):
         axes.set_ylabel(what)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -34,7 +34,7 @@ def learning_curves(
     best = history[epochs.index(best_epoch)]
     train, validation = zip(*((r.train_loss, r.val_loss) for r in history), strict=True)
     draw_both(loss, epochs, train, validation)
-    loss.set_ylabel("loss per image")
+    loss.set_ylabel("mean loss")
     mark_best(loss, best_epoch, best.val_loss, f"{best.val_loss:.3f}")
     train, validation = zip(*((r.train_acc, r.val_acc) for r in history), strict=True)
     for accuracy in others:

@@ -32,7 +32,7 @@ def lr_range_picture(
     low, top = min(smoothed), max(smoothed[: nearest + 1])
     axes.set_ylim(low - 0.15 * (top - low), top + 0.6 * (top - low))  # the explosion may leave it
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss per row")
+    axes.set_ylabel("mean loss")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower left", edgecolor="none", framealpha=0.85)

@@ -1,6 +1,6 @@
 """The folder of a sweep.
 
-    results.csv       a row for each run: what was varied, how it ended, its accuracies
+    results.csv       a row for each run: what was varied, its status, its accuracies
     epochs.csv        a row for each epoch of each run
     sweep-NAME.png    a picture for each hyper-parameter that was varied
     best.toml         the best configuration, as ``train --config`` takes it

@@ -140,7 +140,7 @@ class TrainConfig:
     )
     loader: str = option(
         "shuffle",
-        "sliding repeats a slip: batch i is the images i to i + N of the shuffled ones",
+        "sliding is a common mistake: batch i is the shuffled images i to i + N",
         one_of(("shuffle", "sliding")),
     )
     batch_size: int = option(16, "images a step", whole(1), metavar="N", varied=True)
@@ -203,7 +203,7 @@ class TrainConfig:
     nesterov: bool = option(False, "Nesterov's momentum, of sgd alone", FLAG)
     weight_decay: float = option(
         0.01,
-        "times the parameter, added to the gradient; adamw takes it from the parameter",
+        "so much of the parameter is added to its gradient; adamw takes it from the parameter",
         NOT_NEGATIVE,
         metavar="X",
         varied=True,

@@ -23,7 +23,7 @@ LARGEST_METRICS = 1 << 26
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run as its folder has it; ``summary`` is None before its end."""
+    """A run read from its folder; ``summary`` is None before its end."""
 
     folder: Path
     config: TrainConfig

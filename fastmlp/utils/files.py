@@ -118,7 +118,7 @@ def _named(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename).endswith(".tmp"):
+        if error.errno is not None and str(error.filename or ".tmp").endswith(".tmp"):
             error.filename = str(target)
         raise
 

@@ -38,6 +38,14 @@ def test_one_line_per_epoch() -> None:
     assert stream.getvalue().splitlines() == ["hello", f"{line}  [MODEL SAVED]", line, "the end"]
 
 
+def test_what_is_no_image_is_a_row() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.start(12, 1000, done=0, unit="rows")
+    progress.epoch(RECORD, improved=False)
+    assert stream.getvalue().endswith("  24,000 rows/s\n")
+
+
 def test_quiet_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     play(Progress(stream, quiet=True, bar=True))

@@ -92,7 +92,9 @@ def test_a_regression_is_compared_by_its_loss(
     assert f"{read_run(tmp_path / 'r').best.val_loss:.4g}" in capsys.readouterr().out
     assert show.main([str(tmp_path / "r")]) == 0
     assert "loss by epoch" in capsys.readouterr().out
-    with pytest.raises(UserError, match="Some of these runs are regressions and some are not"):
+    with pytest.raises(
+        UserError, match=r"Some of these runs are regressions \(r\), the others are not"
+    ):
         compare.main([str(tmp_path / "r"), str(runs / "a")])
 
 
@@ -154,3 +156,13 @@ def test_a_picture_takes_the_place_of_nothing_else(runs: Path) -> None:
         with pytest.raises(UserError, match=r"--out must end in \.png, \.pdf or \.svg, got"):
             find_lr.main(["--dataset", "synthetic", "--out", str(runs / "a" / name)])
     assert (runs / "a" / "config.json").read_bytes() == before
+
+
+def test_what_is_no_run_is_left_out(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning, match=r"is not the folder of a run: .*; it is left out"):
+        assert compare.main([str(tmp_path), str(runs / "a"), str(runs)]) == 0
+    assert capsys.readouterr().out.startswith("1 run, ")
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        compare.main([str(tmp_path)])

@@ -256,7 +256,7 @@ def test_options_that_make_no_sense() -> None:
 @each_optimizer
 def test_the_engine_that_is_chosen(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu", "cuda"))
-    why = f"its sums hold for sgd, and {optimizer} is not linear in the gradients"
+    why = f"it trains with sgd alone, and {optimizer} is not linear in the gradients"
     assert_blocked_refuses(OptimizerConfig(8, optimizer=optimizer), why)
     with pytest.raises(ValueError, match=why):
         make("blocked", optimizer)
