@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
     regressions = {run.history[0].regression for run in runs}
     if len(regressions) > 1:
         raise UserError(
-            f"Some of these runs are regressions ({', '.join(short_names(_regressions(runs)))}), the "
-            "others are not; compare one kind",
+            f"Some of these runs are regressions ({_regressions(runs)}), the others are not; compare "
+            "one kind",
             EXIT_USAGE,
         )
     (regression,) = regressions
@@ -84,8 +84,8 @@ def _score(run: RecordedRun) -> float:
     return run.best.score
 
 
-def _regressions(runs: Sequence[RecordedRun]) -> list[Path]:
-    return [run.folder for run in runs if run.history[0].regression]
+def _regressions(runs: Sequence[RecordedRun]) -> str:
+    return ", ".join(short_names([run.folder for run in runs if run.history[0].regression]))
 
 
 def differing(runs: Sequence[RecordedRun]) -> list[str]:
