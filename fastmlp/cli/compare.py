@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
     regressions = {run.history[0].regression for run in runs}
     if len(regressions) > 1:
         raise UserError(
-            f"Some of these runs are regressions ({_regressions(runs)}), the others are not; compare "
-            "one kind",
+            f"Some of these runs are regressions ({_regressions(runs)}), the others are not; "
+            "compare one kind",
             EXIT_USAGE,
         )
     (regression,) = regressions
