@@ -26,12 +26,14 @@ _AUTOCAST_KEYS = torch._C.DispatchKeySet(
 class Operator:
     """``torch.ops.fastmlp.<name>`` with its fake kernel (``fake``), derivatives and autocast rule.
 
-    ``composition`` computes the same by differentiable operators of PyTorch. It stands in under
-    ``torch.vmap``, where a forward-mode derivative is asked for, and, for an operator without
-    ``backward``, where a gradient is. ``setup_context`` and ``backward`` are the gradient, as
-    ``torch.library.register_autograd`` takes them. ``autocast`` is None, "region" (floating-point
-    arguments are cast to the active region's dtype) or "float32" (as PyTorch has it for losses);
-    float64 is always left alone. ``flops`` counts from the arguments, tensors given as shapes.
+    ``check`` raises where the arguments' shapes, dtypes and options do not fit, as the compiled
+    kernels do, before any of the others sees them. ``composition`` computes the same by
+    differentiable operators of PyTorch. It stands in under ``torch.vmap``, where a forward-mode
+    derivative is asked for, and, for an operator without ``backward``, where a gradient is.
+    ``setup_context`` and ``backward`` are the gradient, as ``torch.library.register_autograd``
+    takes them. ``autocast`` is None, "region" (floating-point arguments are cast to the active
+    region's dtype) or "float32" (as PyTorch has it for losses); float64 is always left alone.
+    ``flops`` counts from the arguments, tensors given as shapes.
 
     Calling the object takes the quickest way that is right: torch's dispatch into Python costs some
     7 us a call with a gradient and 3 us without, as much as a small layer. Where no transform, no
@@ -41,6 +43,7 @@ class Operator:
     def __init__(
         self,
         name: str,
+        check: Callable[..., None],
         fake: Callable[..., Any],
         composition: Callable[..., Any],
         setup_context: Callable[..., None] | None = None,
@@ -49,7 +52,11 @@ class Operator:
         autocast: str | None = None,
         flops: Callable[..., int] | None = None,
     ) -> None:
-        self._composition = composition
+        def checked(*args: Any) -> Any:
+            check(*args)
+            return composition(*args)
+
+        self._composition = checked
         self._gradient = None
         if setup_context is not None and backward is not None:
             self._gradient = _make_function(self, setup_context, backward)
@@ -57,9 +64,9 @@ class Operator:
             return  # there is no operator to register on or to call
         packet = getattr(torch.ops.fastmlp, name)
         self._operator: Any = packet.default
-        register_fake(name, fake)
+        register_fake(name, fake, check)
         _implement(name, self._autograd_kernel, "Autograd")
-        _implement(name, lambda _keyset, *args: composition(*args), "FuncTorchBatched")
+        _implement(name, lambda _keyset, *args: checked(*args), "FuncTorchBatched")
         for key in ("AutocastCPU", "AutocastCUDA") if autocast else ():
             _implement(name, _make_autocast(self._operator, autocast == "float32"), key)
         if flops is not None:
@@ -153,17 +160,27 @@ def _implement(name: str, kernel: Any, key: str) -> None:
     _library.impl(name, kernel, key, with_keyset=True)  # type: ignore[no-untyped-call]
 
 
-def register_fake(name: str, fake: Any) -> None:
-    """Give ``torch.ops.fastmlp.<name>`` a fake kernel that checks devices first, since eager
-    dispatch does not where meta tensors are mixed with real ones."""
+def register_fake(name: str, fake: Any, check: Callable[..., None] | None = None) -> None:
+    """Give ``torch.ops.fastmlp.<name>`` a fake kernel behind ``check``.
+
+    Devices are checked first, since eager dispatch does not where meta tensors are mixed with real
+    ones, and tensors, since it takes None for one.
+    """
+    schema = getattr(torch.ops.fastmlp, name).default._schema.arguments
+    tensors = [isinstance(arg.type, torch.TensorType) for arg in schema]
 
     def checked(*args: Any, **kwargs: Any) -> Any:
+        for arg, value, is_tensor in zip(schema, args, tensors, strict=False):
+            if is_tensor and value is None:
+                raise TypeError(f"{arg.name} must be a tensor, got None")
         lists = [arg if isinstance(arg, (list, tuple)) else [arg] for arg in args]
         devices = {str(arg.device) for some in lists for arg in some if isinstance(arg, Tensor)}
         if len(devices) > 1:
             raise RuntimeError(
                 f"fastmlp::{name} wants all tensors on one device, got {', '.join(sorted(devices))}"
             )
+        if check is not None:
+            check(*args, **kwargs)
         return fake(*args, **kwargs)
 
     torch.library.register_fake(f"fastmlp::{name}", checked, lib=_library)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmlp.ops._register import Operator
-from fastmlp.ops.checks import check_floating
+from fastmlp.ops.checks import check_floating, check_same_dtype, check_shape
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ def _activation_backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
 
 _activation_op = Operator(
     "activation",
+    lambda x, kernel: check_activation(x, row_of_kernel(kernel).name),
     _activation_fake,
     lambda x, kernel: row_of_kernel(kernel).forward(x),
     _activation_setup_context,
@@ -173,12 +174,21 @@ def activation_backward(dy: Tensor, saved: Tensor, name: str) -> Tensor:
     return result
 
 
+def check_saved(dy: Tensor, saved: Tensor, kernel: int) -> None:
+    """Raise TypeError or ValueError unless ``saved`` can be what an activation saved, for dy."""
+    row_of_kernel(kernel)
+    check_floating("dy", dy)
+    check_same_dtype("saved", saved, "dy", dy)
+    check_shape("saved", saved, dy.shape, "dy")
+
+
 def _activation_backward_fake(dy: Tensor, saved: Tensor, kernel: int) -> Tensor:
     return torch.empty_like(saved)
 
 
 _activation_backward_op = Operator(
     "activation_backward",
+    check_saved,
     _activation_backward_fake,
     lambda dy, saved, kernel: row_of_kernel(kernel).backward(dy, saved),
 )

@@ -47,3 +47,11 @@ def check_same_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) 
         raise ValueError(
             f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}"
         )
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], to_fit: str) -> None:
+    """Raise ValueError unless ``tensor`` has ``shape``, which ``to_fit`` is what it has to fit."""
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {tuple(shape)} to fit {to_fit}, got {tuple(tensor.shape)}"
+        )

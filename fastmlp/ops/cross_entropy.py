@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmlp.ops._register import Operator
-from fastmlp.ops.checks import check_floating, check_same_dtype
+from fastmlp.ops.checks import check_floating, check_same_dtype, check_shape
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as at::Reduction numbers them
 _REDUCTION_NAMES = list(REDUCTIONS)
@@ -108,6 +108,30 @@ def cross_entropy_with_grad(
     return loss, _cross_entropy_backward_op(dloss, logits, target, stats, total, *options)
 
 
+def _check_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> None:
+    """Raise unless the arguments fit the operator, which takes (N, C) and class indices only."""
+    if not 0 <= reduction < len(_REDUCTION_NAMES):
+        raise ValueError(f"reduction must be 0, 1 or 2, got {reduction}")
+    if logits.dim() != 2 or target.is_floating_point():
+        raise ValueError(
+            f"logits must have shape (N, C) and target class indices (N,), got {logits.dim()} "
+            f"dimensions and {target.dtype}"
+        )
+    fixed = None if weight is None else weight.detach()
+    check_cross_entropy(logits, target, fixed, _REDUCTION_NAMES[reduction], -100, label_smoothing)
+
+
+def _stats_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
 def _cross_entropy_fake(
     logits: Tensor,
     target: Tensor,
@@ -116,7 +140,7 @@ def _cross_entropy_fake(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = _stats_dtype(logits)
     loss = logits.new_empty(target.shape if reduction == REDUCTIONS["none"] else ())
     stats = logits.new_empty((logits.shape[0], 2), dtype=dtype)
     return loss, stats, logits.new_empty((), dtype=dtype)
@@ -144,7 +168,7 @@ def _cross_entropy_composition(
         loss = loss.sum()
     if reduction == REDUCTIONS["mean"]:
         loss = loss / _total_weight(logits, target, weight, ignore_index)
-    stats_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    stats_dtype = _stats_dtype(logits)
     rows = logits.detach().to(stats_dtype)
     most = rows.amax(1)
     stats = torch.stack([most, (rows - most[:, None]).exp().sum(1).log()], 1)
@@ -167,12 +191,36 @@ def _cross_entropy_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | 
 
 _cross_entropy_op = Operator(
     "cross_entropy",
+    _check_cross_entropy,
     _cross_entropy_fake,
     _cross_entropy_composition,
     _cross_entropy_setup_context,
     _cross_entropy_backward,
     autocast="float32",
 )
+
+
+def _check_cross_entropy_backward(
+    dloss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    stats: Tensor,
+    total_weight: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> None:
+    _check_cross_entropy(logits, target, weight, reduction, ignore_index, label_smoothing)
+    check_same_dtype("dloss", dloss, "logits", logits)
+    check_shape("dloss", dloss, target.shape if reduction == REDUCTIONS["none"] else (), "target")
+    check_shape("stats", stats, (logits.shape[0], 2), "logits")
+    if (
+        not stats.is_contiguous()
+        or total_weight.numel() != 1
+        or {stats.dtype, total_weight.dtype} != {_stats_dtype(logits)}
+    ):
+        raise ValueError("stats and total_weight must be those that cross_entropy returned")
 
 
 def _cross_entropy_backward_fake(dloss: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -197,6 +245,7 @@ def _cross_entropy_backward_composition(
 
 _cross_entropy_backward_op = Operator(
     "cross_entropy_backward",
+    _check_cross_entropy_backward,
     _cross_entropy_backward_fake,
     _cross_entropy_backward_composition,
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
 
 from fastmlp.ops._load import native_available
 from fastmlp.ops._register import register_fake
+from fastmlp.ops.checks import check_shape
 
 
 def flip_shift(images: Tensor, moves: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -35,7 +36,14 @@ def flip_shift_ref(images: Tensor, moves: Tensor, shape: tuple[int, int, int]) -
     return pixels.reshape(images.shape)
 
 
-def _flip_shift_fake(images: Tensor, moves: Any, shape: Any) -> Tensor:
+def _flip_shift_fake(images: Tensor, moves: Tensor, shape: list[int]) -> Tensor:
+    if images.dim() != 2 or images.dtype != torch.uint8 or moves.dtype != torch.int8:
+        raise ValueError("images must be uint8 of shape (n, pixels), and moves int8")
+    if len(shape) != 3 or min(shape) < 0 or math.prod(shape) != images.shape[1]:
+        raise ValueError(f"shape must be (planes, height, width) of {images.shape[1]} pixels")
+    check_shape("moves", moves, (images.shape[0], 3), "images")
+    if not images.is_contiguous() or not moves.is_contiguous():
+        raise ValueError("images and moves must be contiguous")
     return torch.empty_like(images)
 
 

@@ -12,13 +12,14 @@ from fastmlp.ops._register import Operator, is_asked_for
 from fastmlp.ops.activations import (
     ACTIVATIONS,
     activation_backward_ref,
+    check_saved,
     needs_gradient,
     row_of,
     row_of_kernel,
 )
 from fastmlp.ops.activations import activation as activate
-from fastmlp.ops.checks import check_floating, check_same_dtype
-from fastmlp.ops.matmul_precision import FLOAT32, matmul_precision_of
+from fastmlp.ops.checks import check_floating, check_same_dtype, check_shape
+from fastmlp.ops.matmul_precision import FLOAT32, check_matmul_precision, matmul_precision_of
 
 
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
@@ -54,6 +55,17 @@ def linear(
         return activate(linear(x, weight, bias), activation)
     result: Tensor = _linear_op(x, weight, bias, row.kernel, matmul_precision_of(x))
     return result
+
+
+def _check_linear_op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: int = 0,
+    matmul_precision: int = FLOAT32,
+) -> None:
+    check_linear(x, weight, bias, row_of_kernel(activation).name)
+    check_matmul_precision(matmul_precision)
 
 
 def _linear_fake(
@@ -113,6 +125,7 @@ def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
 
 _linear_op = Operator(
     "linear",
+    _check_linear_op,
     _linear_fake,
     _linear_composition,
     _linear_setup_context,
@@ -147,6 +160,29 @@ def linear_backward(
         dw if output_mask[1] else None,
         db if output_mask[2] else None,
     )
+
+
+def check_linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    activation: int,
+    need_dx: bool,
+    need_dw: bool,
+    need_db: bool,
+    matmul_precision: int = FLOAT32,
+) -> None:
+    """Raise TypeError or ValueError unless the arguments fit the operator ``linear_backward``."""
+    check_floating("dy", dy)
+    check_linear(x, weight, None, "none")
+    check_same_dtype("weight", weight, "dy", dy)
+    check_shape("dy", dy, (*x.shape[:-1], weight.shape[0]), "x and weight")
+    check_matmul_precision(matmul_precision)
+    if (saved is None) != (row_of_kernel(activation).name == "none"):
+        raise ValueError("saved must be given where there is an activation, and only there")
+    if saved is not None:
+        check_saved(dy, saved, activation)
 
 
 def _linear_backward_fake(
@@ -189,6 +225,7 @@ def _linear_backward_flops(
 
 _linear_backward_op = Operator(
     "linear_backward",
+    check_linear_backward,
     _linear_backward_fake,
     _linear_backward_composition,
     flops=_linear_backward_flops,

@@ -25,3 +25,9 @@ allowed_matmul_precision._dynamo_marked_constant = True  # type: ignore[attr-def
 def matmul_precision_of(x: Tensor) -> int:
     """Return what a product with x asks for: on a GPU what PyTorch allows; the CPU ignores it."""
     return allowed_matmul_precision() if x.is_cuda else FLOAT32
+
+
+def check_matmul_precision(matmul_precision: int) -> None:
+    """Raise ValueError unless it is one of the numbers above."""
+    if not FLOAT32 <= matmul_precision <= TF32:
+        raise ValueError(f"matmul_precision must be between 0 and {TF32}, got {matmul_precision}")

@@ -15,8 +15,14 @@ from torch.autograd.function import _SingleLevelFunction
 from fastmlp.ops._register import Operator, is_asked_for, is_transformed
 from fastmlp.ops.activations import ACTIVATIONS, row_of_kernel
 from fastmlp.ops.checks import is_foreign
-from fastmlp.ops.linear import linear, linear_backward_ref, linear_ref
-from fastmlp.ops.matmul_precision import FLOAT32, TF32, matmul_precision_of
+from fastmlp.ops.linear import (
+    check_linear,
+    check_linear_backward,
+    linear,
+    linear_backward_ref,
+    linear_ref,
+)
+from fastmlp.ops.matmul_precision import FLOAT32, check_matmul_precision, matmul_precision_of
 
 
 class Layer(NamedTuple):
@@ -116,8 +122,7 @@ def _check_lists(
             f"parameters must be {each} for each of one or more activations, got "
             f"{len(parameters)} for {len(activations)}"
         )
-    if not 0 <= matmul_precision <= TF32:
-        raise RuntimeError(f"matmul_precision must be between 0 and 4, got {matmul_precision}")
+    check_matmul_precision(matmul_precision)
 
 
 # ---- the operators: compositions of PyTorch's, which are their fake kernels too ------------------
@@ -131,10 +136,11 @@ def _mlp_composition(
     keep: bool,
     matmul_precision: int = FLOAT32,
 ) -> list[Tensor]:
-    _check_lists(parameters, activations, bias, matmul_precision)
     kept = []
     for weight, b, kernel in _by_layer(parameters, activations, bias):
-        row, z = row_of_kernel(kernel), linear_ref(x, weight, b)
+        row = row_of_kernel(kernel)
+        check_linear(x, weight, b, row.name)
+        z = linear_ref(x, weight, b)
         x = row.forward(z)
         kept += [z, x] if keep and row.saves == "input" else [x]
     return kept if keep else kept[-1:]
@@ -147,6 +153,9 @@ def _flops(shapes: list[torch.Size], rows: int, bias: bool) -> int:
 
 _mlp_op = Operator(
     "mlp",
+    lambda x, parameters, activations, bias, keep, precision=FLOAT32: _check_lists(
+        parameters, activations, bias, precision
+    ),
     _mlp_composition,
     _mlp_composition,
     flops=lambda x, parameters, activations, bias, *_, **__: _flops(
@@ -165,7 +174,6 @@ def _mlp_backward_composition(
     need_dx: bool,
     matmul_precision: int = FLOAT32,
 ) -> list[Tensor]:
-    _check_lists(parameters, activations, bias, matmul_precision)
     rows = [row_of_kernel(kernel) for kernel in activations]
     wanted = sum(1 + (row.saves == "input") for row in rows) - (rows[-1].saves != "output")
     if len(kept) != wanted:
@@ -180,6 +188,7 @@ def _mlp_backward_composition(
     layers = list(zip(_by_layer(parameters, activations, bias), inputs, saved, strict=False))
     for i, ((weight, b, kernel), before, after) in reversed(list(enumerate(layers))):
         mask, name = (i > 0 or need_dx, True, b is not None), row_of_kernel(kernel).name
+        check_linear_backward(dy, before, weight, after, kernel, *mask, matmul_precision)
         dx, dw, db = linear_backward_ref(dy, before, weight, after, mask, name)
         gradients = [dw, *([] if db is None else [db]), *gradients]  # type: ignore[list-item]
         dy = x.new_empty(0) if dx is None else dx
@@ -188,6 +197,9 @@ def _mlp_backward_composition(
 
 _mlp_backward_op = Operator(
     "mlp_backward",
+    lambda dy, x, kept, parameters, activations, bias, need_dx, precision=FLOAT32: _check_lists(
+        parameters, activations, bias, precision
+    ),
     _mlp_backward_composition,
     _mlp_backward_composition,
     flops=lambda dy, x, kept, parameters, activations, bias, need_dx, *_, **__: _flops(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fastmlp.report.experiments import Outcome
+from fastmlp.report.experiments import Outcome, Study
+from fastmlp.training.checkpoint import parameters_of
+from fastmlp.utils.checked import Fields, check_fields, is_duration, is_flag, is_object
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import write_bytes
 from fastmlp.utils.formats import json_bytes, read_json, read_tensors, tensor_bytes
@@ -37,17 +39,25 @@ class StudyCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, study: str, seed: int, key: Mapping[str, Any]) -> StudyPart | None:
-        """Return the part saved with the same key, or None if it is missing or damaged."""
-        path = self._path(study, seed, key)
+    def load(
+        self, study: Study, seed: int, key: Mapping[str, Any], sizes: Sequence[int]
+    ) -> StudyPart | None:
+        """Return the part saved with the same key, or None if it is missing or damaged; its
+        parameters are those of a network of ``sizes``, layer widths."""
+        path = self._path(study.name, seed, key)
         try:
-            values = read_json(path)
+            values = check_fields("a part", read_json(path), _PART)
             outcomes = {k: Outcome.from_dict(v) for k, v in values["outcomes"].items()}
+            if list(outcomes) != list(study.configs) or not all(
+                each.seed == seed and len(each.history) <= study.epochs
+                for each in outcomes.values()
+            ):
+                raise ValueError("it is of another study")
             parameters = None
             if values["has_parameters"]:
-                parameters = read_tensors(path.with_suffix(".pt"))
-            return StudyPart(float(values["seconds"]), outcomes, parameters)
-        except (OSError, UserError, AttributeError, KeyError, TypeError, ValueError):
+                parameters = parameters_of(sizes, read_tensors(path.with_suffix(".pt")))
+            return StudyPart(values["seconds"], outcomes, parameters)
+        except (OSError, UserError, TypeError, ValueError):
             return None  # it is trained again
 
     def save(self, study: str, seed: int, key: Mapping[str, Any], part: StudyPart) -> None:
@@ -66,3 +76,11 @@ class StudyCache:
     def _path(self, study: str, seed: int, key: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{study}-seed{seed}-{digest}.json"
+
+
+_PART: Fields = {
+    "seconds": is_duration,
+    "has_parameters": is_flag,
+    "outcomes": is_object,
+    "key": is_object,
+}

@@ -8,9 +8,21 @@ from itertools import product
 from typing import Any
 
 from fastmlp.engines.metrics import EpochRecord
+from fastmlp.training.checkpoint import epochs_of
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.presets import resolve_config
 from fastmlp.training.run import RunResult
+from fastmlp.utils.checked import (
+    Fields,
+    check_fields,
+    is_count,
+    is_finite,
+    is_list,
+    is_object,
+    is_share,
+    is_text,
+    optional,
+)
 
 RECIPES = {"course": "the course's recipe", "course-fixed": "the recipe corrected"}
 """Presets and their names in the text."""
@@ -167,11 +179,27 @@ class Outcome:
         return {**asdict(replace(self, history=[])), "history": history}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Outcome:
-        """Invert :meth:`to_dict`; raises KeyError, TypeError or ValueError for other data."""
-        history = values["history"]
-        rows = zip(*(history[column.name] for column in fields(EpochRecord)), strict=True)
-        return cls(**{**values, "history": [EpochRecord(*row) for row in rows]})
+    def from_dict(cls, values: object) -> Outcome:
+        """Invert :meth:`to_dict`; raises ValueError for anything else."""
+        columns = check_fields("an outcome", values, _OUTCOME)
+        names = [column.name for column in fields(EpochRecord)]
+        history = check_fields("its history", columns["history"], dict.fromkeys(names, is_list))
+        rows = zip(*(history[name] for name in names), strict=True)
+        epochs = epochs_of([dict(zip(names, row, strict=True)) for row in rows])
+        outcome = cls(**{**columns, "history": epochs})
+        missing = {outcome.test_accuracy is None, outcome.test_loss is None}
+        if missing != {outcome.diverged is not None} or not (epochs or outcome.diverged):
+            raise ValueError("an outcome must be tested, or have diverged")
+        return outcome
+
+
+_OUTCOME: Fields = {
+    "seed": is_count,
+    "history": is_object,
+    "test_accuracy": optional(is_share),
+    "test_loss": optional(is_finite),
+    "diverged": optional(is_text),
+}
 
 
 Outcomes = dict[str, dict[str, list[Outcome]]]

@@ -30,6 +30,7 @@ from fastmlp.report.layer_checks import check_layers
 from fastmlp.report.results import Material, make_results
 from fastmlp.report.sections import in_short, make_report
 from fastmlp.training import api as fitting
+from fastmlp.training.run import layer_sizes
 from fastmlp.utils.environment import device_name, git_commit
 from fastmlp.utils.files import locked_folder, make_folder, remove_files, write_text
 
@@ -118,9 +119,14 @@ def _train_all(
 ) -> dict[str, list[StudyPart]]:
     """Return the parts of each study in the order of their seeds, training those not cached."""
     cache = StudyCache(folder / "parts")
-    keys = {(s.name, seed): _key(s, data, seed) for s in plan for seed in range(s.seeds)}
-    found = {place: cache.load(*place, key) for place, key in keys.items()}
-    parts = {place: part for place, part in found.items() if part is not None}
+    keys, parts = {}, {}
+    for study in plan:
+        sizes = layer_sizes(next(iter(study.configs.values())), data)
+        for seed in range(study.seeds):
+            key = keys[study.name, seed] = _key(study, data, seed)
+            part = cache.load(study, seed, key, sizes)
+            if part is not None:
+                parts[study.name, seed] = part
     costs = {study.name: _cost(study) for study in plan}
     total = sum(costs[name] for name, _ in keys)
     done = sum(costs[name] for name, _ in parts)

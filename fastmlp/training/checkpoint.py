@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -169,3 +170,19 @@ def _partial(values: dict[str, Any]) -> EpochMetrics:
     values = {"weight": None, **values}  # which a run from before rows had weights lacks
     check_fields("the epoch under way", values, _PARTIAL)
     return EpochMetrics(**values)
+
+
+def parameters_of(sizes: Sequence[int], values: Any) -> dict[str, Tensor]:
+    """Return the content of ``best.pt``; raise ValueError where it is not the parameters of a
+    network of these layer widths."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        wanted |= {f"{2 * i}.weight": (fan_out, fan_in), f"{2 * i}.bias": (fan_out,)}
+    if not isinstance(values, dict) or list(values) != list(wanted):
+        raise ValueError(f"it must hold {', '.join(wanted)}")
+    for name, tensor in values.items():
+        if not is_tensor(tensor) or tensor.shape != wanted[name]:
+            raise ValueError(f"{name} must be float32 of shape {wanted[name]}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    return values

@@ -28,14 +28,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fastmlp.engines.metrics import EpochRecord
-from fastmlp.training.checkpoint import Checkpoint, state_from_dict, state_to_dict
+from fastmlp.training.checkpoint import Checkpoint, parameters_of, state_from_dict, state_to_dict
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.utils.checked import (
     Fields,
@@ -45,7 +44,6 @@ from fastmlp.utils.checked import (
     is_name,
     is_object,
     is_share,
-    is_tensor,
     optional,
 )
 from fastmlp.utils.errors import UserError, describe_os_error
@@ -219,7 +217,7 @@ class RunDirectory:
     def read_best(self, sizes: Sequence[int]) -> dict[str, Tensor]:
         """Return the parameters in ``best.pt``, of a network of these layer widths."""
         try:
-            return parse_tensors(self.path / "best.pt", partial(_parameters, sizes))
+            return parse_tensors(self.path / "best.pt", partial(parameters_of, sizes))
         except DamagedFileError as error:
             raise UserError(f"{error}; train the network again") from error
 
@@ -301,19 +299,3 @@ class RunDirectory:
 
     def _write(self, name: str, data: bytes) -> None:
         write_file(self.path / name, data)
-
-
-def _parameters(sizes: Sequence[int], values: Any) -> dict[str, Tensor]:
-    """Return the content of ``best.pt``; raise ValueError where it is not the parameters of a
-    network of these layer widths."""
-    wanted: dict[str, tuple[int, ...]] = {}
-    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-        wanted |= {f"{2 * i}.weight": (fan_out, fan_in), f"{2 * i}.bias": (fan_out,)}
-    if not isinstance(values, dict) or list(values) != list(wanted):
-        raise ValueError(f"it must hold {', '.join(wanted)}")
-    for name, tensor in values.items():
-        if not is_tensor(tensor) or tensor.shape != wanted[name]:
-            raise ValueError(f"{name} must be float32 of shape {wanted[name]}")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
-    return values

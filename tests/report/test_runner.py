@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support.small_set import no_drawings, small_set
 
 from fastmlp.data.splits import split_dataset
 from fastmlp.report import figures
 from fastmlp.report.experiments import Budget, studies
 from fastmlp.report.runner import Stopped, run_report
+from fastmlp.utils.files import write_bytes
+from fastmlp.utils.formats import json_bytes, read_json, tensor_bytes
 
 
 class Record:
@@ -73,3 +77,32 @@ def test_shares_grow_from_what_is_cached_to_all(run: Callable[[Record], None]) -
     run(third)
     assert third.start == (6, 6, pytest.approx(1))
     assert third.epochs == []
+
+
+def test_a_part_that_somebody_changed_is_trained_again(
+    run: Callable[[Record], None], tmp_path: Path
+) -> None:
+    """Its digest fits, its values do not."""
+    run(Record())
+    parts = tmp_path / "out" / "parts"
+    (sweep,), network = parts.glob("sweep-course-seed0-*"), sorted(parts.glob("network-*.pt"))[0]
+    values = read_json(sweep)
+    values.pop("sha256", None)
+    for change in (
+        lambda outcome: outcome.update(seed=1),
+        lambda outcome: outcome.update(test_loss=10**400),
+        lambda outcome: outcome.update(test_accuracy=None),
+        lambda outcome: outcome["history"]["val_acc"].__setitem__(0, "\x1b[2J"),
+        lambda outcome: outcome["history"].pop("lr"),
+    ):
+        changed = copy.deepcopy(values)
+        change(changed["outcomes"]["base"])
+        write_bytes(sweep, json_bytes(changed))
+        write_bytes(network, tensor_bytes({"0.weight": torch.zeros(2, 3)}))
+        again = Record()
+        run(again)
+        assert again.start is not None
+        assert again.start[:2] == (4, 6), change
+    final = Record()
+    run(final)
+    assert final.start == (6, 6, pytest.approx(1))

@@ -26,6 +26,17 @@ import fastmlp
 TORCHS_OWN = ("Declaration:", "Could not run", "no fallback function", "can't allocate memory")
 """What PyTorch itself says, of arguments that no operator can take, or of a result beyond all
 memory."""
+OF_NUMBERS = (
+    *("is out of bounds", "lost its memory", "too large", "share memory"),
+    *("there is no memory", "must shift an image"),
+)
+"""What an operator can say of the numbers in tensors or of their memory: meta tensors lack both."""
+SHAPES_ALONE = {
+    *("activation", "activation_backward", "linear", "linear_backward", "mlp", "mlp_backward"),
+    *("cross_entropy", "cross_entropy_backward", "flip_shift"),
+}
+"""Operators whose results' shapes follow from the arguments', and which torch.compile therefore
+sees: on meta tensors they refuse what they refuse otherwise."""
 NOT_FOR_USERS = ("bad_alloc", "vector::", "std::", "API call failed", ".cpp", ".h:")
 SECONDS = 20
 """A call that takes longer is killed."""
@@ -196,6 +207,7 @@ def run(name: str, number: int) -> dict[str, Any]:
     read = [a for a, w in zip(arguments, writes, strict=True) if not w]
     before, whole = digest(read), digest(written)
     signal.alarm(SECONDS)
+    outcome = None
     try:
         outcome = operator(*arguments)
     except Exception as error:
@@ -206,10 +218,46 @@ def run(name: str, number: int) -> dict[str, Any]:
     else:
         wrong = None
         ended = f"returned {digest(outcome)} {digest(written)}"
+    if wrong is None and all(map(_is_plain, tensors_in(arguments))):
+        wrong = _on_meta(operator, arguments, outcome, ended)
     signal.alarm(0)
     if digest(read) != before:
         wrong = wrong or "an argument that is only read has changed"
     return {"ended": ended, "wrong": wrong}
+
+
+def _on_meta(operator: Any, arguments: Arguments, outcome: Any, ended: str) -> str | None:
+    """Return what is wrong with the operator on meta tensors of these shapes, or None."""
+    try:
+        found = operator(*[_to_meta(argument) for argument in arguments])
+    except Exception as error:
+        right = isinstance(error, NotImplementedError) or any(
+            part in str(error) for part in TORCHS_OWN
+        )
+        wrong = (
+            None if right or not ended.startswith("returned") else "only meta tensors are refused"
+        )
+        if not isinstance(error, (RuntimeError, ValueError, TypeError)):
+            wrong = f"on meta tensors raised {type(error).__name__}"
+        return wrong and f"{wrong}: {str(error)[:300]}"
+    if ended.startswith("returned"):
+        for real, fake in zip(tensors_in(outcome), tensors_in(found), strict=True):
+            if real.shape != fake.shape or real.dtype != fake.dtype:
+                return f"on meta tensors {fake.dtype}{tuple(fake.shape)}"
+        return None
+    right = any(part in ended for part in (*OF_NUMBERS, *TORCHS_OWN))
+    shapes_alone = operator._schema.name.removeprefix("fastmlp::") in SHAPES_ALONE
+    return "refused, but not on meta tensors" if shapes_alone and not right else None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return [_to_meta(each) for each in value] if isinstance(value, list) else value
 
 
 def complaint(error: Exception) -> str | None:
