@@ -199,7 +199,8 @@ def test_lists_that_do_not_belong_together(needs_grad: bool) -> None:
     with pytest.raises(RuntimeError, match="parameters must be 1 for each of one or more act"):
         operators.mlp(x, [], [], False, False, 0)
     with pytest.raises(
-        ValueError if needs_grad else RuntimeError,
+    wrong = ValueError if needs_grad else RuntimeError
+    with pytest.raises(wrong, match="matmul_precision must be between 0 and 4, got 99"):
         match="matmul_precision must be between 0 and 4, got 99",
     ):
         operators.mlp(x, [w], [0], False, False, 99)
