@@ -164,6 +164,8 @@ class _Redirects(HTTPRedirectHandler):
     """Follows a host to other addresses of the web, and does not read the page that it sends with
     them, which may have no end."""
 
+    max_redirections = 4
+
     def http_error_302(self, req: Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
         fp.close()
         return super().http_error_302(req, io.BytesIO(), code, msg, headers)  # type: ignore[arg-type]

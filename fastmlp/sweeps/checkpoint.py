@@ -62,11 +62,11 @@ def config_key(config: TrainConfig) -> str:
     return json.dumps(config.essentials(), sort_keys=True)
 
 
-def _present(key: str) -> str:
-    """Return the current key for a saved one; options that it lacks get their defaults. Raise
+def _config_of(key: str) -> TrainConfig:
+    """Return the configuration of a saved key; options that it lacks get their defaults. Raise
     ValueError where it is none."""
     try:
-        return config_key(config_from_dict(json.loads(key)))
+        return config_from_dict(json.loads(key))
     except (RecursionError, UserError) as error:
         raise ValueError(str(error)) from error
 
@@ -203,7 +203,13 @@ def _states(values: Any) -> dict[str, Checkpoint]:
     """Return the states in the content of a file; raise ValueError where it has none."""
     if not isinstance(values, dict):
         raise ValueError("it does not hold the states of runs")
-    return {_present(key): state_from_dict(run) for key, run in values.items()}
+    states = {}
+    for key, run in values.items():
+        config, state = _config_of(key), state_from_dict(run)
+        if len(state.history) > config.epochs:
+            raise ValueError(f"a run of {config.epochs} epochs has {len(state.history)}")
+        states[config_key(config)] = state
+    return states
 
 
 def _progress(state: Checkpoint) -> tuple[int, int]:

@@ -152,11 +152,15 @@ class TrainingRun:
 
     def _resume(self) -> None:
         """Load the checkpoint into the state; raise :class:`UserError` where it does not fit."""
-        self._check_fits(self.checkpoint)
+        self._check_data(self.checkpoint)
         try:
+            self._check_steps(self.checkpoint.partial)
             self.state.load_state_dict(self.checkpoint.engine)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"resume.pt does not fit config.json: {error}") from error
+            raise UserError(
+                "The saved state of a run (in resume.pt, or a sweep's resume-N.pt) does not fit "
+                f"its configuration: {error}; train it anew, in another folder"
+            ) from error
         self.under_way = self.checkpoint.partial
 
     def _count_images(self) -> int:
@@ -174,18 +178,21 @@ class TrainingRun:
             )
         return images
 
-    def _check_fits(self, checkpoint: Checkpoint) -> None:
+    def _check_data(self, checkpoint: Checkpoint) -> None:
         if self.data.fingerprint != checkpoint.fingerprint:
             raise UserError(
                 f"The run was trained on other data ({checkpoint.fingerprint}) than the present "
                 f"({self.data.fingerprint}); pass the data_dir it was started with",
                 options=("data_dir",),
             )
-        partial, batch = checkpoint.partial, self.config.batch_size
-        if not 0 <= partial.steps < self.steps or partial.samples != partial.steps * batch:
-            raise UserError(
-                f"resume.pt does not fit config.json: {partial.steps} steps of {self.steps} are "
-                f"done, on {partial.samples} images"
+
+    def _check_steps(self, partial: EpochMetrics) -> None:
+        if (
+            not 0 <= partial.steps < self.steps
+            or partial.samples != partial.steps * self.config.batch_size
+        ):
+            raise ValueError(
+                f"{partial.steps} steps of {self.steps} are done, on {partial.samples} rows"
             )
 
     @property

@@ -194,7 +194,15 @@ class RunDirectory:
                 remedy = "pass the folder that holds it"
             raise UserError(f"{self.path} {what}; {remedy}")
         path = self.path / "config.json"
-        return config_from_dict(read_json(path), str(path))
+        values = read_json(path)
+        try:
+            return config_from_dict(values, str(path))
+        except UserError as error:  # of the file, whose options are no flags
+            if str(path) in str(error):
+                raise
+            raise UserError(
+                f"{path} is damaged: {error}; mend it if you edited it, or train the network again"
+            ) from error
 
     def write_encoding(self, encoding: Mapping[str, Any]) -> None:
         """Write ``encoding.json``."""

@@ -301,7 +301,7 @@ def test_the_optimizer_of_a_run_cannot_change(tmp_path: Path) -> None:
     fit(CONFIG, tiny_data(), out=tmp_path / "run", should_stop=stop_after(2))
     config = replace(CONFIG, optimizer="sgd").to_dict()
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"resume.pt does not fit config.json: a state of sgd must"):
+    with pytest.raises(UserError, match=r"its configuration: a state of sgd must"):
         resume(tmp_path / "run", tiny_data())
 
 

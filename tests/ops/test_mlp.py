@@ -198,11 +198,8 @@ def test_lists_that_do_not_belong_together(needs_grad: bool) -> None:
         operators.mlp(x, [w], [0], True, False, 0)
     with pytest.raises(RuntimeError, match="parameters must be 1 for each of one or more act"):
         operators.mlp(x, [], [], False, False, 0)
-    with pytest.raises(
     wrong = ValueError if needs_grad else RuntimeError
     with pytest.raises(wrong, match="matmul_precision must be between 0 and 4, got 99"):
-        match="matmul_precision must be between 0 and 4, got 99",
-    ):
         operators.mlp(x, [w], [0], False, False, 99)
     for kept in ([], [x, x, x]):
         with pytest.raises(RuntimeError, match="kept must be what mlp kept of these layers, got"):

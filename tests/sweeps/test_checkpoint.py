@@ -25,6 +25,7 @@ from fastmlp.sweeps.results import SweepResult
 from fastmlp.sweeps.sweep import sweep
 from fastmlp.training.api import fit
 from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.formats import read_tensors, tensor_bytes
 
 LRS = [0.2, 0.05, 0.01, 0.002, 1e25]
 
@@ -193,6 +194,15 @@ def test_a_folder_that_is_not_as_it_was(tmp_path: Path) -> None:
     for odd in ([1], {"a": 3}, {"a": {}}):
         torch.save(odd, tmp_path / "resume-0.pt")
         refused("resume-0.pt is damaged", out=tmp_path)
+    (tmp_path / "resume-0.pt").write_bytes(right)
+    states = read_tensors(tmp_path / "resume-0.pt")
+    for state in states.values():  # which those of longer runs would be
+        last = state["history"][-1]
+        state["history"] += [
+            last | {"epoch": last["epoch"] + more} for more in range(1, BASE.epochs + 1)
+        ]
+    (tmp_path / "resume-0.pt").write_bytes(tensor_bytes(states))
+    refused(f"a run of {BASE.epochs} epochs has ", out=tmp_path)
     (tmp_path / "resume-0.pt").write_bytes(right)
     assert not sweep(BASE, {"lr": [0.05, 0.5]}, data=DATA, out=tmp_path).interrupted
 

@@ -279,11 +279,11 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     for changed, words in (
         ({"hidden": [17]}, "parameters must be"),
         ({"batch_size": 16}, "7 steps of 6 are done"),
-        ({"batch_size": 4}, "7 steps of 23 are done, on 56 images"),
+        ({"batch_size": 4}, "7 steps of 23 are done, on 56 rows"),
     ):
         (run / "config.json").write_bytes(config)
         edit_json(run / "config.json", **changed)
-        with pytest.raises(UserError, match=rf"resume\.pt does not fit config\.json: {words}"):
+        with pytest.raises(UserError, match=rf"its configuration: {words}"):
             resume(run, DATA)
 
 

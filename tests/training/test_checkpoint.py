@@ -235,7 +235,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
         ("[" * 100_000, r"config.json is damaged: maximum recursion"),
         ("[]", r"config.json is damaged: it does not hold a JSON object"),
         ('{"learning": 1}', r"config.json has an unknown key 'learning'"),
-        ('{"lr": -1}', "lr must be a number above 0, got -1"),
+        ('{"lr": -1}', "config.json is damaged: lr must be a number above 0, got -1"),
     ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=words):
