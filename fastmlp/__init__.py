@@ -3,6 +3,7 @@
 Train, on rows of your own or on a known data set:
 
     fit(X, y)  fit(TrainConfig())  fit_many(configs)  sweep(base, values)  find_lr(X, y)
+    resume(folder)  go on with a run that was stopped
     callbacks  early stopping, tables, TensorBoard
     sklearn    fastmlp.sklearn: MLPClassifier, MLPRegressor, GridSearchCV, ...
 
@@ -48,6 +49,7 @@ if _TYPE_CHECKING:
     from fastmlp import callbacks as callbacks
     from fastmlp.sweeps.sweep import sweep as sweep
     from fastmlp.training.api import fit_many as fit_many
+    from fastmlp.training.api import resume as resume
     from fastmlp.training.config import TrainConfig as TrainConfig
     from fastmlp.training.lr_finder import find_lr as find_lr
     from fastmlp.training.own_data import fit as fit
@@ -57,6 +59,7 @@ _LATER = {
     "find_lr": "training.lr_finder",
     "fit": "training.own_data",
     "fit_many": "training.api",
+    "resume": "training.api",
     "sweep": "sweeps.sweep",
 }
 """What is imported when it is first used, by module: layers do not need the trainer."""

@@ -1,7 +1,13 @@
 """Callbacks of ``fit``, ``fit_many`` and ``sweep``; see :mod:`fastmlp.training.callbacks`."""
 
 from fastmlp.training.callbacks import Callback, EarlyStopping, StopWhen
-from fastmlp.training.loggers import CSVLogger, JSONLogger, ModelCheckpoint, TensorBoard
+from fastmlp.training.loggers import (
+    CSVLogger,
+    JSONLogger,
+    ModelCheckpoint,
+    PrintEpochs,
+    TensorBoard,
+)
 
 __all__ = [
     "CSVLogger",
@@ -9,6 +15,7 @@ __all__ = [
     "EarlyStopping",
     "JSONLogger",
     "ModelCheckpoint",
+    "PrintEpochs",
     "StopWhen",
     "TensorBoard",
 ]

@@ -21,7 +21,7 @@ import fastmlp.callbacks
 NAMES = {
     *("MLP", "CrossEntropyLoss", "Linear", "LinearReLU", "ReLU", "functional", "manual"),
     *("native_available", "replace", "restore", "set_backend", "__version__"),
-    *("TrainConfig", "callbacks", "find_lr", "fit", "fit_many", "sweep"),
+    *("TrainConfig", "callbacks", "find_lr", "fit", "fit_many", "resume", "sweep"),
 }
 
 

@@ -13,7 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord
-from fastmlp.training.callbacks import Callback
+from fastmlp.training.loggers import PrintEpochs, epoch_line, unit_of
 from fastmlp.training.run import TrainingRun
 from fastmlp.training.trainer import Trainer
 from fastmlp.utils.untrusted import printable
@@ -128,15 +128,7 @@ class Progress(Lines):
 
     def epoch(self, record: EpochRecord, improved: bool) -> None:
         """Tell that an epoch is done; ``improved``: its parameters are the best so far."""
-        width = len(str(self._epochs))
-        line = (
-            f"epoch {record.epoch:{width}}/{self._epochs}"
-            f"  train {record.train_loss:.4f}{_share(record.train_acc)}"
-            f"  validation {record.val_loss:.4f}{_share(record.val_acc)}"
-            f"  lr {record.lr:.4g}  {record.seconds:.2f} s"
-            f"  {record.images_per_s:,.0f} {self._unit}/s"
-            f"{'  [MODEL SAVED]' if improved else ''}"
-        )
+        line = epoch_line(record, self._epochs, self._unit, improved)
         regression = math.isnan(record.val_acc)
         validation = f"loss {record.val_loss:.3f}" if regression else f"{record.val_acc:.1%}"
         self._validation = f", validation {validation}"
@@ -153,15 +145,11 @@ class Progress(Lines):
             self._bar = None
 
 
-def _share(accuracy: float) -> str:
-    """Return an accuracy as a column; nothing in a regression, which has none."""
-    return "" if math.isnan(accuracy) else f" {accuracy:6.2%}"
-
-
-class ShowRun(Callback):
+class ShowRun(PrintEpochs):
     """Shows a single run, which has its files in ``folder``."""
 
     def __init__(self, progress: Progress, folder: Path) -> None:
+        super().__init__(progress.stream)
         self._progress, self._folder = progress, folder
 
     def on_train_begin(self, trainer: Trainer) -> None:
@@ -185,8 +173,7 @@ class ShowRun(Callback):
         if run.epoch or partial.steps:
             say(f"resumed  after {run.epoch} epochs and {partial.steps} steps")
         done = run.epoch * run.images + partial.samples
-        unit = "rows" if data.shape is None else "images"
-        self._progress.start(config.epochs, run.images, done, unit)
+        self._progress.start(config.epochs, run.images, done, unit_of(trainer))
 
     def on_progress(self, trainer: Trainer) -> None:
         (run,) = trainer.runs

@@ -24,6 +24,7 @@ from fastmlp.training.callbacks import (
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits
+from fastmlp.training.loggers import PrintEpochs
 from fastmlp.training.run import DivergedError, RunResult, TrainingRun
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.training.trainer import Trainer, thread_count
@@ -43,14 +44,15 @@ def fit(
 ) -> RunResult:
     """Train a network, keep the parameters of the best epoch, and test those.
 
-    ``data`` is loaded as ``config`` says where it is not given; ``verbose`` shows downloads.
+    ``data`` is loaded as ``config`` says where it is not given; ``verbose`` shows downloads, and
+    prints a line for each epoch unless one of the callbacks does.
     ``out`` is a folder for the run's files (:mod:`fastmlp.training.run_directory`), new or empty;
     without one nothing is written. ``encoding``, how raw rows became the data, is kept there as
     ``encoding.json``. Where ``should_stop`` is not given, Ctrl-C, SIGTERM and SIGHUP let the
     present step finish and end the run. A notebook shows a bar. Raises :class:`UserError` for what
     the user can mend and :class:`DivergedError`.
     """
-    callbacks = checked_callbacks(callbacks)
+    callbacks = _with_lines(checked_callbacks(callbacks), verbose)
     with RunDirectory.new(out) if out is not None else contextlib.nullcontext() as folder:
         if data is None:
             data = load_splits(config, verbose)
@@ -111,18 +113,41 @@ def resume(
 ) -> RunResult:
     """Resume the run in the folder ``path`` as if it had never stopped, bit by bit.
 
+    A run on rows of one's own goes on with ``fit(X, y, out=path, resume=True)``.
     ``epochs`` trains it longer; ``device`` and ``data_dir`` replace what its configuration says.
     On another kind of device the results agree to rounding. Otherwise as :func:`fit`.
+
+    >>> import fastmlp, tempfile
+    >>> constant = {"dataset": "synthetic", "lr_schedule": "constant"}
+    >>> config = fastmlp.TrainConfig(hidden=8, epochs=1, **constant)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = fastmlp.fit(config, out=folder)
+    ...     longer = fastmlp.resume(folder, epochs=2)
+    >>> len(longer.history), longer.history[0] == run.history[0]
+    (2, True)
     """
-    callbacks = checked_callbacks(callbacks)
+    callbacks = _with_lines(checked_callbacks(callbacks), verbose)
     given: dict[str, Any] = {"epochs": epochs, "device": device, "data_dir": data_dir}
     given = {key: value for key, value in given.items() if value is not None}
     with RunDirectory.existing(path) as folder:
         old, checkpoint = folder.read_config(), folder.read_state()
         config = _resumed_config(old, checkpoint, given)
+        if data is None and folder.has_encoding:
+            raise UserError(
+                f"The run in {folder.path} was trained on rows of your own; call fit(X, y, "
+                "out=..., resume=True) with these and the same options to go on with it"
+            )
         data = data or load_splits(config, verbose)
         all_callbacks = [SaveRun(folder, resumed=True), *callbacks]
         return _train_one(config, data, folder, checkpoint, all_callbacks, should_stop)
+
+
+def _with_lines(callbacks: list[Callback], verbose: bool) -> list[Callback]:
+    """Return the callbacks, and one that prints the epochs where ``verbose`` wants it and none of
+    them does."""
+    if verbose and not any(isinstance(callback, PrintEpochs) for callback in callbacks):
+        return [*callbacks, PrintEpochs()]
+    return callbacks
 
 
 def stopping(should_stop: Callable[[], bool] | None) -> Callback:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.training.callbacks import Callback
@@ -23,6 +23,51 @@ from fastmlp.utils.formats import tensor_bytes
 if TYPE_CHECKING:
     from fastmlp.training.run import TrainingRun
     from fastmlp.training.trainer import Trainer
+
+
+class PrintEpochs(Callback):
+    """Prints a line for each epoch of each run, as ``verbose=True`` does: losses, accuracies, the
+    learning rate, seconds and speed.
+
+    >>> import fastmlp, io, numpy as np
+    >>> lines, X = io.StringIO(), np.random.default_rng(0).normal(size=(300, 4))
+    >>> printer = fastmlp.callbacks.PrintEpochs(lines)
+    >>> run = fastmlp.fit(X, X[:, 0] > 0, epochs=2, callbacks=[printer])
+    >>> [line.split("  train")[0] for line in lines.getvalue().splitlines()]
+    ['epoch 1/2', 'epoch 2/2']
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """``stream`` is standard output where it is not given."""
+        self._stream = stream
+
+    def on_run_epoch_end(self, trainer: Trainer, run: TrainingRun, improved: bool) -> None:
+        line = epoch_line(run.checkpoint.history[-1], run.config.epochs, unit_of(trainer), improved)
+        if len(trainer.runs) > 1:
+            line = f"run {trainer.runs.index(run)}  {line}"
+        print(line, file=self._stream, flush=True)
+
+
+def unit_of(trainer: Trainer) -> str:
+    """Return what the data has many of: "rows" or "images"."""
+    return "rows" if trainer.data.shape is None else "images"
+
+
+def epoch_line(record: EpochRecord, epochs: int, unit: str, improved: bool) -> str:
+    """Return an epoch in one line; ``improved`` says that its parameters are the best so far."""
+    return (
+        f"epoch {record.epoch:{len(str(epochs))}}/{epochs}"
+        f"  train {record.train_loss:.4f}{_share(record.train_acc)}"
+        f"  validation {record.val_loss:.4f}{_share(record.val_acc)}"
+        f"  lr {record.lr:.4g}  {record.seconds:.2f} s"
+        f"  {record.images_per_s:,.0f} {unit}/s"
+        f"{'  [MODEL SAVED]' if improved else ''}"
+    )
+
+
+def _share(accuracy: float) -> str:
+    """Return an accuracy as a column; nothing in a regression, which has none."""
+    return "" if math.isnan(accuracy) else f" {accuracy:6.2%}"
 
 
 class _Table(Callback):

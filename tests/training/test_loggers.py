@@ -15,8 +15,8 @@ import torch
 from support.tiny import assert_same_tensors, tensors, tiny_data
 
 import fastmlp
-from fastmlp.callbacks import CSVLogger, JSONLogger, ModelCheckpoint, TensorBoard
-from fastmlp.training.api import fit, fit_many
+from fastmlp.callbacks import CSVLogger, JSONLogger, ModelCheckpoint, PrintEpochs, TensorBoard
+from fastmlp.training.api import fit, fit_many, resume
 from fastmlp.training.callbacks import Callback
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run import TrainingRun
@@ -39,6 +39,30 @@ def test_the_tables_hold_every_epoch_of_every_run(tmp_path: Path) -> None:
     assert found == [{name: str(value) for name, value in row.items()} for row in wanted]
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == wanted
+
+
+def test_verbose_prints_a_line_for_each_epoch(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, epochs=2, lr_schedule="constant")
+    run = fit(config, DATA, out=tmp_path, verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    for record, line in zip(run.history, lines, strict=True):
+        start = f"epoch {record.epoch}/2  train {record.train_loss:.4f} {record.train_acc:6.2%}"
+        assert line.startswith(start)
+        assert " images/s" in line
+    resume(tmp_path, DATA, epochs=3, verbose=True)
+    assert capsys.readouterr().out.startswith("epoch 3/3  train ")
+    fit(CONFIG, DATA)
+    assert capsys.readouterr().out == ""
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    fastmlp.fit(x, x[:, 0] * 1.5, epochs=1, verbose=True, engine="reference")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "%" not in line
+    assert " rows/s" in line
+    fit_many([CONFIG, CONFIG], DATA, callbacks=[PrintEpochs()])
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted({line[:7] for line in lines}) == ["run 0  ", "run 1  "]
 
 
 def test_a_regression_has_no_accuracies_to_write(tmp_path: Path) -> None:
