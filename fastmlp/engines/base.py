@@ -116,8 +116,16 @@ class TrainState:
             for name, tensor in self.parameters.items()
         }
         theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if ours != theirs:
-            raise ValueError(f"{kind} must be {ours}, got {theirs}")
+        for name in [*ours, *theirs]:
+            if ours.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"{kind} of {name} must be {_shaped(ours.get(name))}, "
+                    f"not {_shaped(theirs.get(name))}"
+                )
+
+
+def _shaped(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else f"of shape {shape}"
 
 
 class Engine(ABC):

@@ -29,6 +29,7 @@ from fastmlp.training.data import make_epoch
 from fastmlp.training.predictor import Predictor, as_module
 from fastmlp.training.summary import make_summary
 from fastmlp.utils.errors import EXIT_FAILURE, EXIT_USAGE, UserError
+from fastmlp.utils.untrusted import reason
 
 
 class DivergedError(UserError):
@@ -158,8 +159,8 @@ class TrainingRun:
             self.state.load_state_dict(self.checkpoint.engine)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                "The saved state of a run (in resume.pt, or a sweep's resume-N.pt) does not fit "
-                f"its configuration: {error}; train it anew, in another folder"
+                "A run's saved state (resume.pt, or a sweep's resume-N.pt) does not fit its "
+                f"configuration: {reason(error)}; train it anew, in another folder"
             ) from error
         self.under_way = self.checkpoint.partial
 

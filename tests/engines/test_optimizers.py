@@ -239,7 +239,7 @@ def test_a_state_that_does_not_fit_is_refused(name: str) -> None:
         ("step", state["exp_avg"]),
         ("exp_avg", state["step"]),
     ):
-        with pytest.raises(ValueError, match=f"{kind} must be .*, got "):
+        with pytest.raises(ValueError, match=f"{kind} of 0.weight must be of shape"):
             engine.load_state_dict({**state, kind: bad})
     for kind, tensors in state.items():
         assert_same_tensors(engine.state_dict()[kind], tensors)

@@ -277,7 +277,7 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
         resume(tmp_path / "empty", DATA)
     config = (run / "config.json").read_bytes()
     for changed, words in (
-        ({"hidden": [17]}, "parameters must be"),
+        ({"hidden": [17]}, r"parameters of 0.weight must be of shape \(17, 12\), not of shape"),
         ({"batch_size": 16}, "7 steps of 6 are done"),
         ({"batch_size": 4}, "7 steps of 23 are done, on 56 rows"),
     ):

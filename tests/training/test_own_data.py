@@ -200,9 +200,7 @@ def test_a_run_on_arrays_goes_on_where_it_stopped(tmp_path):
         )
     with pytest.raises(UserError, match="resume goes on with the run in a folder; pass it as out"):
         fastmlp.fit(X, KIND, **QUICK, resume=True)
-    with pytest.raises(
-        UserError, match=r"call fit\(X, y, out=..., resume=True\)"
-    ):
+    with pytest.raises(UserError, match=r"call fit\(X, y, out=..., resume=True\)"):
         fastmlp.resume(tmp_path / "whole")
 
 
