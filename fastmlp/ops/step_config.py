@@ -107,7 +107,9 @@ def zero_state(parameters: Sequence[Tensor], config: StepConfig) -> dict[str, li
     ``step``, the number of steps done, is a float32 scalar, as in ``torch.optim``."""
     return {
         kind: [
-            torch.zeros((), dtype=torch.float32) if kind == "step" else torch.zeros_like(tensor)
+            torch.zeros((), dtype=torch.float32, device=tensor.device)
+            if kind == "step"
+            else torch.zeros_like(tensor)
             for tensor in parameters
         ]
         for kind in config.state_kinds

@@ -146,40 +146,41 @@ def train_steps_ref(network: Network, rows: Rows) -> StepMetrics:
     for i in range(count):
         step = network.start_step + i
         batch = network.order[step * size : (step + 1) * size]
-        losses[i], hits, gradients = _gradients_ref(network, rows, batch, step)
+        factors = dropout_of_step(network, len(batch), step)
+        losses[i], hits, gradients, denominator = gradients_ref(network, rows, batch, factors)
         if not losses[i].isfinite():
             break
         correct[i] = hits
-        if config.clip_norm is not None:
-            norm = torch.stack([g.norm() for g in gradients]).norm()
-            factor = (config.clip_norm / (norm + 1e-6)).clamp(max=1)
-            gradients = [g * factor for g in gradients]
-        denominator = _denominator(_batch_weights(network, rows, batch)[1], config)
-        losses[i] += _decay_loss(network, denominator) if config.decay_in_loss else 0
+        losses[i] += decay_loss(network, denominator)
         for k, gradient in enumerate(gradients):
-            _update_ref(network, k, gradient, denominator)
+            update_ref(network, k, gradient, denominator, network.lr)
     return StepMetrics(losses, correct)
 
 
-def _loss_options(config: StepConfig, rows: Rows, dtype: torch.dtype) -> LossOptions:
-    weight = None if rows.class_weight is None else rows.class_weight.to(dtype)
-    return LossOptions(weight, config.label_smoothing, config.huber_delta)
+def dropout_of_step(network: Network, rows: int, step: int) -> list[Tensor]:
+    """Return dropout's factors (rows, units) of each hidden layer, in a step of the epoch."""
+    config, parameters = network.config, network.parameters
+    return [
+        dropout_factors(
+            (rows, len(bias)),
+            config.dropout,
+            seed=network.seed,
+            epoch=network.epoch,
+            step=step,
+            layer=layer,
+            dtype=bias.dtype,
+        )
+        for layer, bias in enumerate(parameters[1:-2:2])
+        if config.dropout
+    ]
 
 
-def _batch_weights(network: Network, rows: Rows, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Return :func:`row_weights_of` of the batch's rows."""
-    dtype = network.parameters[0].dtype
-    config, like = network.config, torch.empty(0, dtype=dtype)
-    weights = None if rows.row_weights is None else rows.row_weights[batch]
-    targets = rows.batch_targets(batch, dtype)
-    options = _loss_options(config, rows, dtype)
-    return row_weights_of(loss_row(config.loss), targets, weights, options, like)
-
-
-def _denominator(weights: Tensor, config: StepConfig) -> float:
+def _denominator(weights: Tensor, config: StepConfig) -> Tensor:
     """Return what a batch's loss is divided by: inf where its rows have no weight."""
-    total = float(weights.double().sum()) if config.weight_mean else float(len(weights))
-    return total if total != 0 else math.inf
+    if not config.weight_mean:
+        weights = torch.ones_like(weights)
+    total = weights.double().sum()
+    return total.masked_fill(total == 0, math.inf)
 
 
 def forward_ref(
@@ -221,79 +222,83 @@ def backward_ref(
     return gradients
 
 
-def _gradients_ref(
-    network: Network, rows: Rows, batch: Tensor, step: int
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return the batch's mean loss, its hits and the gradient of each parameter."""
+def gradients_ref(
+    network: Network, rows: Rows, batch: Tensor, factors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+    """Return the mean loss of a batch of rows, its hits, the gradient of each parameter, clipped,
+    and what the loss was divided by; ``factors`` are dropout's, of each hidden layer.
+
+    Nothing waits for the device here, nor in the functions below.
+    """
     config, parameters = network.config, network.parameters
     dtype, loss = parameters[0].dtype, loss_row(config.loss)
-    factors = [
-        dropout_factors(
-            (len(batch), len(bias)),
-            config.dropout,
-            seed=network.seed,
-            epoch=network.epoch,
-            step=step,
-            layer=layer,
-            dtype=dtype,
-        )
-        for layer, bias in enumerate(parameters[1:-2:2])
-        if config.dropout
-    ]
     x, target = rows.inputs(batch, dtype), rows.batch_targets(batch, dtype)
     z, saved, inputs = forward_ref(parameters, x, config.activation, factors)
-    weights, parts = _batch_weights(network, rows, batch)
-    options = _loss_options(config, rows, dtype)
-    scale = config.loss_scale / _denominator(parts, config)
+    class_weight = None if rows.class_weight is None else rows.class_weight.to(dtype)
+    options = LossOptions(class_weight, config.label_smoothing, config.huber_delta)
+    given = None if rows.row_weights is None else rows.row_weights[batch]
+    weights, parts = row_weights_of(loss, target, given, options, z)
+    denominator = _denominator(parts, config)
+    scale = config.loss_scale / denominator
     mean = (loss.rows(z, target, options) * weights).double().sum() * scale
     scale = scale / len(batch) if config.grad_average else scale
-    g = loss.gradient(z, target, options) * (weights * scale)[:, None]
+    g = loss.gradient(z, target, options) * (weights * scale.to(weights.dtype))[:, None]
     gradients = backward_ref(parameters, g, saved, inputs, config.activation, factors)
-    return mean, loss.hits(z, target).sum(), gradients
+    if config.clip_norm is not None:
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        factor = (config.clip_norm / (norm + 1e-6)).clamp(max=1)
+        gradients = [gradient * factor for gradient in gradients]
+    return mean, loss.hits(z, target).sum(), gradients, denominator
 
 
-def _decay_loss(network: Network, denominator: float) -> float:
+def decay_loss(network: Network, denominator: Tensor) -> Tensor | float:
     """Return what the weight decay adds to a step's loss."""
     config = network.config
+    if not config.decay_in_loss:
+        return 0.0
     decayed = network.parameters if config.decay_biases else network.parameters[::2]
-    squares = sum(float(tensor.double().square().sum()) for tensor in decayed)
-    decay = config.weight_decay / (denominator if config.decay_per_row else 1)
-    return config.decay_in_loss * decay / 2 * squares
+    squares = torch.stack([tensor.double().square().sum() for tensor in decayed]).sum()
+    decay = squares * (config.decay_in_loss * config.weight_decay / 2)
+    return decay / denominator if config.decay_per_row else decay
 
 
-def _update_ref(network: Network, k: int, gradient: Tensor, denominator: float) -> None:
-    """Update the network's k-th parameter."""
-    config, w, lr = network.config, network.parameters[k], network.lr
-    decay = config.weight_decay if config.decay_biases or k % 2 == 0 else 0.0
-    decay = decay / denominator if config.decay_per_row else decay
+def update_ref(
+    network: Network, k: int, gradient: Tensor, denominator: Tensor, lr: Tensor | float
+) -> None:
+    """Update the network's k-th parameter with this learning rate."""
+    config, w = network.config, network.parameters[k]
+    rate = config.weight_decay if config.decay_biases or k % 2 == 0 else 0.0
+    decay: Tensor | float = rate
+    if rate and config.decay_per_row:
+        decay = (rate / denominator).to(w.dtype)
     if config.optimizer == "adamw":
         w.mul_(1 - lr * decay)
-    elif decay:
+    elif rate:
         gradient = gradient + decay * w
     if config.optimizer == "sgd":
-        w.add_(_sgd_change(network, k, gradient))
+        w.add_(_sgd_change(network, k, gradient, lr))
         return
     (beta1, beta2), state = config.betas, network.state
     first, second, steps = (state[kind][k] for kind in ("exp_avg", "exp_avg_sq", "step"))
-    steps += 1
-    step = float(steps)
+    steps.add_(1)
+    correction1 = (1 - beta1 ** steps.double()).to(w.dtype)
+    root2 = (1 - beta2 ** steps.double()).sqrt().to(w.dtype)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    correction1, root2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
     if config.epsilon_hat:
-        w.addcdiv_(first, second.sqrt().add_(config.eps), value=-lr * root2 / correction1)
+        w.sub_(first / second.sqrt().add_(config.eps) * (lr * root2 / correction1))
     else:
-        w.addcdiv_(first, (second.sqrt() / root2).add_(config.eps), value=-lr / correction1)
+        w.sub_(first / (second.sqrt() / root2).add_(config.eps) * (lr / correction1))
 
 
-def _sgd_change(network: Network, k: int, gradient: Tensor) -> Tensor:
+def _sgd_change(network: Network, k: int, gradient: Tensor, lr: Tensor | float) -> Tensor:
     """Return what SGD adds to the k-th parameter, moving its momentum."""
-    config, lr = network.config, network.lr
+    config = network.config
     if not config.momentum:
         return -lr * gradient
     v = network.state["momentum"][k]
     if config.lr_in_momentum:
-        v.mul_(config.momentum).sub_(gradient, alpha=lr)
+        v.mul_(config.momentum).sub_(lr * gradient)
         return config.momentum * v - lr * gradient if config.nesterov else v
     v.mul_(config.momentum).add_(gradient)
     return -lr * (gradient + config.momentum * v) if config.nesterov else -lr * v

@@ -15,9 +15,25 @@ from scipy.special import xlogy
 from sklearn.neural_network import _stochastic_optimizers as schedules
 from torch import Tensor
 
+from fastmlp.engines.recorded_steps import RecordedSteps
+from fastmlp.engines.registry import resolve_device
 from fastmlp.ops.rows import Rows
 from fastmlp.ops.step_config import Network, zero_state
 from fastmlp.ops.train_steps import RepeatedSteps, StepConfig
+from fastmlp.utils.errors import UserError
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of that name, see :func:`resolve_device`; raise ValueError where it cannot
+    be had."""
+    try:
+        return resolve_device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be 'cpu', 'cuda', 'cuda:1' or 'auto', got {name!r}"
+        ) from error
+    except UserError as error:
+        raise ValueError(str(error).replace("use --device cpu", "use device='cpu'")) from error
 
 
 def tensor_of(array: NDArray[Any]) -> Tensor:
@@ -57,9 +73,17 @@ class _TrainingRows:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def steps_of(self, network: Network) -> RepeatedSteps:
-        """Return what trains the network on them."""
-        return RepeatedSteps(network, Rows(self.x, self.targets, self.weights))
+    def steps_of(self, network: Network) -> RepeatedSteps | RecordedSteps:
+        """Return what trains the network on them, where its parameters are."""
+        device = network.parameters[0].device
+        if device.type == "cpu":
+            return RepeatedSteps(network, Rows(self.x, self.targets, self.weights))
+        if self.x.layout != torch.strided:
+            raise ValueError(
+                f"sparse rows cannot be trained on {device}; use device='cpu', or X.toarray()"
+            )
+        given = (None if t is None else t.to(device) for t in (self.x, self.targets, self.weights))
+        return RecordedSteps(network, Rows(*given))  # type: ignore[arg-type]
 
     def constant(self, order: NDArray[np.int64], batch: int) -> float:
         """Return the part of the epoch's loss that depends on targets alone, which scikit-learn
@@ -79,15 +103,20 @@ class _TrainingRows:
 
 
 class EpochSolver:
-    """Trains ``parameters`` in place; ``state`` is the optimizer's, ``schedule`` says the learning
-    rate and when to stop: scikit-learn's own object, which keeps no other state here. ``seed`` is
-    dropout's."""
+    """Trains ``parameters`` on a device. They stay on the CPU, where they change in place with each
+    epoch; ``schedule`` says the learning rate and when to stop: scikit-learn's own object, which
+    keeps no other state here. ``seed`` is dropout's."""
 
     def __init__(
-        self, estimator: Any, parameters: list[Tensor], config: StepConfig, seed: int
+        self,
+        estimator: Any,
+        parameters: list[Tensor],
+        config: StepConfig,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self._parameters, self._config = parameters, config
-        self._seed, self._epochs = seed, 0
+        self._seed, self._epochs, self._device = seed, 0, device
         self._state = zero_state(parameters, config)
         e = estimator
         if e.solver == "sgd":
@@ -102,22 +131,37 @@ class EpochSolver:
         else:
             self.schedule = schedules.AdamOptimizer([], e.learning_rate_init)
         self._rows: _TrainingRows | None = None
-        self._steps: RepeatedSteps | None = None
+        self._steps: RepeatedSteps | RecordedSteps | None = None
 
     def goes_on_from(self, earlier: EpochSolver) -> None:
         """Take over the state of one that trained these parameters before."""
-        self.schedule, self._state = earlier.schedule, earlier._state
+        self.schedule, self._state = earlier.schedule, earlier._optimizer_state
         self._seed, self._epochs = earlier._seed, earlier._epochs
+
+    @property
+    def _optimizer_state(self) -> dict[str, list[Tensor]]:
+        """The optimizer's tensors as they are now, on the CPU."""
+        state = self._state if self._steps is None else self._steps.network.state
+        return {kind: [tensor.cpu() for tensor in kept] for kind, kept in state.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the training rows out of pickles and copies."""
-        return {**self.__dict__, "_rows": None, "_steps": None}
+        state = self._optimizer_state
+        return {**self.__dict__, "_rows": None, "_steps": None, "_state": state}
 
     def take_rows(self, x: Any, targets: Tensor, weights: NDArray[Any] | None) -> None:
         """Say what to train on: an array or a sparse matrix (n, inputs), targets, weights (n,)."""
         self._rows = _TrainingRows(x, targets, weights, self._config)
         order = torch.arange(len(targets))
-        network = Network(self._parameters, self._config, order, 0.0, self._state, seed=self._seed)
+        to = self._device
+        network = Network(
+            [tensor.to(to) for tensor in self._parameters],
+            self._config,
+            order,
+            0.0,
+            {kind: [tensor.to(to) for tensor in kept] for kind, kept in self._state.items()},
+            seed=self._seed,
+        )
         self._steps = self._rows.steps_of(network)
 
     def epoch(self, order: NDArray[np.int64]) -> float:
@@ -130,6 +174,9 @@ class EpochSolver:
         network.order, network.epoch = torch.from_numpy(order), self._epochs
         network.lr = float(self.schedule.learning_rate)
         losses = self._steps.take().losses.numpy()
+        for tensor, trained in zip(self._parameters, network.parameters, strict=True):
+            if tensor is not trained:
+                tensor.copy_(trained)
         self._epochs += 1
         batch, rows = self._config.batch_size, len(order)
         last = (len(losses) - 1) * batch

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fastmlp.ops.losses import loss_row
 from fastmlp.ops.predict_rows import predict_rows
 from fastmlp.ops.train_steps import StepConfig
-from fastmlp.sklearn.solver import EpochSolver, FullBatch, rows_of, tensor_of
+from fastmlp.sklearn.solver import EpochSolver, FullBatch, device_of, rows_of, tensor_of
 from fastmlp.training.predictor import as_module
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class Trained:
         """Fit by scipy's optimizer on the kernels' loss and gradient."""
         if self.dropout or self.weight_decay is not None:
             raise ValueError("dropout and weight_decay are for the solvers 'sgd' and 'adam'")
+        if device_of(self.device).type != "cpu":
+            raise ValueError("solver 'lbfgs' runs on the CPU alone; use device='cpu', or 'adam'")
         sample_weight = self._class_weighted(y, sample_weight, incremental=False)
         rows = (X, self._targets(y), sample_weight)
         self._full_batch = FullBatch(self._network_config(), self.alpha, rows)
@@ -195,7 +197,8 @@ class Trained:
         self.coefs_ = [weight.numpy().T for weight in parameters[::2]]
         self.intercepts_ = [bias.numpy() for bias in parameters[1::2]]
         seed = int(self._random_state.randint(2**31 - 1)) if self.dropout else 0
-        self._optimizer = EpochSolver(self, parameters, self._step_config(len(y)), seed)
+        config, device = self._step_config(len(y)), device_of(self.device)
+        self._optimizer = EpochSolver(self, parameters, config, seed, device)
         if earlier is not None:
             self._optimizer.goes_on_from(earlier)
         self._optimizer.take_rows(X, self._targets(y), weights)

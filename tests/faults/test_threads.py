@@ -45,13 +45,19 @@ def copied(value: object) -> object:
 
 
 def is_for_the_blas(name: str, arguments: Arguments) -> bool:
-    """Return whether PyTorch's BLAS computes this call."""
-    if name not in ("linear", "linear_backward"):
+    """Return whether PyTorch's BLAS computes this call, or a layer of it."""
+    name, backward = name.removesuffix("_backward"), name.endswith("_backward")
+    if name not in ("linear", "mlp"):
         return False
-    x, weight = arguments[:2] if name == "linear" else arguments[1:3]
+    x, weights = arguments[1 if backward else 0], [arguments[2 if backward else 1]]
+    if name == "mlp":
+        parameters = arguments[3 if backward else 1]
+        weights = [tensor for tensor in parameters if tensor.dim() == 2]
     rows = x.numel() // max(x.shape[-1], 1)
-    plan = torch.ops.fastmlp.linear_plan(rows, *reversed(weight.shape), x.dtype)
-    return plan.startswith("ATen's BLAS")
+    plans = (
+        torch.ops.fastmlp.linear_plan(rows, *reversed(weight.shape), x.dtype) for weight in weights
+    )
+    return any(plan.startswith("ATen's BLAS") for plan in plans)
 
 
 @pytest.mark.parametrize("name", [n for n in native_fuzz.operators() if n not in CUDAS])
