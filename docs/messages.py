@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from said import Message, Module, has_words
+from message_finder import Message, Module, has_words
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -65,13 +65,13 @@ OTHERWISE = {
     r".*synthetic.py: ": "see [no network](#no-network-no-data)",
     r".*dataset.py: downloading": "leave `download=False` out",
     r".*dataset.py: ": "see [no network](#no-network-no-data)",
-    r".*(download|mirror).py: ": "run again, or name a mirror in `$FASTMLP_CIFAR10_URL`",
+    r".*(download|http_client).py: ": "run again, or name a mirror in `$FASTMLP_CIFAR10_URL`",
     r".*transforms.py: ": "pass a smaller N in `augment`",
     r".*lr_finder.py: ": "the arguments that it has are in the [reference](api/training.md)",
     r".*(checkpoint|run).py: ": "pass `--resume` the folder of a run whose files are its own",
     r".*errors.py: ": "name a file",
     r".*files.py: ": "pass another folder, or change its mode",
-    r".*(formats|checked|pickled|predict).py: ": "put a copy of the file back, or train again",
+    r".*(formats|value_checks|pickled|predict).py: ": "put a copy of the file back, or train again",
     r".*registry.py: .*last GPU": "name that one, or one before it",
     r".*engines/.*(: block_steps|these steps)": "leave `block_steps` out",
     r".*engines/base.py: a state": "pass one of a run with this optimizer",

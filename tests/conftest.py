@@ -65,7 +65,7 @@ def _seed() -> None:
 @pytest.fixture(autouse=True)
 def _kernels() -> Iterator[None]:
     """The layers run our kernels, also where their default would take PyTorch's operators as the
-    quicker ones, which tests/nn/test_quickest.py is about."""
+    quicker ones, which tests/nn/test_backend_choice.py is about."""
     if native_available():
         set_backend("native")
     yield

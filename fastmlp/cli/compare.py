@@ -19,8 +19,8 @@ from rich.table import Table
 
 from fastmlp.cli.curves import print_curves
 from fastmlp.cli.parser import ArgumentParser, picture_file
-from fastmlp.training.options import shown, written_widths
-from fastmlp.training.recorded import RecordedRun, read_run
+from fastmlp.training.option_schema import shown, written_widths
+from fastmlp.training.run_reader import RecordedRun, read_run
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 from fastmlp.utils.untrusted import printable
 

@@ -18,7 +18,7 @@ import torch
 
 from fastmlp import __version__
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.engines.first_contact import remember
+from fastmlp.engines.gpu_check import remember
 from fastmlp.engines.registry import (
     ENGINES,
     choose_engine,
@@ -29,8 +29,8 @@ from fastmlp.engines.registry import (
 )
 from fastmlp.engines.self_check import checks
 from fastmlp.ops._load import load_error, native_available, unsupported_reason
+from fastmlp.ops.backend_choice import linear_reason
 from fastmlp.ops.matmul_precision import allowed_matmul_precision
-from fastmlp.ops.quickest import linear_reason
 from fastmlp.utils.errors import EXIT_FAILURE, EXIT_USAGE, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -10,7 +10,7 @@ from fastmlp.cli.parser import ArgumentParser, as_flag
 from fastmlp.data.cifar10 import DIRECTORY_VARIABLE, cache_folder
 from fastmlp.data.download import URL_VARIABLE
 from fastmlp.training.config import OPTIONS, TrainConfig
-from fastmlp.training.options import NO_LAYERS, Option, written_widths
+from fastmlp.training.option_schema import NO_LAYERS, Option, written_widths
 
 NO_DEFAULT = "%(default).0s"
 """Ends a help text: prints nothing, and keeps argparse from adding "(default: None)"."""

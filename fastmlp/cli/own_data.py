@@ -21,7 +21,10 @@ from fastmlp.data.tables import Table, read_table
 from fastmlp.data.targets import TASKS
 from fastmlp.training.own_data import prepare
 from fastmlp.training.run_directory import RunDirectory
-from fastmlp.utils.checked import (
+from fastmlp.utils.errors import EXIT_USAGE, UserError
+from fastmlp.utils.files import expanded
+from fastmlp.utils.untrusted import reason
+from fastmlp.utils.value_checks import (
     Fields,
     check_fields,
     is_flag,
@@ -31,9 +34,6 @@ from fastmlp.utils.checked import (
     one_of,
     optional,
 )
-from fastmlp.utils.errors import EXIT_USAGE, UserError
-from fastmlp.utils.files import expanded
-from fastmlp.utils.untrusted import reason
 
 NAMES = ("target", "task", "categories", "missing", "keep_constant", "validation", "class_weight")
 """The flags that go with ``--data``."""

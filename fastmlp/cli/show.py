@@ -12,8 +12,8 @@ import webbrowser
 
 from fastmlp.cli.curves import print_curves
 from fastmlp.cli.parser import ArgumentParser
-from fastmlp.training.options import written_widths
-from fastmlp.training.recorded import RecordedRun, read_run
+from fastmlp.training.option_schema import written_widths
+from fastmlp.training.run_reader import RecordedRun, read_run
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.untrusted import printable
 

@@ -23,7 +23,7 @@ from fastmlp.data.cifar10 import (
     search_path,
 )
 from fastmlp.data.download import DownloadError, fetch, tidy, unpack
-from fastmlp.data.found import found_instead
+from fastmlp.data.folder_contents import found_instead
 from fastmlp.data.images import ImageSet, load_images
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from fastmlp.data.cifar10 import ARCHIVES, Archive
 from fastmlp.data.digests import write_sums
-from fastmlp.data.mirror import (
+from fastmlp.data.http_client import (
     NETWORK_ERRORS,
     Mirror,
     describe_network_error,

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.data.tables import Column, Table, is_text, listed, missing
-from fastmlp.utils.checked import (
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import printable, quoted
+from fastmlp.utils.value_checks import (
     Fields,
     check_fields,
     distinct,
@@ -25,8 +27,6 @@ from fastmlp.utils.checked import (
     list_of,
     one_of,
 )
-from fastmlp.utils.errors import UserError
-from fastmlp.utils.untrusted import printable, quoted
 
 MISSING = ("error", "mean")
 """What is done about missing numbers: refuse them, or take the column's mean."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fastmlp.data.tables import Table, as_array, as_table
 from fastmlp.data.transforms import Normalization, channel_statistics, normalization_of
-from fastmlp.utils.checked import (
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.value_checks import (
     Fields,
     check_fields,
     is_count,
@@ -22,7 +23,6 @@ from fastmlp.utils.checked import (
     list_of,
     optional,
 )
-from fastmlp.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from fastmlp.data.encoding import (
     scaled,
 )
 from fastmlp.data.tables import Column, Table, is_text, listed, missing
-from fastmlp.utils.checked import (
+from fastmlp.utils.errors import UserError
+from fastmlp.utils.untrusted import quoted
+from fastmlp.utils.value_checks import (
     Fields,
     check_fields,
     distinct,
@@ -30,8 +32,6 @@ from fastmlp.utils.checked import (
     list_of,
     one_of,
 )
-from fastmlp.utils.errors import UserError
-from fastmlp.utils.untrusted import quoted
 
 TASKS = ("classification", "regression")
 

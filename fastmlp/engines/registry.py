@@ -17,7 +17,7 @@ from fastmlp.engines.base import Engine
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
 from fastmlp.engines.eager import EagerEngine
-from fastmlp.engines.first_contact import meet
+from fastmlp.engines.gpu_check import meet
 from fastmlp.engines.graph import GraphEngine
 from fastmlp.engines.native import NativeEngine
 from fastmlp.engines.optimizers import OptimizerConfig

@@ -1,6 +1,6 @@
 """Every operator and engine on small problems, compared with plain PyTorch in float64, in seconds.
 
-``fastmlp info --check`` shows what comes out; :mod:`fastmlp.engines.first_contact` asks before the
+``fastmlp info --check`` shows what comes out; :mod:`fastmlp.engines.gpu_check` asks before the
 first run on a GPU.
 """
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastmlp.manual.overrides import watched
 from fastmlp.nn import functional
-from fastmlp.ops import quickest
+from fastmlp.ops import backend_choice
 from fastmlp.ops._load import runs_reference
 from fastmlp.ops.activations import activation_backward, activation_backward_ref
 from fastmlp.ops.cross_entropy import (
@@ -209,7 +209,7 @@ class FullyConnectedLayer:
         """Return ``x.T @ backprop`` (D, F): what ``weight`` gets in the backward pass of a layer
         that makes x of backprop."""
         if runs_reference(self.backend, x) or (
-            self.backend is None and quickest.is_linear_of_pytorch(backprop, w, None)
+            self.backend is None and backend_choice.is_linear_of_pytorch(backprop, w, None)
         ):
             return x.t() @ backprop
         dw = linear_backward(x, backprop, w, None, (False, True, False))[1]

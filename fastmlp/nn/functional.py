@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction
 
-from fastmlp.ops import activations, quickest
+from fastmlp.ops import activations, backend_choice
 from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
 from fastmlp.ops._load import is_exporting, runs_reference
@@ -46,7 +46,7 @@ def linear(
     if is_foreign(x, weight) or is_exporting():
         return linear_ops.linear_ref(x, weight, bias, activation)
     try:
-        if backend is None and quickest.is_linear_of_pytorch(x, weight, bias):
+        if backend is None and backend_choice.is_linear_of_pytorch(x, weight, bias):
             return linear_ops.linear_ref(x, weight, bias, activation)
     except (AttributeError, RuntimeError):
         pass  # the check says better what does not fit, or is no tensor
@@ -105,7 +105,7 @@ def relu(x: Tensor, inplace: bool = False, *, backend: str | None = None) -> Ten
     if is_foreign(x) or is_exporting():
         return F.relu(x, inplace)
     check_floating("x", x)
-    if inplace or (backend is None and quickest.is_relu_of_pytorch(x)):
+    if inplace or (backend is None and backend_choice.is_relu_of_pytorch(x)):
         return F.relu(x, inplace)
     if runs_reference(backend, x):
         return activations.activation_ref(x, "relu")
@@ -144,7 +144,7 @@ def cross_entropy(
     args = (logits, target, weight, reduction, ignore_index, label_smoothing)
     if is_foreign(logits, target) or is_exporting():
         return cross_entropy_ops.cross_entropy_ref(*args)
-    if backend is None and quickest.is_cross_entropy_of_pytorch(logits, target, weight):
+    if backend is None and backend_choice.is_cross_entropy_of_pytorch(logits, target, weight):
         with suppress(ValueError, RuntimeError):  # the check says better what does not fit
             return cross_entropy_ops.cross_entropy_ref(*args)
     cross_entropy_ops.check_cross_entropy(*args)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fastmlp.report.experiments import Outcome, Study
 from fastmlp.training.checkpoint import parameters_of
-from fastmlp.utils.checked import Fields, check_fields, is_duration, is_flag, is_object
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import write_bytes
 from fastmlp.utils.formats import json_bytes, read_json, read_tensors, tensor_bytes
+from fastmlp.utils.value_checks import Fields, check_fields, is_duration, is_flag, is_object
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fastmlp.training.checkpoint import epochs_of
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.presets import resolve_config
 from fastmlp.training.run import RunResult
-from fastmlp.utils.checked import (
+from fastmlp.utils.value_checks import (
     Fields,
     check_fields,
     is_count,

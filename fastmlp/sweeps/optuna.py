@@ -13,7 +13,7 @@ from fastmlp.training.api import stopping
 from fastmlp.training.callbacks import Callback
 from fastmlp.training.config import TrainConfig, config_from_dict
 from fastmlp.training.data import load_splits
-from fastmlp.training.options import whole
+from fastmlp.training.option_schema import whole
 from fastmlp.training.own_data import resolve_base
 from fastmlp.training.trainer import Trainer, thread_count
 from fastmlp.utils.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.training.config import OPTIONS, TrainConfig
-from fastmlp.training.options import written_widths
+from fastmlp.training.option_schema import written_widths
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 VARIED = [name for name, option in OPTIONS.items() if option.varied]

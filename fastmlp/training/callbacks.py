@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fastmlp.engines.metrics import EpochRecord
-from fastmlp.training.options import NOT_NEGATIVE, one_of, whole
+from fastmlp.training.option_schema import NOT_NEGATIVE, one_of, whole
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.environment import in_notebook
 from fastmlp.utils.errors import UserError, describe_os_error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmlp.data.dataset import current_name
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord, best_of
-from fastmlp.utils.checked import (
+from fastmlp.utils.value_checks import (
     Fields,
     check_fields,
     is_count,

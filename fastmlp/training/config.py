@@ -18,7 +18,7 @@ from fastmlp.engines.registry import ENGINES
 from fastmlp.nn.init import INITS, parse_init
 from fastmlp.ops.activations import ACTIVATIONS
 from fastmlp.ops.losses import LOSSES
-from fastmlp.training.options import (
+from fastmlp.training.option_schema import (
     ABOVE_ZERO,
     BELOW_ONE,
     DEVICE,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.training.callbacks import Callback
-from fastmlp.training.options import whole
+from fastmlp.training.option_schema import whole
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import expanded, write_file
 from fastmlp.utils.formats import tensor_bytes

@@ -15,7 +15,7 @@ from fastmlp.engines.base import Epoch
 from fastmlp.engines.metrics import NonFiniteLossError
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import load_splits, make_epoch
-from fastmlp.training.options import ABOVE_ZERO, whole
+from fastmlp.training.option_schema import ABOVE_ZERO, whole
 from fastmlp.training.own_data import configured
 from fastmlp.training.run import TrainingRun
 from fastmlp.training.trainer import Trainer, thread_count

@@ -23,9 +23,9 @@ from fastmlp.ops.losses import loss_row
 from fastmlp.ops.predict_rows import evaluate_rows, predict_rows
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run_directory import RunDirectory
-from fastmlp.utils.checked import Fields, check_fields, is_object
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.untrusted import reason
+from fastmlp.utils.value_checks import Fields, check_fields, is_object
 
 
 @dataclass(frozen=True)

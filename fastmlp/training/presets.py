@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastmlp.training.config import TrainConfig, config_from_dict
-from fastmlp.training.options import one_of
+from fastmlp.training.option_schema import one_of
 
 OF_SGD = ("momentum", "nesterov")
 """What a preset loses with another optimizer."""

@@ -36,16 +36,6 @@ from torch import Tensor
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.training.checkpoint import Checkpoint, parameters_of, state_from_dict, state_to_dict
 from fastmlp.training.config import TrainConfig, config_from_dict
-from fastmlp.utils.checked import (
-    Fields,
-    check_fields,
-    is_count,
-    is_finite,
-    is_name,
-    is_object,
-    is_share,
-    optional,
-)
 from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.files import (
     LOCK,
@@ -64,6 +54,16 @@ from fastmlp.utils.formats import (
     parse_tensors,
     read_json,
     tensor_bytes,
+)
+from fastmlp.utils.value_checks import (
+    Fields,
+    check_fields,
+    is_count,
+    is_finite,
+    is_name,
+    is_object,
+    is_share,
+    optional,
 )
 
 BEFORE_RESUME = {"encoding.json", "config.json", "last.pt", "metrics.csv"}

@@ -18,7 +18,7 @@ from fastmlp.cli import compare, find_lr, show
 from fastmlp.plotting import comparison
 from fastmlp.training.api import fit
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.recorded import read_run
+from fastmlp.training.run_reader import read_run
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.formats import json_bytes, read_json
 

@@ -21,15 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "docs"), str(ROOT)]
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="not run from a checkout")
 
+import message_finder  # noqa: E402
 import messages  # noqa: E402
-import said  # noqa: E402
 
 
-def every_message() -> list[said.Message]:
+def every_message() -> list[message_finder.Message]:
     paths = {
         p for patterns in messages.TOPICS.values() for each in patterns for p in ROOT.glob(each)
     }
-    return [m for path in sorted(paths) for m in said.Module(ROOT, path).messages()]
+    return [m for path in sorted(paths) for m in message_finder.Module(ROOT, path).messages()]
 
 
 def test_the_page_is_what_the_sources_say() -> None:
@@ -47,7 +47,9 @@ def test_all_of_the_build_and_of_what_the_commands_pass_on_is_read() -> None:
     kinds = [UserError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    assert {k.__name__ for k in kinds if k.__module__.startswith("fastmlp.")} <= said.SENTENCES
+    assert {
+        k.__name__ for k in kinds if k.__module__.startswith("fastmlp.")
+    } <= message_finder.SENTENCES
 
 
 SOURCE = """
@@ -76,7 +78,7 @@ def _refusal(path, problem):
 
 def test_each_way_to_say_something_is_found(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(SOURCE, encoding="utf-8")
-    found = set(said.Module(tmp_path, tmp_path / "module.py").messages())
+    found = set(message_finder.Module(tmp_path, tmp_path / "module.py").messages())
     wanted = {
         ("PATH is no file; pass one of 3 or more", True),
         ("PATH is red and KIND long; paint it", True),

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmlp
 from fastmlp.cli import info
-from fastmlp.engines import first_contact
+from fastmlp.engines import gpu_check
 from fastmlp.engines.registry import (
     ENGINES,
     choose_engine,
@@ -147,7 +147,7 @@ def forget() -> None:
     backend._distrust = None
     backend._warned.clear()
     backend._unfit_gpu.cache_clear()
-    first_contact._problems_of.cache_clear()
+    gpu_check._problems_of.cache_clear()
 
 
 def test_a_gpu_is_checked_once_and_then_known(gpu, monkeypatch, capsys):
@@ -157,14 +157,14 @@ def test_a_gpu_is_checked_once_and_then_known(gpu, monkeypatch, capsys):
         asked.append(device)
         return {"operator linear, float32": "", "engine graph": ""}
 
-    monkeypatch.setattr(first_contact, "_check_apart", check)
+    monkeypatch.setattr(gpu_check, "_check_apart", check)
     for _ in range(2):
         for _ in range(2):
             assert choose_engine("graph", GPU)[0] is ENGINES["graph"]
         forget()
     assert asked == [GPU]
     assert capsys.readouterr().err.count("the first run of this build on Tesla T4") == 1
-    monkeypatch.setattr(first_contact, "_build_digest", lambda: "another build")
+    monkeypatch.setattr(gpu_check, "_build_digest", lambda: "another build")
     choose_engine("graph", GPU)
     forget()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "Tesla P4")
@@ -176,7 +176,7 @@ def test_a_gpu_is_checked_once_and_then_known(gpu, monkeypatch, capsys):
 
 def test_wrong_kernels_are_not_used_and_every_process_is_told(gpu, monkeypatch):
     found = {"operator linear, float32": "nan", "operator linear, float64": "", "engine graph": "x"}
-    monkeypatch.setattr(first_contact, "_check_apart", lambda device: found)
+    monkeypatch.setattr(gpu_check, "_check_apart", lambda device: found)
     for _ in range(2):
         assert resolve_device("auto") == GPU
         message = (
@@ -195,13 +195,13 @@ def test_wrong_kernels_are_not_used_and_every_process_is_told(gpu, monkeypatch):
         assert not fastmlp.native_available("cuda")
         assert "failed their check" in str(backend.load_error("cuda"))
         forget()
-        monkeypatch.setattr(first_contact, "_check_apart", lambda device: pytest.fail("known"))
+        monkeypatch.setattr(gpu_check, "_check_apart", lambda device: pytest.fail("known"))
 
 
 def test_where_no_second_process_can_have_the_gpu_this_one_checks(gpu, monkeypatch):
-    monkeypatch.setattr(first_contact, "_check_apart", lambda device: None)
+    monkeypatch.setattr(gpu_check, "_check_apart", lambda device: None)
     broken = Check("operator linear, float32", lambda: "it is wrong")
-    monkeypatch.setattr(first_contact, "checks", lambda *_: [broken])
+    monkeypatch.setattr(gpu_check, "checks", lambda *_: [broken])
     with pytest.warns(UserWarning, match="linear, float32: it is wrong"):
         assert choose_engine("auto", GPU)[0] is ENGINES["reference"]
 
@@ -211,23 +211,23 @@ def test_a_cache_that_cannot_be_written_or_is_damaged_costs_a_check_alone(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("no folder")
-    first_contact.remember(GPU, {})
-    assert first_contact.recall(GPU) is None
+    gpu_check.remember(GPU, {})
+    assert gpu_check.recall(GPU) is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first_contact.remember(GPU, {"engine graph": "x"})
-    assert first_contact.recall(GPU) == {"engine graph": "x"}
+    gpu_check.remember(GPU, {"engine graph": "x"})
+    assert gpu_check.recall(GPU) == {"engine graph": "x"}
     (file,) = tmp_path.rglob("checks/*.json")
     for content in ("", "[]", '{"problems": 3}', "\x00"):
         file.write_text(content)
-        assert first_contact.recall(GPU) is None
+        assert gpu_check.recall(GPU) is None
 
 
 def test_the_check_in_another_process(monkeypatch):
     """On the CPU, in the very way in which a GPU is checked."""
-    monkeypatch.setattr(first_contact, "_CODE", first_contact._CODE + "print('{} and noise\\n[3]')")
-    found = first_contact._check_apart(CPU)
+    monkeypatch.setattr(gpu_check, "_CODE", gpu_check._CODE + "print('{} and noise\\n[3]')")
+    found = gpu_check._check_apart(CPU)
     assert found == {check.name: "" for check in checks(CPU, engines_on(CPU))}
-    assert first_contact._check_apart(torch.device("cuda", 99)) is None  # it could not begin
+    assert gpu_check._check_apart(torch.device("cuda", 99)) is None  # it could not begin
 
 
 @pytest.mark.parametrize(
@@ -241,9 +241,9 @@ def test_a_process_that_dies_or_hangs_names_the_check(end, said, monkeypatch):
     begin = 'import json; print(json.dumps({"begun": True}))\n'
     begin += 'print(json.dumps({"check": "a", "problem": ""}))\n'
     begin += 'print(json.dumps({"check": "operator linear"}), flush=True)\n'
-    monkeypatch.setattr(first_contact, "_CODE", begin + end)
-    monkeypatch.setattr(first_contact, "SECONDS", 8)
-    assert first_contact._check_apart(GPU) == {"a": "", "operator linear": said}
+    monkeypatch.setattr(gpu_check, "_CODE", begin + end)
+    monkeypatch.setattr(gpu_check, "SECONDS", 8)
+    assert gpu_check._check_apart(GPU) == {"a": "", "operator linear": said}
 
 
 def test_what_it_tells_while_it_runs(capsys):
@@ -257,4 +257,4 @@ def test_what_it_tells_while_it_runs(capsys):
 
 def test_without_python_to_start_there_is_no_other_process(monkeypatch):
     monkeypatch.setattr(sys, "executable", "")
-    assert first_contact._check_apart(CPU) is None
+    assert gpu_check._check_apart(CPU) is None

@@ -34,7 +34,7 @@ from fastmlp.manual.files import read_weights
 from fastmlp.training.api import fit, resume
 from fastmlp.training.config import TrainConfig, config_from_dict, load_config_file
 from fastmlp.training.predictor import Predictor
-from fastmlp.training.recorded import read_run
+from fastmlp.training.run_reader import read_run
 from fastmlp.utils.errors import UserError, describe_os_error
 from fastmlp.utils.formats import json_bytes, read_json, read_tensors, tensor_bytes
 

@@ -29,8 +29,8 @@ from fastmlp.data.tables import MAX_COLUMNS, Table, read_table
 from fastmlp.data.targets import TargetEncoding
 from fastmlp.manual.files import read_weights
 from fastmlp.training.predictor import Predictor
-from fastmlp.training.recorded import read_run
 from fastmlp.training.run_directory import RunDirectory
+from fastmlp.training.run_reader import read_run
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import locked_folder, read_bytes, write_bytes
 from fastmlp.utils.formats import (

@@ -12,7 +12,7 @@ import fastmlp
 from fastmlp import functional
 from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
-from fastmlp.ops.quickest import linear_reason
+from fastmlp.ops.backend_choice import linear_reason
 
 pytestmark = needs_native
 

@@ -13,7 +13,7 @@ import time
 import pytest
 from support.cifar10_files import assert_holds, make_batches, make_tiny, visible
 
-from fastmlp.data import download, mirror
+from fastmlp.data import download, http_client
 from fastmlp.data.download import DownloadError
 
 LARGEST = 64 << 20
@@ -55,7 +55,7 @@ class Host:
 def host(monkeypatch):
     """A host, and tiny archives; nothing waits between tries, nor for long."""
     monkeypatch.setattr(download, "RETRY_PAUSES", ())
-    monkeypatch.setattr(mirror, "TIMEOUT", 1.0)
+    monkeypatch.setattr(http_client, "TIMEOUT", 1.0)
     host = Host()
     host.batches = make_batches()
     host.archive = make_tiny(monkeypatch, host.batches)[0]

@@ -13,7 +13,7 @@ from fastmlp.cli.options import add_option
 from fastmlp.cli.parser import ArgumentParser, with_flags
 from fastmlp.sweeps.search_space import plan
 from fastmlp.training.config import OPTIONS, TrainConfig, load_config_file
-from fastmlp.training.options import (
+from fastmlp.training.option_schema import (
     Constraint,
     number,
     one_of,
