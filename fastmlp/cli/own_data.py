@@ -35,10 +35,15 @@ from fastmlp.utils.value_checks import (
     optional,
 )
 
-NAMES = ("target", "task", "categories", "missing", "keep_constant", "validation", "class_weight")
+NAMES = (
+    *("target", "task", "categories", "drop", "missing", "keep_constant", "validation"),
+    "class_weight",
+)
 """The flags that go with ``--data``."""
-OF_COLUMNS = ("target", "task", "categories", "missing", "keep_constant")
-"""Those of them that do not go with a folder of images."""
+LISTS = ("categories", "drop")
+"""Those of them that name columns."""
+OF_COLUMNS = ("target", "task", "categories", "drop", "missing", "keep_constant")
+"""Those that do not go with a folder of images."""
 OF_KNOWN_SETS = ("dataset", "data_dir", "data_url", "split", "test_set", "preset", "loader")
 OF_PIXELS = ("normalize", "augment")
 """The flags that do not, or with a folder of images alone."""
@@ -68,6 +73,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         default=none,
         help="columns to make one-hot, by name",
     )
+    add("--drop", metavar="C[,C...]", default=none, help="columns to leave out, by name")
     add("--missing", choices=MISSING, default=none, help="what to do about missing numbers")
     add("--keep-constant", action="store_true", default=none, help="keep columns of one value")
     add(
@@ -112,8 +118,9 @@ def origin_of(flags: dict[str, Any]) -> dict[str, Any] | None:
         (found["target"],) = found["target"]
     if _is_pair(found):
         found["target"] = os.path.abspath(expanded(found["target"]))
-    if "categories" in found:
-        found["categories"] = [name.strip() for name in found["categories"].split(",")]
+    for names in LISTS:
+        if names in found:
+            found[names] = [name.strip() for name in found[names].split(",")]
     return found
 
 
@@ -125,7 +132,7 @@ def as_flags(origin: dict[str, Any] | None) -> str:
         if value is True:
             text += f" {flag}"
             continue
-        value = ",".join(value) if name == "categories" else value
+        value = ",".join(value) if name in LISTS else value
         for each in value if isinstance(value, list) else [value]:
             text += f" {flag} {shlex.quote(str(each))}"
     return text
@@ -185,6 +192,7 @@ _ORIGIN: Fields = {
     "target": optional(lambda value: is_name(value) or _TEXTS(value)),
     "task": one_of(None, *TASKS),
     "categories": optional(_TEXTS),
+    "drop": optional(_TEXTS),
     "missing": one_of(None, *MISSING),
     "keep_constant": optional(is_flag),
     "validation": optional(is_share),

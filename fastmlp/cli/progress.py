@@ -100,13 +100,14 @@ class Progress(Lines):
         self._task = rich.progress.TaskID(0)
         self._epochs = 0
         self._images = 0
-        self._unit = ""
+        self.unit = "images"
+        """What the data has many of."""
         self._validation = ""
 
     def start(self, epochs: int, images: int, done: int, unit: str = "images") -> None:
         """Begin a run of ``epochs`` epochs of ``images`` images each, or resume it after ``done``
         images; ``unit`` is what they are called."""
-        self._epochs, self._images, self._unit = epochs, images, unit
+        self._epochs, self._images, self.unit = epochs, images, unit
         if self._wants_bar:
             console = Console(file=sys.stderr, force_terminal=True, highlight=False)
             rate = [Rate(unit)] if console.width >= WIDE else []
@@ -128,7 +129,7 @@ class Progress(Lines):
 
     def epoch(self, record: EpochRecord, improved: bool) -> None:
         """Tell that an epoch is done; ``improved``: its parameters are the best so far."""
-        line = epoch_line(record, self._epochs, self._unit, improved)
+        line = epoch_line(record, self._epochs, self.unit, improved)
         regression = math.isnan(record.val_acc)
         validation = f"loss {record.val_loss:.3f}" if regression else f"{record.val_acc:.1%}"
         self._validation = f", validation {validation}"

@@ -139,12 +139,14 @@ def _tell(run: RunResult, progress: Progress) -> None:
     else:
         progress.final(
             f"Test accuracy {summary['test_accuracy']:.2%} (loss {summary['test_loss']:.4f}, "
-            f"{summary['test_images']:,} images{synthetic}) after epoch {best['epoch']} of "
-            f"{summary['epochs']}, the best in validation ({best['val_acc']:.2%})"
+            f"{summary['test_images']:,} {progress.unit}{synthetic}) after epoch "
+            f"{best['epoch']} of {summary['epochs']}, the best in validation "
+            f"({best['val_acc']:.2%})"
         )
     progress.say(
         f"Trained in {_duration(summary['train_seconds'])} at "
-        f"{summary['images_per_s']:,.0f} images/s; {_duration(summary['total_seconds'])} in all"
+        f"{summary['images_per_s']:,.0f} {progress.unit}/s; "
+        f"{_duration(summary['total_seconds'])} in all"
     )
     progress.say(f"Everything is in {run.folder}: best.pt, last.pt, metrics.csv, curves.png, ...")
     if summary["synthetic"]:

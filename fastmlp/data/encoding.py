@@ -5,6 +5,7 @@ The encoding is fitted on the training rows alone and becomes part of the saved 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,8 +140,10 @@ class TableEncoding:
                 at += 1
             else:
                 end = at + len(column.categories)
-                names = np.array(category_names(table, name), dtype=object)[:, None]
-                inputs[:, at:end] = names == np.array(column.categories, dtype=object)
+                names = category_names(table, name)
+                _warn_of_unseen(table, name, set(names) - {None, *column.categories})
+                rows = np.array(names, dtype=object)[:, None]
+                inputs[:, at:end] = rows == np.array(column.categories, dtype=object)
                 at = end
         return inputs
 
@@ -192,9 +195,9 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
         raise UserError(
             f"Column {quoted(name)} of {table.source} has the text {quoted(column[row])} in row "
             f"{table.number(row)}{', among numbers' * mixed}; "
-            f"{'correct it' if mixed else 'leave the column out'}, or name the column in "
+            f"{'correct it' if mixed else 'leave the column out by drop'}, or name the column in "
             "categories to make it one-hot.",
-            options=("categories",),
+            options=("categories", "drop"),
         )
     if gaps.any() and missing_values == "error":
         row = int(gaps.argmax())
@@ -269,6 +272,17 @@ def _fit_categories(table: Table, name: str) -> CategoryColumn:
             options=("categories",),
         )
     return CategoryColumn(tuple(str(each) for each in found))
+
+
+def _warn_of_unseen(table: Table, name: str, unseen: set[str | None]) -> None:
+    if unseen:
+        few = tuple(str(each) for each in sorted(unseen, key=category_order)[:3])
+        warnings.warn(
+            f"Column {quoted(name)} of {table.source} has {len(unseen)} "
+            f"{'category' if len(unseen) == 1 else 'categories'} that the training rows lack: "
+            f"{listed(few)}{', ...' * (len(unseen) > len(few))}; there all its inputs are 0",
+            stacklevel=2,
+        )
 
 
 def category_names(table: Table, name: str) -> list[str | None]:

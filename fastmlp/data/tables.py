@@ -78,6 +78,29 @@ class Table:
         chosen = {name: self.columns[name] for name in names}
         return replace(self, columns=rest), replace(self, columns=chosen, named=True)
 
+    def without(self, names: Sequence[str]) -> Table:
+        """Return the table without some columns; raise UserError where it lacks one, where it has
+        no names, and where no column is left."""
+        if names and not self.named:
+            raise UserError(
+                f"drop names columns, and those of {self.source} have no names; leave them out of "
+                "the array.",
+                options=("drop",),
+            )
+        for name in names:
+            if name not in self.columns:
+                raise UserError(
+                    f"drop names the column {quoted(name)}, and {self.source} has only "
+                    f"{listed(self.names)}.",
+                    options=("drop",),
+                )
+        rest = {name: column for name, column in self.columns.items() if name not in names}
+        if not rest:
+            raise UserError(
+                f"drop leaves no column of {self.source}; keep some.", options=("drop",)
+            )
+        return replace(self, columns=rest)
+
 
 def listed(names: tuple[str, ...], most: int = 12) -> str:
     """Return names as a list for a sentence, cut where there are many."""

@@ -147,6 +147,7 @@ def prepare(
     task: str | None = None,
     loss: str | None = None,
     categories: Iterable[str] = (),
+    drop: Iterable[str] = (),
     missing: str = "error",
     keep_constant: bool = False,
     validation: float | tuple[object, ...] = 0.2,
@@ -166,16 +167,18 @@ def prepare(
     ``task`` is classification or regression, by default what the targets look like; where there
     are several, each has two classes, or each is a number.
 
-    ``categories`` are columns to make one-hot, ``missing`` "mean" takes a column's mean for missing
-    numbers, ``keep_constant`` keeps columns with one value. ``validation`` is the share of the rows
-    held out, drawn by ``split_seed``, each class in its share with ``stratify`` (by default in a
-    classification), or rows and targets of their own, (X, y) or with weights (X, y, w); ``test``
-    are such rows to test on at the end. ``sample_weight`` (n,) are factors of the rows' losses;
-    ``class_weight`` are factors of the classes' in training, "balanced" for n / (classes * rows of
-    the class). ``name`` is that of the data set, ``target_name`` that of the target in messages.
+    ``categories`` are columns to make one-hot, ``drop`` columns to leave out; ``missing`` "mean"
+    takes a column's mean for missing numbers, ``keep_constant`` keeps columns with one value.
+    ``validation`` is the share of the rows held out, drawn by ``split_seed``, each class in its
+    share with ``stratify`` (by default in a classification), or rows and targets of their own, (X,
+    y) or with weights (X, y, w); ``test`` are such rows to test on at the end. ``sample_weight``
+    (n,) are factors of the rows' losses; ``class_weight`` are factors of the classes' in training,
+    "balanced" for n / (classes * rows of the class). ``name`` is that of the data set,
+    ``target_name`` that of the target in messages.
     """
-    categories = tuple(categories)
-    rows = as_table(x) if categories and not isinstance(x, Pixels) else as_rows(x)
+    categories, drop = _names("categories", categories), _names("drop", drop)
+    by_column = (categories or drop) and not isinstance(x, Pixels)
+    rows = as_table(x).without(drop) if by_column else as_rows(x)
     targets = target_table(y, len(rows), target_name)
     weights = weight_tensor(sample_weight, len(rows))
     train, held = np.arange(len(rows)), None
@@ -209,6 +212,13 @@ def prepare(
         part, val, tested, target.outputs, name, rows.source, class_names=target.classes
     )
     return OwnData(splits, encoding)
+
+
+def _names(option: str, given: Iterable[str]) -> tuple[str, ...]:
+    """Return names of columns; raise UserError for a single text, whose letters they would be."""
+    if isinstance(given, str):
+        raise UserError(f"{option} must be a list of columns, got {given!r}; write [{given!r}].")
+    return tuple(given)
 
 
 def split_rows(

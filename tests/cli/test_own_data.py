@@ -35,10 +35,12 @@ def people(monkeypatch, tmp_path):
 
 
 def test_a_classification_from_a_file_to_a_file(people, capsys):
-    people.drop(columns="income").to_csv("train.csv", index=False)
-    flags = ["--data=train.csv", "--target=rich", "--categories=town", "--out=run"]
-    assert train([*flags, *QUICK]) == 0
-    assert "\nValidation accuracy " in capsys.readouterr().out
+    flags = ["--data=people.csv", "--target=rich", "--categories=town", "--drop=income,b"]
+    assert train([*flags, "--out=run", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "\nValidation accuracy " in out
+    assert " rows/s; " in out
+    assert "images" not in out
     assert predict(["run", "--data", "people.csv", "--out", "out.csv"]) == 0
     out = pd.read_csv("out.csv")
     assert list(out.columns) == ["prediction", "p(no)", "p(yes)"]

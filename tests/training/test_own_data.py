@@ -142,6 +142,23 @@ def test_pixels_stay_bytes(options, engine, monkeypatch):
         run.predict(new.astype(float))
 
 
+def test_columns_that_are_dropped(tmp_path):
+    frame = pd.DataFrame({"id": np.arange(len(X)), "a": X[:, 0], "b": X[:, 1]})
+    run = fastmlp.fit(frame, KIND, **QUICK, drop=["id"], out=tmp_path)
+    without = fastmlp.fit(frame[["a", "b"]], KIND, **QUICK)
+    assert run.history[-1].train_loss == without.history[-1].train_loss
+    assert (run.predict(frame[["b", "a"]]) == Predictor.load(tmp_path).predict(frame)).all()
+    for drop, words in (
+        (["c"], "drop names the column 'c', and X has only 'id', 'a', 'b'"),
+        (["id", "a", "b"], "drop leaves no column of X; keep some"),
+        ("id", r"drop must be a list of columns, got 'id'; write \['id'\]"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepare(frame, KIND, drop=drop)
+    with pytest.raises(UserError, match="drop names columns, and those of X have no names"):
+        prepare(X, KIND, drop=["1"])
+
+
 def test_bytes_with_categories_are_a_table():
     own = prepare((X[:, :2] > 5).astype(np.uint8), KIND, categories=["1"])
     assert own.encoding.inputs.input_names == ("0", "1=0", "1=1")
