@@ -151,6 +151,10 @@ def check(devices: list[torch.device]) -> int:
     return EXIT_FAILURE
 
 
+LARGEST_SIZE = 1 << 40
+"""As the planner has it."""
+
+
 def _parse_shape(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) != 3 or not all(re.fullmatch(r"\s*\d{1,18}\s*", part) for part in parts):
@@ -158,6 +162,8 @@ def _parse_shape(text: str) -> tuple[int, int, int]:
             f"--shape must be BATCH,INPUTS,OUTPUTS like 8,3072,256, got {text!r}", EXIT_USAGE
         )
     batch, inputs, outputs = (int(part) for part in parts)
+    if max(batch, inputs, outputs) > LARGEST_SIZE:
+        raise UserError(f"--shape must have sizes of at most 2^40, got {text!r}", EXIT_USAGE)
     return batch, inputs, outputs
 
 

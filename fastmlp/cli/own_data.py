@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastmlp.data.pixels import Pixels, as_rows
 from fastmlp.data.splits import DataSplits
 from fastmlp.data.tables import Table, read_table
 from fastmlp.data.targets import TASKS
-from fastmlp.training.own_data import prepare
+from fastmlp.training.own_data import check_same_encoding, prepare
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 from fastmlp.utils.files import expanded
@@ -157,7 +158,7 @@ def read(origin: dict[str, Any]) -> tuple[Table | Pixels, Table, dict[str, Any]]
         classes = np.array(found.classes, dtype=object)[found.labels]
         return Pixels(found.images, found.source, found.shape), Table({"class": classes}), options
     if not _is_pair(origin):
-        table = read_table(origin["data"])
+        table = read_table(origin["data"], origin.get("categories", ()))
         return *table.split(_targets(table, origin["target"])), options
     rows, targets = read_rows(origin["data"]), read_table(origin["target"])
     if len(targets) != len(rows):
@@ -168,13 +169,14 @@ def read(origin: dict[str, Any]) -> tuple[Table | Pixels, Table, dict[str, Any]]
     return rows, targets, options
 
 
-def read_rows(path: str) -> Table | Pixels:
-    """Return the rows of a file; of an .npy file of uint8, pixels."""
+def read_rows(path: str, categories: Collection[str] = ()) -> Table | Pixels:
+    """Return the rows of a file, of which ``categories`` are columns; of an .npy file of uint8,
+    pixels."""
     if path.lower().endswith(".npy") and os.path.isfile(path):
         rows = as_rows(read_array(path), path)
         if isinstance(rows, Pixels) and len(rows):
             return rows
-    return read_table(path)
+    return read_table(path, categories)
 
 
 def _targets(table: Table, given: str | list[str]) -> list[str]:
@@ -220,7 +222,9 @@ def splits_of(folder: RunDirectory) -> DataSplits | None:
         ) from error
     table, target, options = read({k: v for k, v in origin.items() if v is not None})
     loss = folder.read_config().loss
-    return prepare(table, target, loss=loss, **options).splits
+    own = prepare(table, target, loss=loss, **options)
+    check_same_encoding(folder, own.encoding)
+    return own.splits
 
 
 def _is_pair(origin: dict[str, Any]) -> bool:

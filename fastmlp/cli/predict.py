@@ -6,6 +6,7 @@ python -m fastmlp.predict RUN --data FILE --out FILE
 from __future__ import annotations
 
 import csv
+import glob
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     _check_out(out, expanded(options.data), expanded(options.run))
     predictor = Predictor.load(options.run)
     files, rows = _read(options.data, predictor)
-    remove_files(leftovers(out.parent, out.name))  # of a process that was killed
+    remove_files(leftovers(out.parent, glob.escape(out.name)))  # of a process that was killed
     predicted = predictor.predict(rows)
     if out.suffix.lower() == ".npy":
         buffer = io.BytesIO()
@@ -64,7 +65,8 @@ def _read(data: str, predictor: Predictor) -> tuple[dict[str, Iterable[object]],
     own."""
     inputs, folder = predictor.encoding.inputs, expanded(data)
     if not folder.is_dir() or not isinstance(inputs, PixelEncoding):
-        return {}, read_rows(data)
+        categories = () if isinstance(inputs, PixelEncoding) else inputs.categories
+        return {}, read_rows(data, categories)
     files, pixels = read_images(folder, inputs.shape[0] if inputs.shape else None)
     return {"file": [str(file.relative_to(folder)) for file in files]}, pixels
 

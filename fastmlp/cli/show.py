@@ -53,7 +53,7 @@ def _lines(run: RecordedRun) -> list[tuple[str, str]]:
     network = written_widths(config.hidden, "-")
     optimizer = f"{config.optimizer}, lr {config.lr:g} {config.lr_schedule}"
     lines = [
-        ("run", f"{run.folder}, {run.state}"),
+        ("run", f"{printable(str(run.folder))}, {run.state}"),
         ("data", data if summary is None else f"{data}, {printable(summary['source'])}"),
         ("network", f"hidden {network}, {config.activation}; batches of {config.batch_size}"),
         ("trained", f"with {optimizer}; engine {config.engine} on {config.device}"),

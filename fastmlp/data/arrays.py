@@ -43,8 +43,12 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
     holds neither numbers nor texts."""
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an .npz file by its content")
         check_kind(array)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy has many for a header that is none
         raise UserError(
             f"{path} cannot be read ({reason(error)}); save numbers or texts of one dtype with "
             "numpy.save."
@@ -74,7 +78,10 @@ def _size(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> int:
         version = formats.read_magic(file)
         read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
         shape, _, dtype = read(file)
-    return math.prod(shape) * (OF_NUMBERS if dtype.kind in "fiub" else OF_TEXTS)
+    if dtype.kind == "V" or min(shape, default=0) < 0:
+        raise ValueError(f"{part.filename} has items of the dtype {dtype}, or the shape {shape}")
+    each = OF_NUMBERS if dtype.kind in "fiub" else max(OF_TEXTS, 3 * dtype.itemsize)
+    return math.prod(shape) * each
 
 
 def check_kind(array: NDArray[Any]) -> NDArray[Any]:

@@ -98,7 +98,7 @@ def load_dataset(
     instead = _found_instead(roots)
     try:
         if not download:
-            raise DownloadError("downloading is off")
+            raise DownloadError("downloading is off; run python -m fastmlp.data download first")
         if instead:
             print(f"fastmlp: no CIFAR-10 yet{instead}", file=sys.stderr)
         return _read(*fetch(roots[0], data_url, progress=progress))

@@ -5,6 +5,7 @@ The encoding is fitted on the training rows alone and becomes part of the saved 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmlp.data.tables import Column, Table, is_text, listed, missing
+from fastmlp.data.tables import Column, Table, as_numbers, is_text, listed, missing
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.untrusted import printable, quoted
 from fastmlp.utils.value_checks import (
@@ -99,6 +100,11 @@ class TableEncoding:
             for name, column in fitted.items():
                 _check_varies(table, name, column)
         return cls(fitted, missing, table.named)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The columns that are one-hot."""
+        return tuple(n for n, column in self.columns.items() if isinstance(column, CategoryColumn))
 
     @property
     def width(self) -> int:
@@ -207,6 +213,7 @@ def numbers(table: Table, name: str, missing_values: str = "error") -> NDArray[n
             "column's mean.",
             options=("missing",),
         )
+    column = as_numbers(column)
     infinite = np.isinf(column)
     if infinite.any():
         row = table.number(int(infinite.argmax()))
@@ -286,7 +293,28 @@ def _warn_of_unseen(table: Table, name: str, unseen: set[str | None]) -> None:
 
 
 def category_names(table: Table, name: str) -> list[str | None]:
-    """Return each row's category as a text, None where it is missing; 3 and 3.0 are one."""
+    """Return each row's category as a text, None where it is missing.
+
+    Numbers and truth values are called the same whether they are texts or not, since what a column
+    is taken for depends on all its rows: 3, 3.0 and "3.0" are one, and so are True, "true" and 1.
+    """
+    return [None if each is None else _category(each) for each in label_names(table, name)]
+
+
+def _category(name: str) -> str:
+    if name in ("True", "TRUE", "true", "False", "FALSE", "false"):
+        return str(int(name.lower() == "true"))
+    if _PLAIN_NUMBER.fullmatch(name):
+        return label_name(float(name)) if "." in name else str(int(name))
+    return name
+
+
+_PLAIN_NUMBER = re.compile(r"\s*[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]{0,17})?\s*")
+"""Without leading zeros, which codes have."""
+
+
+def label_names(table: Table, name: str) -> list[str | None]:
+    """Return each row's label as a text, None where it is missing; 3 and 3.0 are one."""
     column = table.columns[name]
     gaps = missing(column)
     return [

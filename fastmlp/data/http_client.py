@@ -72,10 +72,16 @@ def parse_url(url: str) -> Mirror:
     try:
         parts = urlsplit(url)
         valid = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
+        # http.client quotes others whole, and what looks like a port may begin a password
+        valid = valid and url.isprintable() and " " not in url
+        valid = valid and not (":" in parts.netloc.rpartition("@")[2] and "@" in parts.path)
     except ValueError:  # a port or an address of IPv6 that is none
         valid = False
     if not valid:
-        message = f"data_url must be an http:// or https:// address, got {name!r}."
+        message = (
+            "data_url must be an http:// or https:// address, without spaces, with %40 for an @ in "
+            f"its path, got {name!r}."
+        )
         raise UserError(message, options=("data_url",))
     user, found, host = parts.netloc.rpartition("@")
     plain = urlunsplit(parts._replace(netloc=host))

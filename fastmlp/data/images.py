@@ -30,6 +30,10 @@ from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import reason
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+MOST_SCANS = 100
+"""Of a JPEG: a progressive one has about ten, each of which is a walk over the whole picture."""
+TILE_TAGS, LARGEST_TILE = (322, 323), 1 << 20
+"""A TIFF's width and height of a tile, and the pixels that one may have in any case."""
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 """What those are; some of Pillow's other formats are read by running another program."""
 
@@ -275,6 +279,16 @@ def read_images(root: str | os.PathLike[str], planes: int | None) -> tuple[list[
     return files, Pixels(flat, str(root), shape)
 
 
+def _check_effort(file: Path, image: Any) -> None:
+    """Raise ValueError for an image that takes far more time or memory than its size tells."""
+    if image.format == "JPEG" and file.read_bytes().count(b"\xff\xda") > MOST_SCANS:
+        raise ValueError(f"it has more than {MOST_SCANS} scans")
+    if image.format == "TIFF":
+        width, height = (image.tag_v2.get(tag, 0) for tag in TILE_TAGS)
+        if width * height > 4 * image.width * image.height + LARGEST_TILE:
+            raise ValueError(f"it has tiles of {width} x {height} pixels")
+
+
 def _read_pictures(
     files: list[Path], planes: int | None = None
 ) -> tuple[Images, tuple[int, int, int]]:
@@ -286,6 +300,7 @@ def _read_pictures(
     for file in files:
         try:
             with pillow.open(file, formats=IMAGE_FORMATS) as image:
+                _check_effort(file, image)
                 if not pictures or image.size != pictures[0].shape[1::-1]:
                     check_growth(file, length, image.width * image.height * 3 * len(files))
                 grey = planes == 1 or (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from fastmlp.utils.untrusted import quoted, reason
 
 Column = NDArray[Any]
 
+EXACT = 1 << 53
+"""Whole numbers below it are float64s that differ."""
 MAX_COLUMNS = 200_000
 """More columns than this are a mistake, such as rows and columns exchanged."""
 BATCH_ROWS = 1 << 14
@@ -32,7 +35,8 @@ class Table:
     """Columns of one length by name, in their order.
 
     A column (n,) is float64 with nan for a missing value, or of objects: texts, numbers among them
-    where the column mixes both, and None for a missing value. ``named`` is False where the names
+    where the column mixes both, whole numbers that float64 does not tell apart, and None for a
+    missing value. ``named`` is False where the names
     are only the numbers of the columns; ``origin`` (n,) are the rows' places in the table that they
     were taken from.
     """
@@ -163,10 +167,14 @@ def as_column(values: Any) -> Column:
     if array.dtype.kind not in "fiub" and hasattr(values, "null_count"):
         array = np.array(values.to_list(), dtype=object)  # polars' own, with None for a gap
     if array.dtype.kind in "fiub":
-        return array.astype(np.float64)
+        found = array.astype(np.float64)
+        exact = array.dtype.kind not in "iu" or bool((np.abs(found) < EXACT).all())
+        return found if exact else array.astype(object)
     objects = np.asarray(array, dtype=object)
     cleaned = np.array([None if _is_missing(v) else v for v in objects] or [], dtype=object)
     if all(v is None or _is_number(v) for v in cleaned):
+        if any(isinstance(v, (int, np.integer)) and abs(int(v)) >= EXACT for v in cleaned):
+            return cleaned
         return np.array([np.nan if v is None else float(v) for v in cleaned], dtype=np.float64)
     return np.array(
         [v if v is None or _is_number(v) else str(v) for v in cleaned.tolist()], dtype=object
@@ -175,18 +183,26 @@ def as_column(values: Any) -> Column:
 
 def is_text(column: Column) -> bool:
     """Return whether a column holds texts, at least one."""
-    return column.dtype == object
+    return column.dtype == object and any(isinstance(value, str) for value in column)
 
 
 def missing(column: Column) -> NDArray[np.bool_]:
     """Return which rows of a column are missing."""
-    if is_text(column):
+    if column.dtype == object:
         return np.array([value is None for value in column], dtype=bool)
     return np.isnan(column)
 
 
-def read_table(path: str | os.PathLike[str]) -> Table:
-    """Read a .csv, .parquet, .npz or .npy file.
+def as_numbers(column: Column) -> NDArray[np.float64]:
+    """Return a column without texts as float64, nan where a value is missing."""
+    if column.dtype != object:
+        return column
+    return np.array([np.nan if value is None else float(value) for value in column])
+
+
+def read_table(path: str | os.PathLike[str], texts: Collection[str] = ()) -> Table:
+    """Read a .csv, .parquet, .npz or .npy file. Of a .csv, ``texts`` are columns whose values are
+    taken as they are written, whatever the others in their column look like.
 
     The arrays of an .npz, one dimension each, or two with columns ``NAME.0``, ``NAME.1``, ..., are
     its columns. Raises UserError for a file that is missing, of another format or damaged, and
@@ -205,7 +221,12 @@ def read_table(path: str | os.PathLike[str]) -> Table:
             f"{path} is none of the files that are read here ({', '.join(FORMATS)}); save it as "
             "one of them."
         )
-    read = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz, ".npy": _read_npy}
+    read: dict[str, Callable[[Path], Table]] = {
+        ".csv": partial(_read_csv, texts=texts),
+        ".parquet": _read_parquet,
+        ".npz": _read_npz,
+        ".npy": _read_npy,
+    }
     try:
         table = read[ending](path)
     except UserError:
@@ -243,12 +264,25 @@ def _table(items: list[tuple[str, object]], source: str) -> Table:
     return Table(columns, source)
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, texts: Collection[str]) -> Table:
     pandas = needs("pandas", "tables", "A csv file")
     header = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-    _check_names(header.iloc[0].tolist(), path)
-    frame = pandas.read_csv(path, low_memory=False, index_col=False)
+    names = header.iloc[0].tolist()
+    _check_names(names, path)
+    # a line may be shorter than the header, and has all its columns then
+    wanted = OF_NUMBERS * len(names) * _count_lines(path)
+    check_growth(path, path.stat().st_size, wanted)
+    kinds = {name: str for name in texts if name in names}
+    frame = pandas.read_csv(path, low_memory=False, index_col=False, dtype=kinds)
     return _table([(str(name), frame[name]) for name in frame.columns], str(path))
+
+
+def _count_lines(path: Path) -> int:
+    count = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            count += max(block.count(b"\n"), block.count(b"\r"))
+    return count + 1
 
 
 def _read_parquet(path: Path) -> Table:
@@ -270,7 +304,7 @@ def _read_parquet(path: Path) -> Table:
     parts = [held.row_group(i) for i in range(held.num_row_groups)]
     rows = max(held.num_rows, sum(part.num_rows for part in parts))
     length, wanted = path.stat().st_size, OF_NUMBERS * rows * len(schema.names)
-    check_growth(path, length, wanted)
+    check_growth(path, length, wanted + sum(part.total_byte_size for part in parts))
     batches = []
     for batch in file.iter_batches(BATCH_ROWS):  # what the file says of its size need not be true
         batches.append(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,13 @@ from numpy.typing import NDArray
 
 from fastmlp.data.encoding import (
     MAX_CATEGORIES,
-    category_names,
     category_order,
     first_text,
+    label_names,
     mean_and_deviation,
     scaled,
 )
-from fastmlp.data.tables import Column, Table, is_text, listed, missing
+from fastmlp.data.tables import Column, Table, as_numbers, is_text, listed, missing
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.untrusted import quoted
 from fastmlp.utils.value_checks import (
@@ -34,6 +35,7 @@ from fastmlp.utils.value_checks import (
 )
 
 TASKS = ("classification", "regression")
+_WHOLE = re.compile("-?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class TargetColumn:
     @classmethod
     def fit_classes(cls, table: Table, name: str) -> TargetColumn:
         """Fit to the classes of the training rows."""
-        found = sorted(set(category_names(table, name)), key=category_order)
+        found = sorted(set(label_names(table, name)), key=category_order)
         if len(found) < 2:
             raise UserError(
                 f"The target {quoted(name)} has the single class {quoted(found[0])} in all "
@@ -87,9 +89,9 @@ class TargetColumn:
         """The classes as the target had them: float64 or int64 for numbers, else texts."""
         if not self.numeric:
             return np.array(self.classes, dtype=object)
-        values = np.array([float(name) for name in self.classes])
-        whole = bool((values == np.floor(values)).all())
-        return values.astype(np.int64) if whole else values
+        if all(_WHOLE.fullmatch(name) for name in self.classes):
+            return np.array([int(name) for name in self.classes])
+        return np.array([float(name) for name in self.classes])
 
     def apply(self, table: Table) -> NDArray[np.int64] | NDArray[np.float32]:
         """Return the targets (n,); raise UserError, naming the row, for an unknown class or what is
@@ -99,7 +101,7 @@ class TargetColumn:
             return scaled(table, self.name, values, self.mean, self.deviation)
         index = {name: i for i, name in enumerate(self.classes)}
         labels = np.empty(len(table), np.int64)
-        for row, value in enumerate(category_names(table, self.name)):
+        for row, value in enumerate(label_names(table, self.name)):
             if value not in index:
                 raise UserError(
                     f"The target {quoted(self.name)} is {quoted(value)} in row "
@@ -257,8 +259,8 @@ def guessed_task(table: Table) -> str:
 
 def _few_whole(column: Column, most: int) -> bool:
     """Return whether a column of numbers has whole ones alone, of at most so many values."""
-    values = np.unique(column[~np.isnan(column)])
-    return len(values) <= most and bool((values == np.floor(values)).all())
+    values = np.unique(column[~missing(column)])
+    return len(values) <= most and bool((values == np.floor(as_numbers(values))).all())
 
 
 def _target_numbers(table: Table, name: str) -> NDArray[np.float64]:
@@ -271,6 +273,7 @@ def _target_numbers(table: Table, name: str) -> NDArray[np.float64]:
             "classification.",
             options=("task",),
         )
+    column = as_numbers(column)
     infinite = ~np.isfinite(column)
     if infinite.any():
         row = int(infinite.argmax())

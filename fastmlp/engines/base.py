@@ -116,12 +116,19 @@ class TrainState:
             for name, tensor in self.parameters.items()
         }
         theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        for name in [*ours, *theirs]:
-            if ours.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"{kind} of {name} must be {_shaped(ours.get(name))}, "
-                    f"not {_shaped(theirs.get(name))}"
-                )
+        check_shapes(kind, ours, theirs)
+
+
+def check_shapes(
+    kind: str, ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise ValueError, naming the first that differs, unless the shapes of tensors are ours."""
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{kind} of {name} must be {_shaped(ours.get(name))}, "
+                f"not {_shaped(theirs.get(name))}"
+            )
 
 
 def _shaped(shape: tuple[int, ...] | None) -> str:

@@ -110,7 +110,7 @@ def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     output_mask = (is_asked_for(ctx, 0), is_asked_for(ctx, 1), is_asked_for(ctx, 2))
     shape, row = dy.shape[:-1], dy.new_empty(ctx.in_features)
     if x is None:  # a row stands in for what only gives a shape
-        dy = dy.reshape(shape.numel(), -1)
+        dy = dy.reshape(shape.numel(), dy.shape[-1])
         saved = saved if saved is None else saved.reshape(dy.shape)
         x = row.expand(shape.numel(), -1)
     if weight is None:

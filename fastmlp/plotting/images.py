@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastmlp.data.dataset import Dataset
 from fastmlp.plotting.curves import TRAIN
-from fastmlp.plotting.style import finish, new_figure, set_title
+from fastmlp.plotting.style import finish, literal, new_figure, set_title
 from fastmlp.utils.errors import UserError
 from fastmlp.utils.files import atomic_path
 
@@ -46,8 +46,10 @@ def draw_samples(dataset: Dataset, out: Path) -> None:
         raise UserError(f"out must be a file name that ends in .png, .pdf or .svg, got {out}.")
     axes = figure.add_subplot()
     axes.imshow(grid, interpolation="nearest")
-    axes.set_title(f"{dataset.name}: ten training images of each class", fontsize=13)
-    axes.set_yticks([(row + 0.5) * cell for row in range(len(dataset.classes))], dataset.classes)
+    title = f"{dataset.name}: ten training images of each class"
+    axes.set_title(title, fontsize=13, parse_math=False)
+    places = [(row + 0.5) * cell for row in range(len(dataset.classes))]
+    axes.set_yticks(places, literal(dataset.classes))
     axes.tick_params(axis="y", length=0, labelsize=12)
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
@@ -78,6 +80,7 @@ def confusion_picture(
                 fontweight="bold" if row == column else "normal",
                 color="black" if share > 0.5 * float(shares.max()) else "white",
             )
+    names = literal(names)
     matrix.set_xticks(range(classes), names, rotation=40, ha="right", rotation_mode="anchor")
     matrix.set_yticks(range(classes), names)
     matrix.set_xlabel("taken for", fontsize=12)

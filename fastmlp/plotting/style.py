@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def new_figure(width: float, height: float, pad: float = 0.09) -> Picture:
     assert isinstance(engine, ConstrainedLayoutEngine)
     engine.set(w_pad=pad, h_pad=pad)
     return figure
+
+
+def literal(names: Iterable[str]) -> list[str]:
+    """Return names as they are drawn at an axis, where a ``$`` would begin a formula."""
+    return [name.replace("$", r"\$") for name in names]
 
 
 def set_title(figure: Figure, text: str) -> None:

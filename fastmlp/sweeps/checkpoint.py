@@ -227,10 +227,15 @@ def _epochs_csv(result: SweepResult) -> str:
     return text.getvalue()
 
 
+def _toml(value: Any) -> str:
+    """Return a value as TOML has it, which is JSON but for characters beyond 16 bits and DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def as_toml(config: TrainConfig) -> str:
     """Return the configuration as ``train --config`` reads it, without the machine's options."""
     lines = [
-        f"{name} = {json.dumps(value)}"
+        f"{name} = {_toml(value)}"
         for name, value in config.essentials().items()
         if value is not None
     ]

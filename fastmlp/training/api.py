@@ -137,7 +137,8 @@ def resume(
                 f"The run in {folder.path} was trained on rows of your own; call fit(X, y, "
                 "out=..., resume=True) with these and the same options to go on with it"
             )
-        data = data or load_splits(config, verbose)
+        if data is None:  # never from where a stranger's file says
+            data = load_splits(config, verbose, download=False)
         all_callbacks = [SaveRun(folder, resumed=True), *callbacks]
         return _train_one(config, data, folder, checkpoint, all_callbacks, should_stop)
 

@@ -20,6 +20,7 @@ from fastmlp.utils.value_checks import (
     is_flag,
     is_list,
     is_object,
+    is_rate,
     is_share,
     is_tensor,
     is_text,
@@ -113,7 +114,7 @@ _RECORD: Fields = {
     "train_acc": is_share,
     "val_loss": is_finite,
     "val_acc": is_share,
-    "lr": is_duration,
+    "lr": is_rate,
     "seconds": is_duration,
     "images_per_s": is_duration,
 }
@@ -172,12 +173,18 @@ def _partial(values: dict[str, Any]) -> EpochMetrics:
     return EpochMetrics(**values)
 
 
+def layer_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters of a network of these layer widths, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        shapes |= {f"{2 * i}.weight": (fan_out, fan_in), f"{2 * i}.bias": (fan_out,)}
+    return shapes
+
+
 def parameters_of(sizes: Sequence[int], values: Any) -> dict[str, Tensor]:
     """Return the content of ``best.pt``; raise ValueError where it is not the parameters of a
     network of these layer widths."""
-    wanted: dict[str, tuple[int, ...]] = {}
-    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-        wanted |= {f"{2 * i}.weight": (fan_out, fan_in), f"{2 * i}.bias": (fan_out,)}
+    wanted = layer_shapes(sizes)
     if not isinstance(values, dict) or list(values) != list(wanted):
         raise ValueError(f"it must hold {', '.join(wanted)}")
     for name, tensor in values.items():

@@ -13,12 +13,15 @@ from fastmlp.engines.base import Epoch
 from fastmlp.training.config import TrainConfig
 
 
-def load_splits(config: TrainConfig, progress: bool = True) -> DataSplits:
-    """Return the data set that ``config`` names, split as it says; ``progress`` shows downloads.
+def load_splits(config: TrainConfig, progress: bool = True, *, download: bool = True) -> DataSplits:
+    """Return the data set that ``config`` names, split as it says; ``progress`` shows downloads,
+    of which there are none without ``download``.
 
     Raises :class:`UserError` where it cannot be loaded or split.
     """
-    dataset = load_dataset(config.dataset, config.data_dir, config.data_url, progress=progress)
+    dataset = load_dataset(
+        *(config.dataset, config.data_dir, config.data_url), download=download, progress=progress
+    )
     return split_dataset(dataset, config.split, config.test_set)
 
 

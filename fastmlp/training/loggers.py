@@ -17,7 +17,7 @@ from fastmlp.engines.metrics import EpochRecord
 from fastmlp.training.callbacks import Callback
 from fastmlp.training.option_schema import whole
 from fastmlp.utils.errors import UserError
-from fastmlp.utils.files import expanded, write_file
+from fastmlp.utils.files import expanded, make_folder, write_file
 from fastmlp.utils.formats import tensor_bytes
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ class TensorBoard(Callback):
     def on_train_begin(self, trainer: Trainer) -> None:
         for number, run in enumerate(trainer.runs):
             folder = self._folder if len(trainer.runs) == 1 else self._folder / f"run-{number}"
+            make_folder(folder)
             writer = self._make(str(folder), purge_step=run.epoch + 1 if run.epoch else None)
             writer.add_text("configuration", f"```\n{json.dumps(run.config.to_dict(), indent=2)}")
             self._writers.append(writer)

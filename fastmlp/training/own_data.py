@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, overload
 
 import numpy as np
@@ -91,12 +93,24 @@ def fit(x: object = None, y: object = None, **options: Any) -> RunResult:
     if resumed and RunDirectory(call["out"]).resumable:
         folder = call.pop("out")
         _check_same_options(config, RunDirectory(folder).read_config())
+        check_same_encoding(RunDirectory(folder), own.encoding)
         result = api.resume(folder, own.splits, epochs=config.epochs, **call)
     else:
         encoding = {**own.encoding.to_dict(), "origin": origin}
         result = api.fit(config, own.splits, encoding=encoding, **call)
     predictor = Predictor(result.config, own.encoding, result.best_parameters)
     return replace(result, predictor=predictor)
+
+
+def check_same_encoding(folder: RunDirectory, encoding: Encoding) -> None:
+    """Raise UserError where raw rows or targets become numbers otherwise than when the run in the
+    folder was begun: the numbers may be the same, as of one length in two units."""
+    if Encoding.of(folder) != encoding:
+        raise UserError(
+            "The run was trained on other data: its columns, their units or the names of its "
+            "classes differ from the present; pass the same, or another out.",
+            options=("out",),
+        )
 
 
 def _check_same_options(new: TrainConfig, old: TrainConfig) -> None:
@@ -245,11 +259,12 @@ def split_rows(
         shares[starts] = 2.0  # a row of each class stays in training
         order = order[np.argsort(shares, kind="stable")]
     held = min(round(count * share), count - (1 if labels is None else len(starts)))
+    of_classes = "" if labels is None else f" of {len(starts)} classes"
     if held < 1 or count - held < 2:
         raise UserError(
-            f"X has {count} rows, too few to hold a share of {share:g} out; pass more rows, or "
-            "another validation.",
-            options=("validation",),
+            f"X has {count} rows{of_classes}, too few to hold a share of {share:g} out; pass more "
+            f"rows, or another validation{', or task regression' if of_classes else ''}.",
+            options=("validation", "task"),
         )
     return np.sort(order[held:]), np.sort(order[:held])
 
@@ -293,7 +308,14 @@ def _weighted(
             raise UserError(
                 f"class_weight names the class {min(unknown)!r}, which no training row has."
             )
+        for name, value in by_name.items():
+            if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+                raise UserError(
+                    f"class_weight of {name!r} must be a number of at least 0, got {value!r}."
+                )
         of_class = torch.tensor([float(by_name.get(name, 1.0)) for name in target.classes])
+        if not of_class.any():
+            raise UserError("class_weight is 0 for every class; give those that count more.")
     else:
         raise UserError(
             f"class_weight must be balanced or a weight for each class, got {class_weight!r}."

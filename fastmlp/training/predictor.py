@@ -47,6 +47,18 @@ class Encoding:
         kind = PixelEncoding if "pixels" in values["inputs"] else TableEncoding
         return cls(kind.from_dict(values["inputs"]), TargetEncoding.from_dict(values["target"]))
 
+    @classmethod
+    def of(cls, folder: RunDirectory) -> Encoding:
+        """Return the encoding of a run; raise UserError where it is missing or damaged."""
+        values = folder.read_encoding()
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise UserError(
+                f"{folder.path / 'encoding.json'} is damaged: {reason(error)}; train the network "
+                "again"
+            ) from error
+
 
 _ENCODING: Fields = {"inputs": is_object, "target": is_object, "origin": lambda value: True}
 
@@ -65,14 +77,7 @@ class Predictor:
         """Return the network of the best epoch of the run in a folder; raise UserError where a file
         of it is missing or damaged."""
         folder = RunDirectory(run)
-        config, values = folder.read_config(), folder.read_encoding()
-        try:
-            encoding = Encoding.from_dict(values)
-        except ValueError as error:
-            raise UserError(
-                f"{folder.path / 'encoding.json'} is damaged: {reason(error)}; train the network "
-                "again"
-            ) from error
+        config, encoding = folder.read_config(), Encoding.of(folder)
         sizes = [encoding.inputs.width, *config.hidden, encoding.target.outputs]
         return cls(config, encoding, folder.read_best(sizes))
 

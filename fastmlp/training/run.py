@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fastmlp.data.sampling import sliding_part
 from fastmlp.data.splits import DataSplits, Subset
-from fastmlp.engines.base import Engine, Epoch, TrainState
+from fastmlp.engines.base import Engine, Epoch, TrainState, check_shapes
 from fastmlp.engines.metrics import (
     EpochMetrics,
     EpochRecord,
@@ -23,7 +24,7 @@ from fastmlp.engines.metrics import (
     best_of,
 )
 from fastmlp.ops.losses import loss_row
-from fastmlp.training.checkpoint import Checkpoint
+from fastmlp.training.checkpoint import Checkpoint, layer_shapes
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.data import make_epoch
 from fastmlp.training.predictor import Predictor, as_module
@@ -153,15 +154,11 @@ class TrainingRun:
 
     def _resume(self) -> None:
         """Load the checkpoint into the state; raise :class:`UserError` where it does not fit."""
-        self._check_data(self.checkpoint)
         try:
             self._check_steps(self.checkpoint.partial)
             self.state.load_state_dict(self.checkpoint.engine)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                "A run's saved state (resume.pt, or a sweep's resume-N.pt) does not fit its "
-                f"configuration: {reason(error)}; train it anew, in another folder"
-            ) from error
+            raise _does_not_fit(error) from error
         self.under_way = self.checkpoint.partial
 
     def _count_images(self) -> int:
@@ -178,14 +175,6 @@ class TrainingRun:
                 EXIT_USAGE,
             )
         return images
-
-    def _check_data(self, checkpoint: Checkpoint) -> None:
-        if self.data.fingerprint != checkpoint.fingerprint:
-            raise UserError(
-                f"The run was trained on other data ({checkpoint.fingerprint}) than the present "
-                f"({self.data.fingerprint}); pass the data_dir it was started with",
-                options=("data_dir",),
-            )
 
     def _check_steps(self, partial: EpochMetrics) -> None:
         if (
@@ -307,6 +296,29 @@ def _check_targets(config: TrainConfig, data: DataSplits) -> None:
             EXIT_USAGE,
             options=("loss",),
         )
+
+
+def check_fits(checkpoint: Checkpoint, data: DataSplits, sizes: Sequence[int]) -> None:
+    """Raise :class:`UserError` unless the checkpoint is of a run on this data, of a network of
+    these layer widths."""
+    if data.fingerprint != checkpoint.fingerprint:
+        raise UserError(
+            f"The run was trained on other data ({checkpoint.fingerprint}) than the present "
+            f"({data.fingerprint}); pass the data_dir it was started with",
+            options=("data_dir",),
+        )
+    found = checkpoint.engine.get("parameters", {}).items()
+    try:
+        check_shapes("parameters", layer_shapes(sizes), {n: tuple(t.shape) for n, t in found})
+    except ValueError as error:
+        raise _does_not_fit(error) from error
+
+
+def _does_not_fit(error: Exception) -> UserError:
+    return UserError(
+        "A run's saved state (resume.pt, or a sweep's resume-N.pt) does not fit its "
+        f"configuration: {reason(error)}; train it anew, in another folder"
+    )
 
 
 def layer_sizes(config: TrainConfig, data: DataSplits) -> list[int]:

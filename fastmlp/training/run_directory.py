@@ -82,7 +82,11 @@ _SUMMARY: Fields = {
     "test_accuracy": optional(is_share),
     "test_loss": optional(is_finite),
     "source": is_name,
-    "best": lambda value: is_object(value) and all(map(optional(is_finite), value.values())),
+    "best": lambda value: (
+        is_object(value)
+        and {"epoch", "val_acc", "val_loss"}.issubset(value)
+        and all(map(optional(is_finite), value.values()))
+    ),
 }
 """What is shown of ``summary.json``."""
 

@@ -18,7 +18,7 @@ from fastmlp.nn.init import initial_parameters
 from fastmlp.training.callbacks import Callback, EarlyStopping
 from fastmlp.training.checkpoint import Checkpoint
 from fastmlp.training.config import TrainConfig
-from fastmlp.training.run import TrainingRun, layer_sizes
+from fastmlp.training.run import TrainingRun, check_fits, layer_sizes
 from fastmlp.utils.errors import EXIT_USAGE, UserError
 
 
@@ -53,6 +53,8 @@ class Trainer:
             config.engine, device, sizes, config.optimizer_config, self.data.train
         )
         reason += passed_over_gpu(config.device)
+        if checkpoint is not None:
+            check_fits(checkpoint, self.data, sizes)  # before so many parameters are made
         if checkpoint is not None and config.engine == "auto":
             checkpoint.engine_reason = reason
         config = replace(config, device=str(device), engine=kind.name)

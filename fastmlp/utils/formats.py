@@ -12,6 +12,7 @@ import io
 import json
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,11 +137,14 @@ def load_tensors(data: bytes, calls: Collection[str] = ()) -> Any:
 
 
 def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested dicts, lists and tuples, which may hold themselves."""
+    """Yield the tensors in nested dicts, lists and tuples, which may hold themselves; of dicts
+    nothing but their items is kept."""
     seen: set[int] = set()
     left = [value]
     while left:
         value = left.pop()
+        if isinstance(value, OrderedDict):
+            vars(value).clear()  # attributes, which could stand in for its methods
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:

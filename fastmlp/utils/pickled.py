@@ -13,6 +13,9 @@ from collections.abc import Collection
 
 INSTRUCTIONS = 20_000_000
 """Of a file: an epoch of a history takes some forty."""
+MANY = 10_000
+"""Dicts, lists and tuples that any file may have, and one more for each eight bytes: an empty one
+is a byte in a file and some sixty in memory."""
 TENSORS = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
 """What tensors are made by, of a storage that the file holds; a storage is none of a size alone."""
 EMPTY = "collections OrderedDict"
@@ -25,14 +28,15 @@ _VALUES = {
     *("EMPTY_DICT", "EMPTY_LIST", "SHORT_BINSTRING", "BINSTRING"),
 }
 _PUTS, _GETS = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
+_CONTAINERS = {"EMPTY_DICT", "EMPTY_LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Kind:
     """What is known of a value: the ``name`` of a global, the length of a ``text``, whether it is
-    an ``empty`` tuple, and for a tuple the kind of its ``first`` item."""
+    an ``empty`` tuple or an ``ordered`` dict, and for a tuple the kind of its ``first`` item."""
 
-    __slots__ = ("empty", "first", "name", "text")
+    __slots__ = ("empty", "first", "name", "ordered", "text")
 
     def __init__(
         self,
@@ -40,8 +44,10 @@ class _Kind:
         text: int | None = None,
         empty: bool = False,
         first: _Kind | None = None,
+        ordered: bool = False,
     ) -> None:
         self.name, self.text, self.empty, self.first = name, text, empty, first
+        self.ordered = ordered
 
 
 _OTHER = _Kind()
@@ -55,6 +61,7 @@ def check_pickle(data: bytes, calls: Collection[str] = ()) -> None:
     marks: list[int] = []
     memo: dict[int, _Kind] = {}
     encodable = len(data)
+    containers = MANY + len(data) // 8
 
     def taken() -> list[_Kind]:
         start = marks.pop()
@@ -70,6 +77,10 @@ def check_pickle(data: bytes, calls: Collection[str] = ()) -> None:
         name = opcode.name
         if count >= INSTRUCTIONS:
             raise ValueError("it has too many instructions")
+        if name in _CONTAINERS:
+            containers -= 1
+            if containers < 0:
+                raise ValueError("it has too many dicts, lists and tuples")
         if name in _PUTS:
             memo[int(str(argument))] = stack[-1]
         elif name in _GETS:
@@ -101,8 +112,10 @@ def check_pickle(data: bytes, calls: Collection[str] = ()) -> None:
         elif name == "SETITEMS":
             for kind in taken()[::2]:
                 check_key(kind)
-        elif name == "BUILD":
+        elif name == "BUILD":  # as a module's state_dict has its versions
             stack.pop()
+            if not stack[-1].ordered:
+                raise ValueError("it changes what is no dict")
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             if function.name == EMPTY and not arguments.empty:
@@ -113,6 +126,6 @@ def check_pickle(data: bytes, calls: Collection[str] = ()) -> None:
                 encodable -= len(data) if arguments.first is None else arguments.first.text or 0
                 if encodable < 0:
                     raise ValueError("it makes more bytes than it has")
-            stack.append(_OTHER)
+            stack.append(_Kind(ordered=function.name == EMPTY))
         elif name not in ("PROTO", "STOP"):
             raise ValueError(f"it has the instruction {name}")

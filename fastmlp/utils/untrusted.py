@@ -29,6 +29,8 @@ def without_secrets(url: str) -> str:
     try:
         parts = urlsplit(url)
         known = bool(parts.hostname) and (parts.port is None or parts.port >= 0)
+        # what looks like a port may begin a password with a slash in it
+        known = known and not (":" in parts.netloc and "@" in parts.path)
     except ValueError:
         known = False
     if not known:  # where a password would be in it nobody can say, but before the last @

@@ -61,6 +61,11 @@ def is_scale(value: object) -> bool:
     return is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
 
 
+def is_rate(value: object) -> bool:
+    """Return whether it is any finite number of at least 0, such as a learning rate."""
+    return is_scale(value) and value >= 0  # type: ignore[operator]
+
+
 def is_deviation(value: object) -> bool:
     """Return whether it is a finite number above 0, by which numbers can be divided."""
     return is_scale(value) and value >= sys.float_info.min  # type: ignore[operator]

@@ -140,7 +140,11 @@ def test_what_a_strangers_run_says_clears_no_screen(
         content = read_json(folder / name)
         (folder / name).write_bytes(json_bytes({**content, **changed}))
     other = Path(shutil.copytree(runs / "a", tmp_path / "\x1b[2J"))
-    for main, argv in ((show.main, [str(folder)]), (compare.main, [str(folder), str(other)])):
+    for main, argv in (
+        (show.main, [str(folder)]),
+        (show.main, [str(other)]),
+        (compare.main, [str(folder), str(other)]),
+    ):
         assert main(argv) == 0
         said = capsys.readouterr().out
         assert "\x1b" not in said

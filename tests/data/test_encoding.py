@@ -110,3 +110,22 @@ def test_rows_without_names_of_another_width():
     fitted = TableEncoding.fit(as_table(np.arange(12.0).reshape(3, 4)))
     with pytest.raises(UserError, match="X has 2 columns, and the network was trained on 4; pass"):
         fitted.apply(as_table(np.ones((3, 2))))
+
+
+def test_what_a_column_is_taken_for_changes_no_category():
+    """A stray text makes numbers and truth values texts."""
+    encoding = TableEncoding.fit(table(kind=[1.0, 0.0, 1.0]), categories=["kind"])
+    for kinds in (["True", "False"], ["1", "0"], ["1.0", "0.0"], [True, False], [1, 0]):
+        assert encoding.apply(table(kind=[*kinds])).tolist() == [[0, 1], [1, 0]], kinds
+        assert encoding.apply(table(kind=[*kinds, None])).tolist()[:2] == [[0, 1], [1, 0]], kinds
+    codes = TableEncoding.fit(table(code=["00100", "100", "x"]), categories=["code"])
+    assert set(codes.input_names) == {"code=00100", "code=100", "code=x"}
+
+
+def test_whole_numbers_that_float64_does_not_tell_apart():
+    ids = [10**18 + 1, 10**18 + 2, 10**18 + 1]
+    for given in (np.array(ids), ids):
+        column = table(id=given)
+        encoding = TableEncoding.fit(column, categories=["id"])
+        assert encoding.apply(column).tolist() == [[1, 0], [0, 1], [1, 0]]
+        assert TableEncoding.fit(table(id=[*ids, 5])).width == 1  # numbers, near enough

@@ -172,6 +172,13 @@ def test_a_password_stays_with_its_host(host, tmp_path):
     assert "Authorization" not in other.requests[0]
 
 
+@pytest.mark.parametrize("url", ["http://us:12/SECRET@host/x", "http://host/a b?token=SECRET"])
+def test_an_address_that_may_hold_a_secret_is_not_told(tmp_path, url):
+    with pytest.raises(download.UserError, match="data_url must be an http") as caught:
+        download.fetch(tmp_path, url)
+    assert "SECRET" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["me:pw@host/x", "http://me:p/w@host/x", "ftp://me:pw@host/x"])
 def test_a_password_in_a_wrong_address_is_not_told(tmp_path, url):
     with pytest.raises(download.UserError, match=r"data_url must be an http.*'(ftp://)?host/x'"):

@@ -10,7 +10,9 @@ import shutil
 import struct
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,15 @@ from support.tiny import stop_after, tiny_data
 from torch import Tensor
 
 import fastmlp
-from fastmlp.cli.own_data import splits_of
+from fastmlp.cli.own_data import read_rows, splits_of
 from fastmlp.data import arrays
 from fastmlp.data.encoding import TableEncoding
 from fastmlp.data.images import read_idx, read_image_folder
 from fastmlp.data.tables import MAX_COLUMNS, Table, read_table
 from fastmlp.data.targets import TargetEncoding
 from fastmlp.manual.files import read_weights
+from fastmlp.training.api import fit, resume
+from fastmlp.training.own_data import prepare
 from fastmlp.training.predictor import Predictor
 from fastmlp.training.run_directory import RunDirectory
 from fastmlp.training.run_reader import read_run
@@ -41,6 +45,7 @@ from fastmlp.utils.formats import (
     read_tensors,
     tensor_bytes,
 )
+from fastmlp.utils.pickled import check_pickle
 
 X = np.random.default_rng(0).normal(size=(60, 2))
 HUGE = 10**400
@@ -204,7 +209,10 @@ def test_origins_that_cannot_be(origin: object, stopped: Path) -> None:
         splits_of(RunDirectory(stopped))
 
 
-SUMMARIES = [("test_loss", "x"), ("test_accuracy", HUGE), ("epochs", -1), ("source", 5)]
+SUMMARIES: list[tuple[str, object]] = [
+    *(("test_loss", "x"), ("test_accuracy", HUGE), ("epochs", -1), ("source", 5)),
+    *(("best", {}), ("best", {"epoch": 1, "val_acc": "x", "val_loss": 1.0})),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), SUMMARIES)
@@ -421,6 +429,7 @@ CALLED = {
     "a key of a trillion parts": b"\x80\x02)q\x00" + DEEP + b"}h\x28Ns.",
     "such a key in a call": b"\x80\x02ccollections\nOrderedDict\n)q\x00" + DEEP + b"h\x28\x85R.",
     "an encoding": b"\x80\x02c_codecs\nencode\n" + text("\u4e00") + text("punycode") + b"\x86R.",
+    "a change of a list": b"\x80\x02]}b.",
     "a string of many": b"\x80\x02T\xff\xff\xff\x7f.",
 }
 
@@ -430,6 +439,12 @@ def test_calls_that_make_no_tensor_of_the_file(pickle: bytes, whole: Path) -> No
     (whole / "best.pt").write_bytes(made_by(pickle))
     with pytest.raises(UserError, match=r"best\.pt is damaged; train the network again"):
         Predictor.load(whole)
+
+
+def test_more_dicts_than_a_file_of_tensors_has(tmp_path: Path) -> None:
+    many = b"\x80\x02](" + b"}" * 1_000_000 + b"e."
+    with pytest.raises(ValueError, match="it has too many dicts, lists and tuples"):
+        check_pickle(many)
 
 
 def test_more_bytes_than_the_file_has(tmp_path: Path) -> None:
@@ -477,6 +492,47 @@ def test_a_sweeps_key_that_is_too_deep(tmp_path: Path) -> None:
         fastmlp.sweep(base, {"lr": [0.1]}, data=tiny_data(), out=tmp_path)
 
 
+def test_a_runs_file_does_not_say_whom_to_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fastmlp.TrainConfig(hidden=(4,), epochs=2, engine="reference")
+    fit(run, tiny_data(), out=tmp_path / "run", should_stop=stop_after(3))
+    (tmp_path / "other").mkdir()
+    config = read_json(tmp_path / "run" / "config.json")
+    config |= {"dataset": "cifar10", "data_dir": str(tmp_path / "other"), "data_url": "http://x/y"}
+    (tmp_path / "run" / "config.json").write_bytes(json_bytes(config))
+    monkeypatch.setattr("fastmlp.data.http_client.build_opener", lambda *_: pytest.fail("called"))
+    with pytest.raises(UserError, match=r"downloading is off; run python -m fastmlp.data download"):
+        resume(tmp_path / "run")
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_pictures_that_take_longer_than_they_are_large(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    picture = pillow.effect_noise((64, 64), 50)
+    picture.save(tmp_path / "b" / "p.jpg", progressive=True)
+    path = tmp_path / "a" / "p.jpg"
+    picture.save(path, progressive=True)
+    assert len(read_image_folder(tmp_path).images) == 2
+    whole = path.read_bytes()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    path.write_bytes(whole[:-2] + last * 200 + whole[-2:])
+    with pytest.raises(UserError, match=r"p\.jpg cannot .* \(it has more than 100 scans\)"):
+        read_image_folder(tmp_path)
+    path.unlink()
+    info = import_module("PIL.TiffImagePlugin").ImageFileDirectory_v2()
+    info[32997] = info[32998] = 20_000  # tags that Pillow writes, then made those of tiles
+    picture.save(tmp_path / "a" / "p.tif", tiffinfo=info)
+    tiff = (tmp_path / "a" / "p.tif").read_bytes()
+    for old, new in ((32997, 322), (32998, 323)):
+        tiff = tiff.replace(struct.pack("<H", old), struct.pack("<H", new), 1)
+    (tmp_path / "a" / "p.tif").write_bytes(tiff)
+    with pytest.raises(UserError, match=r"p\.tif cannot .* \(it has tiles of 20000 x 20000"):
+        read_image_folder(tmp_path)
+
+
 def test_a_picture_that_another_program_would_read(tmp_path: Path) -> None:
     pytest.importorskip("PIL.Image")
     for label in "ab":
@@ -486,6 +542,82 @@ def test_a_picture_that_another_program_would_read(tmp_path: Path) -> None:
         )
     with pytest.raises(UserError, match=r"p\.png cannot be read as an image \(cannot identify"):
         read_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("attribute", ["items", "values", "keys"])
+def test_methods_of_dicts_are_not_replaced(attribute: str, whole: Path) -> None:
+    """nan in a dict that says it has no items."""
+    parameters = OrderedDict(read_tensors(whole / "best.pt"))
+    for tensor in parameters.values():
+        tensor.fill_(float("nan"))
+    setattr(parameters, attribute, OrderedDict)
+    (whole / "best.pt").write_bytes(tensor_bytes(parameters))
+    with pytest.raises(UserError, match=r"best\.pt is damaged"):
+        Predictor.load(whole)
+
+
+def npz_of(path: Path, header: bytes, data: bytes) -> None:
+    """Write an .npz file of one array, compressed."""
+    head = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", head + data)
+
+
+def test_arrays_of_long_texts_and_of_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "ALWAYS", 1 << 16)
+    np.savez_compressed(tmp_path / "t.npz", a=np.array(["x" * 100_000, "y"]))
+    with pytest.raises(UserError, match=r"t\.npz has .* bytes and would take .* in memory"):
+        read_table(tmp_path / "t.npz")
+    for header in (
+        b"{'descr': ('<f8', (100,)), 'fortran_order': False, 'shape': (3,)}",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (-3,)}",
+    ):
+        npz_of(tmp_path / "t.npz", header, bytes(2400))
+        with pytest.raises(UserError, match=r"t\.npz cannot be read \(a\.npy has items of"):
+            read_table(tmp_path / "t.npz")
+
+
+def test_short_lines_and_long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    monkeypatch.setattr(arrays, "ALWAYS", 1 << 16)
+    names = ",".join(f"c{i}" for i in range(1000))
+    (tmp_path / "t.csv").write_text(f"{names}\n" + "1\n" * 1000)
+    long = arrow.table({"a": [f"{i}" + "x" * 100_000 for i in range(3)]})
+    parquet.write_table(long, tmp_path / "t.parquet", use_dictionary=False, compression="zstd")
+    for name in ("t.csv", "t.parquet"):
+        with pytest.raises(UserError, match=rf"{name} has .* bytes and would take .* in memory"):
+            read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00\x28\x23" + b"(" * 9000, b""],
+    ids=["an archive", "a header that is too deep", "nothing"],
+)
+def test_arrays_that_are_none(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(data)
+    with pytest.raises(UserError, match=r"x\.npy cannot be read"):
+        read_rows(str(tmp_path / "x.npy"))
+
+
+def test_an_archive_called_an_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with pytest.raises(UserError, match=r"x\.npy cannot be read \(it is an \.npz file"):
+        read_rows(str(tmp_path / "x.npy"))
+
+
+def test_a_network_that_its_state_is_not_of(stopped: Path) -> None:
+    """It is told before a network of so many parameters is made."""
+    config = {**read_json(stopped / "config.json"), "hidden": [1 << 40]}
+    (stopped / "config.json").write_bytes(json_bytes(config))
+    with pytest.raises(
+        UserError, match=r"parameters of 0\.weight must be of shape \(1099511627776"
+    ):
+        resume(stopped, prepare(X, X[:, 0]).splits)
 
 
 def test_small_numbers_that_become_large_columns(

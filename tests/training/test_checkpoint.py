@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny import tiny_data
 
 from fastmlp.engines.metrics import EpochMetrics, EpochRecord
+from fastmlp.training.api import fit, resume
 from fastmlp.training.checkpoint import Checkpoint, state_from_dict, state_to_dict
 from fastmlp.training.config import TrainConfig
 from fastmlp.training.run_directory import RunDirectory
+from fastmlp.training.run_reader import read_run
 from fastmlp.utils.errors import UserError
 
 
@@ -78,7 +81,8 @@ def test_configuration_and_summary(tmp_path: Path) -> None:
     folder.write_config(config)
     assert folder.read_config() == config
     assert not folder.finished
-    summary = {"epochs": 3, "test_accuracy": 0.5, "test_loss": 1.0, "source": "s", "best": {}}
+    best = {"epoch": 2, "val_acc": 0.5, "val_loss": 1.0}
+    summary = {"epochs": 3, "test_accuracy": 0.5, "test_loss": 1.0, "source": "s", "best": best}
     folder.write_summary(summary)
     assert folder.finished
     assert folder.read_summary() == summary
@@ -91,6 +95,16 @@ def test_configuration_and_summary(tmp_path: Path) -> None:
     (tmp_path / ".best.pt.12.tmp").write_text("half")
     with RunDirectory.existing(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.json"}
+
+
+def test_a_learning_rate_may_be_as_small_as_it_gets(tmp_path: Path) -> None:
+    config = TrainConfig(
+        hidden=(3,), epochs=120, lr_decay=1e-2, lr_schedule="constant", engine="reference"
+    )
+    run = fit(config, tiny_data(), out=tmp_path)
+    assert run.history[-1].lr < 1e-200
+    assert read_run(tmp_path).history == run.history
+    assert len(resume(tmp_path, tiny_data(), epochs=121).history) == 121
 
 
 def test_a_new_folder_is_empty(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def test_a_path_that_cannot_be_written_is_known_before_training(tmp_path: Path) 
         fit(CONFIG, DATA, callbacks=[CSVLogger(tmp_path)])
 
 
+def test_a_folder_for_tensorboard_that_cannot_be_made(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"):
+        fit(CONFIG, DATA, callbacks=[TensorBoard(tmp_path / "file")])
+
+
 def test_tensorboard_reads_what_was_measured(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     runs = fit_many([CONFIG, replace(CONFIG, epochs=2)], DATA, callbacks=[TensorBoard(tmp_path)])

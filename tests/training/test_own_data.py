@@ -189,6 +189,16 @@ def test_rows_of_validation_and_test_have_weights():
         prepare(X, KIND, validation=(X,))
 
 
+@pytest.mark.parametrize(
+    ("x", "y"), [(2 * X + 1, KIND), (X, np.where(KIND == "big", "b", "a"))], ids=["units", "names"]
+)
+def test_a_run_does_not_go_on_in_other_units(x, y, tmp_path):
+    """The network's numbers are the same."""
+    fastmlp.fit(X, KIND, **{**QUICK, "epochs": 2}, out=tmp_path)
+    with pytest.raises(UserError, match="other data: its columns, their units or the names of"):
+        fastmlp.fit(x, y, **{**QUICK, "epochs": 4}, out=tmp_path, resume=True)
+
+
 def test_a_run_on_arrays_goes_on_where_it_stopped(tmp_path):
     def fit(name, **options):
         return fastmlp.fit(
@@ -294,7 +304,11 @@ def test_rows_without_weight_do_not_count():
         (X, BOTH, {"class_weight": "balanced"}, "class_weight is for .* this is several targets"),
         (X, NUMBER, {"stratify": True}, "stratify is for the classes of one target"),
         (X[:2], KIND[:2], {"task": "regression"}, "'y' has the text"),
-        (X[:3], [1, 2, 3], {}, "X has 3 rows, too few"),
+        (X[:3], [1, 2, 3], {}, "X has 3 rows of 3 classes, too few .* or task regression"),
+        (X[:2], [1.5, 2], {}, "X has 2 rows, too few .*; pass more rows, or another validation[.]"),
+        (X, KIND, {"class_weight": {KIND[0]: -1.0}}, "class_weight of .* at least 0, got -1.0"),
+        (X, KIND, {"class_weight": {KIND[0]: "x"}}, "class_weight of .* at least 0, got 'x'"),
+        (X, KIND, {"class_weight": dict.fromkeys(set(KIND), 0)}, "class_weight is 0 for every"),
         (X, np.ones(300), {}, "'y' has the single class '1'"),
         (X, KIND, {"validation": 1.5}, "validation must be a share between 0 and 1"),
         (X, KIND, {"hiden": 3}, "fit has no option 'hiden'"),

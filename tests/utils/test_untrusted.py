@@ -28,7 +28,10 @@ def test_a_long_text_is_cut(text):
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("https://host:81/a@b/c.tar.gz", "https://host:81/a@b/c.tar.gz"),
+        ("http://us:12/SECRET@host/x", "host/x"),
+        ("https://host:81/a@b/c.tar.gz", "b/c.tar.gz"),  # host:81/a may be a name and a password
+        ("https://host:81/a%40b/c.tar.gz", "https://host:81/a%40b/c.tar.gz"),
+        ("https://host/a@b/c.tar.gz", "https://host/a@b/c.tar.gz"),
         ("https://me:pw@host/c?token=pw#pw", "https://host/c"),
         ("https://me:p@w@[::1]:80/c", "https://[::1]:80/c"),
         ("https://pw@host", "https://host"),
