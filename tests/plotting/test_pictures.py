@@ -91,7 +91,7 @@ def test_mistakes_are_the_surest_first(tmp_path: Path, figures: list[Figure]) ->
     )
     mistakes_picture(images, labels, probabilities, (3, 2, 2), NAMES, tmp_path / "m.png", count=2)
     titles = [axes.get_title() for axes in figures[0].axes if axes.images]
-    assert titles == ["cat, 90.0%?\nno: dog", "s_hip $, 70.0%?\nno: cat"]
+    assert titles == ["cat, 90.0%?\nno: dog", f"{NAMES[2]}, 70.0%?\nno: cat"]
     np.testing.assert_allclose(figures[0].axes[0].images[0].get_array(), 120 / 255)
 
 
