@@ -235,6 +235,70 @@ inline PipelinedChainPlan plan_pipelined_chain(int64_t batch, int64_t hidden, in
   return plan;
 }
 
+// How the cluster's kernel (csrc/cuda/blocked/cluster_chain.cu) walks through the steps of a block:
+// eight thread blocks have an eighth of the hidden units each, and tell each other their sums of
+// logits. A warp walks with 8 units or 16, and a second warp adds up for it what earlier steps have
+// done to later ones.
+constexpr int kClusterBlocks = 8;
+
+struct ClusterChainPlan {
+  const char* unsupported_reason;  // it cannot, or need not, in words; null where it can
+  int tiles_of_step, tiles;        // tiles of 8 rows, of a batch and of the block
+  int warps, parts;                // of a thread block: warps that walk, 2, 4 or 8; times 8 units
+  int slots_of_lane;               // classes of a lane, of four that share a row of logits
+  // Where its arrays begin in shared memory, and all of it, in numbers; the recurrence begins it.
+  int slots, newest, labels, inbox, partial, weight, columns, dlogits, sums, margins, hits, flags,
+      size;
+};
+
+inline ClusterChainPlan plan_cluster_chain(int64_t batch, int64_t hidden, int64_t classes,
+                                           int64_t steps, int64_t networks, bool doubles,
+                                           bool momentum, const Gpu& gpu) {
+  constexpr int kRows = 8, kLanes = 32;
+  ClusterChainPlan plan{};
+  const auto refused = [&](const char* reason) {
+    plan.unsupported_reason = reason;
+    return plan;
+  };
+  if (doubles) return refused("float64");
+  if (momentum) return refused("momentum");
+  if (gpu.capability < 90) return refused("a GPU without clusters of thread blocks");
+  if (networks * kClusterBlocks > gpu.processors)
+    return refused("more networks than an eighth of the multiprocessors");
+  if (batch < 1 || batch > 16 || steps < 1 || steps > 1024 / batch) return refused("its rows");
+  if (hidden < 64 || hidden > 1024) return refused("fewer than 64 or more than 1024 hidden units");
+  if (classes < 1 || classes > 16) return refused("more than 16 classes");
+  if (batch > kRows && hidden > 256) return refused("batches above 8 of more than 256 units");
+  plan.tiles_of_step = batch <= kRows ? 1 : 2;
+  plan.tiles = static_cast<int>(steps) * plan.tiles_of_step;
+  plan.parts = hidden <= 512 ? 1 : 2;
+  for (plan.warps = 2; kClusterBlocks * kRows * plan.parts * plan.warps < hidden;) plan.warps *= 2;
+  plan.slots_of_lane = classes <= 8 ? 2 : 4;
+  const int rows = plan.tiles * kRows, units = kRows * plan.parts * plan.warps;
+  int end = static_cast<int>(steps + 1) * 6;
+  const auto place = [&](int count) {
+    const int begin = (end + 3) / 4 * 4;  // a multiple of 16 bytes
+    end = begin + count;
+    return begin;
+  };
+  plan.slots = place(plan.tiles * plan.warps * plan.parts * kLanes * 4);
+  plan.newest = place(plan.tiles * 2 * kLanes * 4);
+  plan.labels = place(rows);
+  plan.inbox = place(2 * kClusterBlocks * plan.tiles_of_step * kLanes * plan.slots_of_lane);
+  plan.partial = place(2 * plan.warps * plan.tiles_of_step * kRows * 20);
+  plan.weight = place(units * 20);
+  plan.columns = place(plan.tiles_of_step * units * 12);
+  plan.dlogits = place(plan.warps * plan.tiles_of_step * kRows * 20);
+  plan.sums = place(rows);
+  plan.margins = place(rows);
+  plan.hits = place(rows);
+  // Of 8 bytes: two of the inbox, and two of each warp and step.
+  plan.flags = place(2 * (2 + 2 * plan.warps * static_cast<int>(steps)));
+  plan.size = (end + 3) / 4 * 4;
+  if (plan.size * int64_t{4} > gpu.shared_bytes) return refused("its shared memory");
+  return plan;
+}
+
 // Steps in a block of blocked SGD on a GPU: 16 tiles of 8 rows for the pipelined kernel where it
 // takes them, else 128 rows. Products of fewer rows take about as long.
 inline int64_t plan_blocked_cuda(int64_t batch, int64_t hidden, int64_t classes, bool doubles,

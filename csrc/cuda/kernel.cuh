@@ -48,6 +48,46 @@ cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 grid, unsigne
   return cudaGetLastError();
 }
 
+// The same for blocks in clusters of so many, and how many of these clusters run at the same time.
+template <typename... Parameters>
+cudaError_t configure_clusters(void (*kernel)(Parameters...), cudaLaunchConfig_t* config,
+                               cudaLaunchAttribute* attribute, unsigned blocks, unsigned cluster,
+                               unsigned threads, size_t bytes) {
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim.x = cluster;
+  attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
+  *config = {};
+  config->gridDim = dim3(blocks);
+  config->blockDim = dim3(threads);
+  config->dynamicSmemBytes = bytes;
+  config->attrs = attribute;
+  config->numAttrs = 1;
+  if (bytes <= 48 << 10) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_clusters(void (*kernel)(Parameters...), unsigned blocks, unsigned cluster,
+                            unsigned threads, size_t bytes, cudaStream_t stream,
+                            const Arguments&... arguments) {
+  cudaLaunchConfig_t config;
+  cudaLaunchAttribute attribute;
+  const cudaError_t error =
+      configure_clusters(kernel, &config, &attribute, blocks, cluster, threads, bytes);
+  if (error != cudaSuccess) return error;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+template <typename... Parameters>
+cudaError_t count_clusters(void (*kernel)(Parameters...), int* clusters, unsigned blocks,
+                           unsigned cluster, unsigned threads, size_t bytes) {
+  cudaLaunchConfig_t config;
+  cudaLaunchAttribute attribute;
+  const cudaError_t error =
+      configure_clusters(kernel, &config, &attribute, blocks, cluster, threads, bytes);
+  return error != cudaSuccess ? error : cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+}
+
 // Waits until so many threads of the block, whole warps, have come to barrier `id` (1 to 15).
 __device__ inline void barrier_of(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -91,6 +131,20 @@ __device__ inline unsigned warp_sum(unsigned x) { return __reduce_add_sync(0xfff
 
 // x >= 0 rounded to an integer; nan gives 0.
 __device__ inline unsigned to_unsigned(float x) { return __float2uint_rn(x); }
+
+// exp(x) for x <= 0, up to 2^-22.
+__device__ inline float quick_exp(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  return y;
+}
+
+// 1 / x up to a unit in the last place, for x between 2^-126 and 2^126.
+__device__ inline float quick_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // a / b up to two units in the last place, for b between 2^-126 and 2^126.
 __device__ inline float quick_quotient(float a, float b) { return __fdividef(a, b); }

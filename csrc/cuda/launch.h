@@ -97,8 +97,10 @@ struct ChainBlock {
   int64_t* correct;          // (all, steps)
   int64_t groups, networks;  // the latter of each group
   int steps, batch, hidden, classes;
+  // The first of these that has no unsupported_reason runs.
+  ClusterChainPlan cluster;
+  PipelinedChainPlan pipelined;
   ChainPlan plan;
-  PipelinedChainPlan pipelined;  // where it has no unsupported_reason, its kernel runs
 
   int rows() const { return steps * batch; }
 };
@@ -108,5 +110,9 @@ struct ChainBlock {
                                                cudaStream_t stream);
 // kFloat, where block.pipelined has no unsupported_reason.
 [[nodiscard]] cudaError_t launch_pipelined_chain(const ChainBlock& block, cudaStream_t stream);
+// kFloat, where block.cluster has no unsupported_reason, and how many of its clusters, one for each
+// network, the present device runs at the same time.
+[[nodiscard]] cudaError_t launch_cluster_chain(const ChainBlock& block, cudaStream_t stream);
+[[nodiscard]] cudaError_t count_cluster_chains(const ChainBlock& block, int* clusters);
 
 }  // namespace fastmlp

@@ -84,4 +84,43 @@ __device__ void split_floats(const float (&values)[kCount], uint32_t (&big)[kCou
   }
 }
 
+// Fragments (16, 8) and (8, 8) of float32 as TF32 parts.
+struct LeftParts {
+  uint32_t big[4], small[4];
+};
+struct RightParts {
+  uint32_t big[2], small[2];
+};
+__device__ inline LeftParts left_parts(float a0, float a1, float a2, float a3) {
+  const float values[4] = {a0, a1, a2, a3};
+  LeftParts parts;
+  split_floats(values, parts.big, parts.small);
+  return parts;
+}
+__device__ inline RightParts right_parts(float b0, float b1) {
+  const float values[2] = {b0, b1};
+  RightParts parts;
+  split_floats(values, parts.big, parts.small);
+  return parts;
+}
+
+// The sum of kCount products a (16, 8) b (8, 8), as accurate as in float32.
+struct Sums {
+  float v[4];  // as for c of mma.m16n8k8
+};
+template <int kCount>
+__device__ Sums sum_products(const LeftParts (&a)[kCount], const RightParts (&b)[kCount]) {
+  float sums[3][4] = {};  // that need not wait for each other
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    mma_tf32(sums[0], a[k].small, b[k].big);
+    mma_tf32(sums[1], a[k].big, b[k].small);
+    mma_tf32(sums[2], a[k].big, b[k].big);
+  }
+  Sums all;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) all.v[e] = (sums[0][e] + sums[1][e]) + sums[2][e];
+  return all;
+}
+
 }  // namespace fastmlp

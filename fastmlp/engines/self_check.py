@@ -39,7 +39,8 @@ IMAGES, CLASSES = 50, 10
 TRAINING: tuple[tuple[tuple[int, ...], torch.dtype, dict[str, Any]], ...] = (
     ((24,), torch.float32, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     ((24,), torch.float64, {"momentum": 0.9}),
-    ((260,), torch.float32, {}),
+    ((130,), torch.float32, {}),
+    ((260,), torch.float32, {"momentum": 0.9}),
     ((24, 12), torch.float32, {"optimizer": "adam"}),
     ((24,), torch.float32, {"label_smoothing": 0.1}),
 )

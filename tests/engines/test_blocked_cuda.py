@@ -14,7 +14,7 @@ import torch
 from support import emulation
 from support.blocked import OPTIMIZERS
 from support.blocked_cuda_suite import CPU, NETWORKS, EngineTests, many
-from support.chain_suite import CHAINS, Block, ChainTests, draw
+from support.chain_suite import CHAINS, Block, Chain, ChainTests, draw
 from support.marks import needs_native
 from support.tiny import stop_after, tiny_data
 from torch import Tensor
@@ -101,6 +101,31 @@ class TestChainWithoutTf32(ChainTests):
     def machine(self):
         emulation.configure(ORDERS["shuffled"], processors=40, capability=75)
         return SimpleNamespace(walk=walk_or_be_refused, reruns=2)
+
+
+class TestChainOnOneMultiprocessor(ChainTests):
+    """On a GPU for whose multiprocessors a cluster is too large."""
+
+    @pytest.fixture
+    def machine(self):
+        emulation.configure(ORDERS["shuffled"], processors=7)
+        return SimpleNamespace(walk=walk, reruns=2)
+
+
+def test_few_networks_have_clusters_where_there_are_any():
+    def blocks_of_a_cluster(case: Chain, options: str = "plain", **gpu: int) -> int:
+        emulation.configure(ORDERS["shuffled"], **gpu)
+        walk(draw(case, **OPTIMIZERS[options]).to(torch.float32))
+        return emulation.operators().last_cluster()
+
+    few, more = Chain(8, 2, 70, 10, 2, 1), Chain(8, 2, 70, 10, 1, 3)
+    assert blocks_of_a_cluster(few) == 8
+    assert blocks_of_a_cluster(few, "decay") == 8
+    assert blocks_of_a_cluster(few, "momentum") == 1
+    assert blocks_of_a_cluster(few, processors=16) == 8
+    assert blocks_of_a_cluster(more, processors=23) == 1
+    assert blocks_of_a_cluster(few, capability=89) == 1
+    assert blocks_of_a_cluster(few, processors=16, clusters=1) == 1  # of the 2 that it takes
 
 
 class TestEngine(EngineTests):

@@ -58,6 +58,27 @@ void bind_plans(py::module_& m) {
   m.def("plan_blocked_cpu", plan_blocked_cpu);
   py::class_<Gpu>(m, "Gpu").def(py::init<int, int, int>());
   m.def("plan_blocked_cuda", plan_blocked_cuda);
+  py::class_<ClusterChainPlan>(m, "ClusterChainPlan")
+      .def_readonly("unsupported_reason", &ClusterChainPlan::unsupported_reason)
+      .def_readonly("tiles_of_step", &ClusterChainPlan::tiles_of_step)
+      .def_readonly("tiles", &ClusterChainPlan::tiles)
+      .def_readonly("warps", &ClusterChainPlan::warps)
+      .def_readonly("parts", &ClusterChainPlan::parts)
+      .def_readonly("slots_of_lane", &ClusterChainPlan::slots_of_lane)
+      .def_readonly("slots", &ClusterChainPlan::slots)
+      .def_readonly("newest", &ClusterChainPlan::newest)
+      .def_readonly("labels", &ClusterChainPlan::labels)
+      .def_readonly("inbox", &ClusterChainPlan::inbox)
+      .def_readonly("partial", &ClusterChainPlan::partial)
+      .def_readonly("weight", &ClusterChainPlan::weight)
+      .def_readonly("columns", &ClusterChainPlan::columns)
+      .def_readonly("dlogits", &ClusterChainPlan::dlogits)
+      .def_readonly("sums", &ClusterChainPlan::sums)
+      .def_readonly("margins", &ClusterChainPlan::margins)
+      .def_readonly("hits", &ClusterChainPlan::hits)
+      .def_readonly("flags", &ClusterChainPlan::flags)
+      .def_readonly("size", &ClusterChainPlan::size);
+  m.def("plan_cluster_chain", plan_cluster_chain);
   py::class_<PipelinedChainPlan>(m, "PipelinedChainPlan")
       .def_readonly("unsupported_reason", &PipelinedChainPlan::unsupported_reason)
       .def_readonly("tiles_of_step", &PipelinedChainPlan::tiles_of_step)

@@ -26,7 +26,9 @@ pytestmark = [
 SHUFFLED = 6
 RACE = r"a race: thread .* and thread \d+ touch .* with nothing between them that orders it"
 GPUS = pytest.mark.parametrize(
-    ("capability", "processors"), [(90, 132), (86, 20), (75, 40)], ids=["H100", "Ampere", "T4"]
+    ("capability", "processors"),
+    [(90, 132), (90, 7), (86, 20), (75, 40)],
+    ids=["H100", "a seventh of an H100", "Ampere", "T4"],
 )
 
 
@@ -47,6 +49,9 @@ def operators(threads: Any) -> Iterator[Any]:
         *((name, RACE) for name in ("too early", "a numbered barrier")),
         *((f"a flag {how}", RACE) for how in ("raised too early", "seen by one lane")),
         ("in two places", r"threads \d+ and \d+ wait for each other at different places"),
+        ("an inbox not opened", "a race|something was sent to an inbox that is not open"),
+        ("an inbox not waited for", f"{RACE}|a phase of an inbox has two expectations"),
+        ("a place sent to too early", RACE),
         ("behind an array", "something was written behind an array in shared memory"),
     ],
 )

@@ -54,6 +54,10 @@ CHAINS = (
     Chain(64, 2, 200, 10),
     Chain(128, 1, 256, 2),
     Chain(1, 16, 33, 3, 2, 1, (16, 7)),
+    Chain(16, 4, 130, 10, rows=(60,)),  # on clusters: two tiles a step
+    Chain(13, 3, 64, 8, 1, 2, (27,)),
+    Chain(8, 3, 300, 10),
+    Chain(7, 3, 700, 16, rows=(20,)),
 )
 
 CHAINS_AND_OPTIMIZERS = [

@@ -137,12 +137,17 @@ def operators(races: bool = False) -> Any:
 
 
 def configure(
-    order: int = 0, processors: int = 132, last_blocks: int = 0, capability: int = 90
+    order: int = 0,
+    processors: int = 132,
+    last_blocks: int = 0,
+    capability: int = 90,
+    clusters: int = 0,
 ) -> None:
     """In which order threads and blocks run (0 ascending, 1 descending, else shuffled by that
-    seed), how many multiprocessors of which compute capability (90 for 9.0) there are, and how
-    many of a grid's last blocks run (0: all)."""
-    operators().configure(order, processors, capability, last_blocks)
+    seed), how many multiprocessors of which compute capability (90 for 9.0) there are, how
+    many of a grid's last blocks run (0: all), and how many clusters of thread blocks at once (0: as
+    many as there are multiprocessors for)."""
+    operators().configure(order, processors, capability, last_blocks, clusters)
 
 
 def call(name: str, *args: Any) -> Any:

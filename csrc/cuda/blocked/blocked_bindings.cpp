@@ -148,6 +148,14 @@ void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const T
   Gpu gpu{};
   check_launch("blocked_chain_", describe_device(&gpu));
   ChainBlock block = arguments.block(n, batch);
+  block.cluster = plan_cluster_chain(batch, n.hidden, n.classes, n.steps, n.all, doubles,
+                                     !momentum.empty(), gpu);
+  int clusters = 0;
+  check_launch("blocked_chain_", count_cluster_chains(block, &clusters));
+  if (clusters > 0 && clusters >= n.all) {
+    check_launch("blocked_chain_", launch_cluster_chain(block, launch.stream));
+    return;
+  }
   block.pipelined = plan_pipelined_chain(batch, n.hidden, n.classes, n.steps, doubles, gpu);
   if (!block.pipelined.unsupported_reason) {
     check_launch("blocked_chain_", launch_pipelined_chain(block, launch.stream));

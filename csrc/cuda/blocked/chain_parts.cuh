@@ -184,5 +184,34 @@ struct ChainNetwork {
   }
 };
 
+// Rows of a tile of the kernels that walk by tensor cores.
+constexpr int kTileRows = 8;
+
+// By all threads, after the walk: losses and hits, 0 for steps that are not there.
+template <typename Chain>
+__device__ void finish_chain(const Chain& chain) {
+  const ChainNetwork<float>& net = chain.net;
+  const int lane = threadIdx.x % kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int step = threadIdx.x / kWarp; step < chain.block.steps; step += warps) {
+    const int rows = chain.rows_of(step), first = chain.first_tile(step) * kTileRows;
+    double loss = 0, hit = 0;
+#pragma unroll 1
+    for (int i = lane; i < rows; i += kWarp) {
+      loss += log_of(chain.sums[first + i]) - chain.margins[first + i];
+      hit += chain.hits[first + i];
+    }
+    loss = combine_warp(loss), hit = combine_warp(hit);
+    if (lane > 0) continue;
+    net.losses[step] = rows > 0 ? static_cast<float>(loss / rows) : 0.0f;
+    net.correct[step] = static_cast<int64_t>(hit);
+  }
+  if (threadIdx.x > 0) return;
+  const float* end = chain.table + chain.steps * kResponses;
+  net.ends[0] = end[kWFromW];
+  net.ends[1] = end[kWFromV];
+  net.ends[2] = end[kVFromW];
+  net.ends[3] = end[kVFromV];
+}
+
 }  // namespace
 }  // namespace fastmlp

@@ -24,7 +24,7 @@ __device__ void walk_block(const ChainBlock& block) {
     HistoryWarp<Chain>(chain, warp - kWarps).run();
   }
   __syncthreads();  // what losses are made of is written, which all read
-  finish(chain);
+  finish_chain(chain);
 }
 
 // Computes  blocked_chain_kernel's results.

@@ -9,7 +9,6 @@
 namespace fastmlp {
 namespace {
 
-constexpr int kTileRows = 8;
 constexpr int kSums =
     20;  // numbers between rows of partial logits, which the banks then tell apart
 constexpr int kLogits = 16;  // of a row of their gradients, zeros behind the classes
@@ -634,36 +633,6 @@ class WalkingWarp {
     bias2 = sgd.moved(bias2, sum, kMomentum ? &bias2_v : nullptr);
   }
 };
-
-// By all threads, after the walk: losses and hits, 0 for steps that are not there.
-template <typename Chain>
-__device__ void finish(const Chain& chain) {
-  const ChainNetwork<float>& net = chain.net;
-  for (int row = threadIdx.x; row < chain.tiles * kTileRows; row += blockDim.x) {
-    chain.sums[row] = log_of(chain.sums[row]) - chain.margins[row];
-  }
-  __syncthreads();  // all have written losses, which some read
-  const int lane = threadIdx.x % kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
-  for (int step = threadIdx.x / kWarp; step < chain.block.steps; step += warps) {
-    const int rows = chain.rows_of(step), first = chain.first_tile(step) * kTileRows;
-    double loss = 0, hit = 0;
-#pragma unroll 1
-    for (int i = lane; i < rows; i += kWarp) {
-      loss += chain.sums[first + i];
-      hit += chain.hits[first + i];
-    }
-    loss = combine_warp(loss), hit = combine_warp(hit);
-    if (lane > 0) continue;
-    net.losses[step] = rows > 0 ? static_cast<float>(loss / rows) : 0.0f;
-    net.correct[step] = static_cast<int64_t>(hit);
-  }
-  if (threadIdx.x > 0) return;
-  const float* end = chain.table + chain.steps * kResponses;
-  net.ends[0] = end[kWFromW];
-  net.ends[1] = end[kWFromV];
-  net.ends[2] = end[kVFromW];
-  net.ends[3] = end[kVFromV];
-}
 
 }  // namespace
 }  // namespace fastmlp

@@ -13,6 +13,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/scalar_math.h"
@@ -24,14 +25,23 @@ dim3 thread, block, block_size, grid_size;
 
 namespace {
 
-constexpr unsigned kWarp = 32, kMostThreads = 1024;
+constexpr unsigned kWarp = 32, kMostThreads = 1024, kMostOfCluster = 8 * 512;
 constexpr size_t kStackBytes = 256 << 10, kSharedBytes = 48 << 10;
 // What a launch may ask for at most on any GPU, and what nobody may touch behind it, nor behind
 // an array in shared memory.
 constexpr size_t kMostLaunchBytes = 227 << 10, kBandBytes = 4096, kGapBytes = 256;
 constexpr unsigned char kBand = 0xa5;
 
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtNumberedBarrier, kAtFlag, kDone };
+enum class State {
+  kReady,
+  kAtBlockBarrier,
+  kAtWarpBarrier,
+  kAtNumberedBarrier,
+  kAtClusterBarrier,
+  kAtFlag,
+  kAtInbox,
+  kDone
+};
 
 // A fiber lives on from block to block. It starts by its context; from then on _setjmp, which calls
 // no kernel of an operating system, switches.
@@ -45,8 +55,25 @@ struct Fiber {
   bool orders_memory;  // at a barrier of the warp, not an exchange
   uint64_t site;       // where it waits
   int barrier;
-  unsigned threads;  // that this barrier waits for
-  const uint64_t* flag;
+  unsigned threads;      // that this barrier waits for
+  const uint64_t* flag;  // or an inbox
+  int parity;            // of the phase that it waits for
+};
+
+// What stands in the 8 bytes of an inbox.
+struct InboxState {
+  static constexpr uint16_t kOpen = 0x1b0c;
+  int32_t missing;  // bytes
+  uint16_t open;
+  uint8_t expected, phase;  // whether expect_bytes came in this phase; its parity
+};
+static_assert(sizeof(InboxState) == sizeof(uint64_t));
+
+struct Message {
+  std::vector<unsigned char> contents;
+  unsigned char* place;
+  uint64_t* inbox;
+  unsigned rank;
 };
 
 Settings settings_;
@@ -56,14 +83,24 @@ Fiber* present_ = nullptr;
 jmp_buf scheduler_;
 const std::function<void()>* kernel_ = nullptr;
 constexpr size_t kMostArrays = 8;
-alignas(64) unsigned char shared_[kSharedBytes + kMostArrays * (kGapBytes + 64)];
-size_t shared_used_, shared_end_;  // bytes of arrays; with the gaps behind them
-std::vector<unsigned char*> gaps_;
-alignas(64) unsigned char launch_bytes_[kMostLaunchBytes + kBandBytes];
+
+// A block's.
+struct SharedMemory {
+  alignas(64) unsigned char arrays[kSharedBytes + kMostArrays * (kGapBytes + 64)];
+  alignas(64) unsigned char launch_bytes[kMostLaunchBytes + kBandBytes];
+  size_t used, end;  // bytes of arrays; with the gaps behind them
+  std::vector<unsigned char*> gaps;
+  std::map<const void*, void*> keys;
+  bool votes[3];   // of block_barrier_or, in turn
+  unsigned alive;  // threads
+};
+std::vector<std::unique_ptr<SharedMemory>> memories_;  // of the cluster's blocks
+unsigned rank_, cluster_ = 1;
+std::vector<Message> messages_;  // on the way
 size_t launch_size_;
-std::map<const void*, void*> shared_keys_;
-bool votes_[3];  // of block_barrier_or, in turn
-alignas(16) char slots_[2][kMostThreads][kLargestExchange];
+alignas(16) char slots_[2][kMostOfCluster][kLargestExchange];
+
+SharedMemory& memory() { return *memories_[rank_]; }
 
 [[gnu::noinline]] void wait(State state) {
   present_->state = state;
@@ -83,6 +120,7 @@ alignas(16) char slots_[2][kMostThreads][kLargestExchange];
 void enter() {
   while (true) {
     (*kernel_)();
+    --memory().alive;
     wait(State::kDone);
   }
 }
@@ -90,7 +128,7 @@ void enter() {
 void make_fibers(unsigned threads) {
   while (fibers_.size() < threads) {
     auto fiber = std::make_unique<Fiber>();
-    fiber->stack = std::make_unique<char[]>(kStackBytes);
+    fiber->stack.reset(new char[kStackBytes]);
     fiber->started = false;
     getcontext(&fiber->context);
     fiber->context.uc_stack.ss_sp = fiber->stack.get();
@@ -101,10 +139,10 @@ void make_fibers(unsigned threads) {
   }
 }
 
-// A bit for each warp of threads [begin, end).
-uint32_t warps_between(size_t begin, size_t end) {
-  uint32_t warps = 0;
-  for (size_t i = begin; i < end; i += kWarp) warps |= uint32_t{1} << i / kWarp;
+// The warps of threads [begin, end).
+races::Warps warps_between(size_t begin, size_t end) {
+  races::Warps warps;
+  for (size_t i = begin; i < end; i += kWarp) warps.set(i / kWarp);
   return warps;
 }
 
@@ -114,46 +152,85 @@ bool release(size_t begin, size_t end, State barrier) {
   for (size_t i = begin; i < end; ++i) {
     const Fiber& fiber = *fibers_[i];
     if (fiber.state != barrier) return false;
-    if (fiber.site != fibers_[begin]->site) {
-      failure_ = "threads " + std::to_string(begin) + " and " + std::to_string(i) +
+    // Warps may come to the cluster's barrier at different places.
+    const size_t first = barrier == State::kAtClusterBarrier ? i / kWarp * kWarp : begin;
+    if (fiber.site != fibers_[first]->site) {
+      failure_ = "threads " + std::to_string(first) + " and " + std::to_string(i) +
                  " wait for each other at different places of the source";
     }
     orders_memory &= fiber.orders_memory;
   }
   for (size_t i = begin; i < end; ++i) fibers_[i]->state = State::kReady;
-  if (barrier == State::kAtBlockBarrier) races::warps_met(warps_between(begin, end));
+  if (barrier == State::kAtBlockBarrier || barrier == State::kAtClusterBarrier) {
+    races::warps_met(warps_between(begin, end));
+  }
   if (barrier == State::kAtWarpBarrier && orders_memory) races::warp_met(begin / kWarp);
   return true;
 }
 
-// Lets threads go on that wait at a barrier to which all have come, or for a flag that is raised;
-// returns whether there were any.
+InboxState& state_of(uint64_t* inbox) { return *reinterpret_cast<InboxState*>(inbox); }
+
+// Ends the phase of an inbox that has all its bytes.
+void end_phase(InboxState& inbox) {
+  if (!inbox.expected || inbox.missing != 0) return;
+  inbox.expected = 0;
+  inbox.phase ^= 1;
+}
+
+bool is_over(const uint64_t* inbox, int parity) {
+  return reinterpret_cast<const InboxState*>(inbox)->phase != parity;
+}
+
+void deliver(const Message& message) {
+  if (memories_[message.rank]->alive == 0) failure_ = "something was sent to a block that is over";
+  memcpy(message.place, message.contents.data(), message.contents.size());
+  InboxState& inbox = state_of(message.inbox);
+  if (inbox.open != InboxState::kOpen) failure_ = "something was sent to an inbox that is not open";
+  inbox.missing -= static_cast<int>(message.contents.size());
+  end_phase(inbox);
+}
+
+// Lets threads go on that wait at a barrier to which all have come, for a flag that is raised or
+// for bytes that are there; returns whether there were any.
 bool release_waiting(size_t threads) {
   bool any = false;
   const auto go_on = [&](Fiber& fiber) {
     fiber.state = State::kReady;
     any = true;
   };
-  std::map<int, unsigned> come;
-  std::map<int, uint32_t> warps;
+  using Barrier = std::pair<size_t, int>;  // of a block
+  const auto barrier_of = [&](size_t i) { return Barrier(i / block_size.x, fibers_[i]->barrier); };
+  std::map<Barrier, unsigned> come;
+  std::map<Barrier, races::Warps> warps;
   for (size_t i = 0; i < threads; ++i) {
     if (fibers_[i]->state != State::kAtNumberedBarrier) continue;
-    ++come[fibers_[i]->barrier];
-    warps[fibers_[i]->barrier] |= warps_between(i, i + 1);
+    ++come[barrier_of(i)];
+    warps[barrier_of(i)] |= warps_between(i, i + 1);
   }
-  std::map<int, bool> met;
+  std::map<Barrier, bool> met;
   for (size_t i = 0; i < threads; ++i) {
     Fiber& fiber = *fibers_[i];
     const bool all_there =
-        fiber.state == State::kAtNumberedBarrier && come[fiber.barrier] == fiber.threads;
-    if (all_there && !met[fiber.barrier]) {
-      met[fiber.barrier] = true;
-      races::warps_met(warps[fiber.barrier]);
+        fiber.state == State::kAtNumberedBarrier && come[barrier_of(i)] == fiber.threads;
+    if (all_there && !met[barrier_of(i)]) {
+      met[barrier_of(i)] = true;
+      races::warps_met(warps[barrier_of(i)]);
     }
     const bool raised = fiber.state == State::kAtFlag && *fiber.flag != 0;
-    if (all_there || raised) go_on(fiber);
+    const bool has_bytes = fiber.state == State::kAtInbox && is_over(fiber.flag, fiber.parity);
+    if (all_there || raised || has_bytes) go_on(fiber);
+  }
+  for (size_t begin = 0; begin < threads; begin += block_size.x) {
+    any |= release(begin, begin + block_size.x, State::kAtBlockBarrier);
   }
   return any;
+}
+
+// Lets all messages arrive; returns whether there were any.
+bool deliver_messages() {
+  if (messages_.empty()) return false;
+  for (const Message& message : std::exchange(messages_, {})) deliver(message);
+  return true;
 }
 
 // What a launch may ask for here.
@@ -178,31 +255,41 @@ bool is_band(const unsigned char* band, size_t bytes) {
   return std::all_of(band, band + bytes, [](unsigned char c) { return c == kBand; });
 }
 
-// At the end of a block: whether its threads kept to their arrays, and to their turns.
-bool block_was_right() {
-  if (!is_band(launch_bytes_ + launch_size_, kBandBytes)) {
-    failure_ = "something was written behind the shared memory that the launch asked for";
-  }
-  for (const unsigned char* gap : gaps_) {
-    if (!is_band(gap, kGapBytes))
-      failure_ = "something was written behind an array in shared memory";
+// At the end of a cluster's blocks: whether their threads kept to their arrays, and to their turns.
+bool blocks_were_right() {
+  for (unsigned rank = 0; rank < cluster_; ++rank) {
+    if (!is_band(memories_[rank]->launch_bytes + launch_size_, kBandBytes)) {
+      failure_ = "something was written behind the shared memory that the launch asked for";
+    }
+    for (const unsigned char* gap : memories_[rank]->gaps) {
+      if (!is_band(gap, kGapBytes))
+        failure_ = "something was written behind an array in shared memory";
+    }
   }
   if (!races::found().empty()) failure_ = races::found();
   return failure_.empty();
 }
 
+void begin_block(SharedMemory& memory) {
+  memset(memory.arrays, 0xff, sizeof memory.arrays);
+  memset(memory.launch_bytes, 0xff, launch_size_);
+  memset(memory.launch_bytes + launch_size_, kBand, kBandBytes);
+  memory.used = memory.end = 0;
+  memory.gaps.clear();
+  memory.keys.clear();
+  std::fill_n(memory.votes, 3, false);
+  memory.alive = block_size.x;
+}
+
 // Each warp in turn goes as far as it can: to a barrier of the block, and past it to the next as
 // soon as all have come, so that whoever lacks a barrier reads too early or overwrites too early.
-bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& lanes) {
-  const unsigned threads = block_size.x;
-  memset(shared_, 0xff, sizeof shared_);
-  memset(launch_bytes_, 0xff, launch_size_);
-  memset(launch_bytes_ + launch_size_, kBand, kBandBytes);
-  shared_used_ = shared_end_ = 0;
-  gaps_.clear();
-  shared_keys_.clear();
+// The blocks are those of a cluster, the first of which is `first`.
+bool run_blocks(dim3 first, const std::vector<unsigned>& warps,
+                const std::vector<unsigned>& lanes) {
+  const unsigned threads = cluster_ * block_size.x;
+  for (unsigned rank = 0; rank < cluster_; ++rank) begin_block(*memories_[rank]);
+  messages_.clear();
   races::begin_block();
-  std::fill_n(votes_, 3, false);
   for (unsigned i = 0; i < threads; ++i) {
     fibers_[i]->state = State::kReady;
     fibers_[i]->exchanges = fibers_[i]->votes = 0;
@@ -212,17 +299,21 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
     for (const unsigned warp : warps) {
       do {
         for (const unsigned lane : lanes) {
-          thread = dim3(warp * kWarp + lane, 0, 0);
-          if (fibers_[thread.x]->state == State::kReady) resume(*fibers_[thread.x]);
+          const unsigned i = warp * kWarp + lane;
+          rank_ = i / block_size.x;
+          thread = dim3(i % block_size.x, 0, 0);
+          block = dim3(first.x + rank_, first.y, 0);
+          if (fibers_[i]->state == State::kReady) resume(*fibers_[i]);
         }
       } while (release(warp * kWarp, (warp + 1) * kWarp, State::kAtWarpBarrier));
     }
     if (!failure_.empty()) return false;
     if (release_waiting(threads)) continue;
-    if (release(0, threads, State::kAtBlockBarrier)) continue;
+    if (release(0, threads, State::kAtClusterBarrier)) continue;
+    if (deliver_messages()) continue;
     if (std::all_of(fibers_.begin(), fibers_.begin() + threads,
                     [](const auto& fiber) { return fiber->state == State::kDone; })) {
-      return block_was_right();
+      return blocks_were_right();
     }
     failure_ = "some threads wait at a barrier that the others never reach";
     return false;
@@ -233,32 +324,85 @@ bool run_block(const std::vector<unsigned>& warps, const std::vector<unsigned>& 
 
 void configure(const Settings& settings) { settings_ = settings; }
 
-cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel) {
+cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel,
+                unsigned cluster) {
   failure_.clear();
   races::begin_launch();
   if (bytes > most_launch_bytes() || threads == 0 || threads > kMostThreads ||
       threads % kWarp != 0 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
-      grid.y > 65535 || grid.z != 1) {
+      grid.y > 65535 || grid.z != 1 || cluster == 0 || grid.x % cluster != 0 ||
+      (cluster > 1 && (cluster * threads > kMostOfCluster || clusters_at_once(cluster, 0) == 0))) {
     return cudaErrorInvalidValue;
   }
-  make_fibers(threads);
+  cluster_ = cluster;
+  make_fibers(cluster * threads);
+  while (memories_.size() < cluster) memories_.push_back(std::make_unique<SharedMemory>());
   launch_size_ = bytes;
   kernel_ = &kernel;
   grid_size = grid;
   block_size = dim3(threads, 1, 1);
-  const std::vector<unsigned> warps = order_of(threads / kWarp), lanes = order_of(kWarp);
+  const std::vector<unsigned> warps = order_of(cluster * threads / kWarp), lanes = order_of(kWarp);
   const bool backwards = settings_.order % 2 == 1;
-  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y;
+  const uint64_t all = static_cast<uint64_t>(grid.x) * grid.y / cluster;
   const uint64_t first =
-      settings_.last_blocks && settings_.last_blocks < blocks ? blocks - settings_.last_blocks : 0;
-  for (uint64_t i = first; i < blocks; ++i) {
-    const uint64_t at = backwards ? blocks - 1 - (i - first) : i;
-    block = dim3(at % grid.x, at / grid.x, 0);
-    if (run_block(warps, lanes)) continue;
+      settings_.last_blocks && settings_.last_blocks < all ? all - settings_.last_blocks : 0;
+  for (uint64_t i = first; i < all; ++i) {
+    const uint64_t at = (backwards ? all - 1 - (i - first) : i) * cluster;
+    if (run_blocks(dim3(at % grid.x, at / grid.x, 0), warps, lanes)) continue;
     fibers_.clear();  // they stand in the middle of a kernel
     return cudaErrorLaunchFailure;
   }
   return cudaSuccess;
+}
+
+unsigned last_cluster() { return cluster_; }
+
+unsigned rank() { return rank_; }
+
+unsigned thread_of_cluster() { return rank_ * block_size.x + thread.x; }
+
+int clusters_at_once(unsigned cluster, size_t bytes) {
+  const bool fit = settings_.capability >= 90 && bytes <= most_launch_bytes();
+  const int most = settings_.processors / static_cast<int>(cluster);
+  return !fit ? 0 : settings_.clusters > 0 ? std::min(settings_.clusters, most) : most;
+}
+
+void cluster_barrier() { wait(State::kAtClusterBarrier); }
+
+void open_inbox(uint64_t* inbox) {
+  state_of(inbox) = {0, InboxState::kOpen, 0, 0};
+  races::opened(inbox);
+}
+
+void expect_bytes(uint64_t* inbox, unsigned bytes) {
+  InboxState& state = state_of(inbox);
+  if (state.expected) failure_ = "a phase of an inbox has two expectations";
+  state.expected = 1;
+  state.missing += static_cast<int>(bytes);
+  races::added(inbox);
+  end_phase(state);
+}
+
+void wait_for_bytes(uint64_t* inbox, int parity) {
+  if (!is_over(inbox, parity)) {
+    present_->flag = inbox;
+    present_->parity = parity;
+    wait(State::kAtInbox);
+  }
+  races::seen(inbox);
+}
+
+void send_bytes(const void* from, size_t bytes, void* place, uint64_t* inbox, unsigned rank) {
+  const auto in_block = [rank](void* at) {
+    return memories_[rank]->launch_bytes +
+           (static_cast<unsigned char*>(at) - memory().launch_bytes);
+  };
+  const auto* begin = static_cast<const unsigned char*>(from);
+  Message message{
+      {begin, begin + bytes}, in_block(place), reinterpret_cast<uint64_t*>(in_block(inbox)), rank};
+  races::sent(message.place, bytes, message.inbox, rank);
+  if (settings_.order == 0) return deliver(message);
+  messages_.push_back(std::move(message));
 }
 
 void block_barrier() { wait(State::kAtBlockBarrier); }
@@ -266,10 +410,11 @@ void block_barrier() { wait(State::kAtBlockBarrier); }
 // Nobody votes the time after next before all have read what came out this time.
 bool block_barrier_or(bool mine) {
   const unsigned turn = present_->votes++;
-  votes_[turn % 3] |= mine;
+  bool* votes = memory().votes;
+  votes[turn % 3] |= mine;
   block_barrier();
-  votes_[(turn + 2) % 3] = false;
-  return votes_[turn % 3];
+  votes[(turn + 2) % 3] = false;
+  return votes[turn % 3];
 }
 
 void warp_barrier() {
@@ -297,38 +442,41 @@ void raise_flag(uint64_t* flag) {
 }
 
 void* shared_memory(const void* key, size_t size, size_t alignment) {
-  void*& place = shared_keys_[key];
+  SharedMemory& mine = memory();
+  void*& place = mine.keys[key];
   if (!place) {
-    shared_used_ = (shared_used_ + alignment - 1) / alignment * alignment + size;
-    if (shared_used_ > kSharedBytes || gaps_.size() == kMostArrays) {
+    mine.used = (mine.used + alignment - 1) / alignment * alignment + size;
+    if (mine.used > kSharedBytes || mine.gaps.size() == kMostArrays) {
       failure_ =
           "more than 48 KB of shared memory, or more arrays than have gaps between them here";
-      return place = shared_;
+      return place = mine.arrays;
     }
-    unsigned char* begin = shared_ + (shared_end_ + alignment - 1) / alignment * alignment;
+    unsigned char* begin = mine.arrays + (mine.end + alignment - 1) / alignment * alignment;
     memset(begin + size, kBand, kGapBytes);
-    gaps_.push_back(begin + size);
-    shared_end_ = begin + size + kGapBytes - shared_;
+    mine.gaps.push_back(begin + size);
+    mine.end = begin + size + kGapBytes - mine.arrays;
     place = begin;
   }
   return place;
 }
 
 bool is_shared(const void* address) {
-  const auto* at = static_cast<const unsigned char*>(address);
-  return (at >= shared_ && at < shared_ + sizeof shared_) ||
-         (at >= launch_bytes_ && at < launch_bytes_ + sizeof launch_bytes_);
+  return std::any_of(memories_.begin(), memories_.end(), [address](const auto& memory) {
+    const auto* at = static_cast<const unsigned char*>(address);
+    const auto* begin = reinterpret_cast<const unsigned char*>(memory.get());
+    return at >= begin && at < begin + sizeof(SharedMemory);
+  });
 }
 
-unsigned char* launch_bytes() { return launch_bytes_; }
+unsigned char* launch_bytes() { return memory().launch_bytes; }
 
 // Two sets of slots in turn: whoever writes a set again has seen all lanes leave its last use.
 const void* exchange(const void* mine, size_t size, int lane) {
   auto& slots = slots_[present_->exchanges++ % 2];
-  memcpy(slots[thread.x], mine, size);
+  memcpy(slots[thread_of_cluster()], mine, size);
   present_->orders_memory = false;
   wait(State::kAtWarpBarrier);
-  return slots[thread.x / kWarp * kWarp + lane];
+  return slots[thread_of_cluster() / kWarp * kWarp + lane];
 }
 
 void trap(const char* why) { failure_ = why; }

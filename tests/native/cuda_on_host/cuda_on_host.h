@@ -11,8 +11,12 @@ struct Settings {
   int processors = 132;      // multiprocessors
   int capability = 90;       // compute capability 9.0
   uint64_t last_blocks = 0;  // run no more than the grid's last so many blocks; 0: all
+  int clusters = 0;          // that run at the same time; 0: as many as the processors are for
 };
 
 void configure(const Settings& settings);
+
+// Blocks of a cluster in the last launch.
+unsigned last_cluster();
 
 }  // namespace cuda_on_host

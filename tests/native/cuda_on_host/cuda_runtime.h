@@ -1,6 +1,7 @@
 // CUDA's runtime on the host, as far as csrc/cuda asks for it, so that g++ compiles the very source
-// of the kernels. Each thread of a block is a fiber, blocks run one after the other; barriers and
-// exchanges wait for the threads that they wait for on a GPU, and say so where some never come.
+// of the kernels. Each thread of a block is a fiber, blocks run one after the other but for those
+// of a cluster; barriers and exchanges wait for the threads that they wait for on a GPU, and say so
+// where some never come.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -44,8 +45,17 @@ namespace cuda_on_host {
 
 extern dim3 thread, block, block_size, grid_size;
 
-// Runs kernel for every thread of every block, with so many bytes of launch_bytes().
-cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel);
+// Runs kernel for every thread of every block, with so many bytes of launch_bytes(), in clusters of
+// so many blocks.
+cudaError_t run(dim3 grid, unsigned threads, size_t bytes, const std::function<void()>& kernel,
+                unsigned cluster = 1);
+
+// The number of the block in its cluster, and of the thread among all of the cluster's.
+unsigned rank();
+unsigned thread_of_cluster();
+
+// How many clusters of so many blocks run at the same time.
+int clusters_at_once(unsigned cluster, size_t bytes);
 
 // Wait for the block, for the warp, for so many threads at a barrier of this number, for a flag in
 // shared memory.
@@ -55,6 +65,14 @@ void warp_barrier();
 void numbered_barrier(int number, unsigned threads);
 void wait_for_flag(const uint64_t* flag);
 void raise_flag(uint64_t* flag);
+
+// Wait for the cluster; bytes that blocks of it send each other, as cuda/blocked/cluster.cuh has
+// them. With threads in another order than ascending, they arrive when nobody can go on without.
+void cluster_barrier();
+void open_inbox(uint64_t* inbox);
+void expect_bytes(uint64_t* inbox, unsigned bytes);
+void wait_for_bytes(uint64_t* inbox, int parity);
+void send_bytes(const void* from, size_t bytes, void* place, uint64_t* inbox, unsigned rank);
 
 // `size` bytes that the block's threads share under a key; filled with nan when a block starts.
 void* shared_memory(const void* key, size_t size, size_t alignment);
@@ -170,6 +188,8 @@ inline unsigned warp_sum(unsigned x) {
 inline unsigned to_unsigned(float x) {
   return x != x ? 0 : static_cast<unsigned>(__builtin_nearbyintf(x));
 }
+inline float quick_exp(float x) { return __builtin_expf(x); }
+inline float quick_reciprocal(float x) { return 1 / x; }
 inline float quick_quotient(float a, float b) { return a / b; }
 
 template <typename... Parameters, typename... Arguments>
@@ -182,6 +202,37 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                                size_t bytes, cudaStream_t, const Arguments&... arguments) {
   return cuda_on_host::run(grid, threads, bytes, [&] { kernel(arguments...); });
+}
+
+constexpr bool kHasClusters = true;
+using Inbox = uint64_t;
+inline unsigned cluster_rank() { return cuda_on_host::rank(); }
+inline void cluster_barrier() { cuda_on_host::cluster_barrier(); }
+inline void open_inbox(Inbox* inbox) { cuda_on_host::open_inbox(inbox); }
+inline void expect_bytes(Inbox* inbox, unsigned bytes) { cuda_on_host::expect_bytes(inbox, bytes); }
+inline void wait_for_bytes(Inbox* inbox, int parity) {
+  cuda_on_host::wait_for_bytes(inbox, parity);
+}
+using Peer = unsigned;
+inline Peer peer_of(const void*, unsigned rank) { return rank; }
+template <int kCount>
+void send(const float (&v)[kCount], float* place, Inbox* inbox, Peer peer) {
+  static_assert(kCount == 2 || kCount == 4);
+  cuda_on_host::send_bytes(v, sizeof v, place, inbox, peer);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_clusters(void (*kernel)(Parameters...), unsigned blocks, unsigned cluster,
+                            unsigned threads, size_t bytes, cudaStream_t,
+                            const Arguments&... arguments) {
+  return cuda_on_host::run(blocks, threads, bytes, [&] { kernel(arguments...); }, cluster);
+}
+
+template <typename... Parameters>
+cudaError_t count_clusters(void (*)(Parameters...), int* clusters, unsigned, unsigned cluster,
+                           unsigned, size_t bytes) {
+  *clusters = cuda_on_host::clusters_at_once(cluster, bytes);
+  return cudaSuccess;
 }
 
 struct bf16;

@@ -1,6 +1,7 @@
 // Kernels that are wrong, each beside one that is right, to show what the emulated GPU finds.
 #include <torch/csrc/stable/library.h>
 
+#include "cuda/blocked/cluster.cuh"
 #include "cuda/kernel.cuh"
 #include "cuda_on_host.h"
 #include "device_on_host.h"
@@ -99,11 +100,41 @@ void behind_an_array(float* out) {
   out[threadIdx.x] = second.v[threadIdx.x];
 }
 
+struct alignas(16) Mail {
+  float v[2][2][4];  // of each phase, from each block
+  Inbox inbox[2];
+};
+
+// Two blocks tell each other numbers, phase after phase, in two places in turn.
+template <bool kOpened, bool kWaits, bool kInTurn>
+void across_a_cluster(float* out) {
+  FASTMLP_SHARED_BYTES(bytes);
+  Mail& mail = *reinterpret_cast<Mail*>(bytes);
+  if (threadIdx.x < 2) open_inbox(mail.inbox + threadIdx.x);
+  kOpened ? cluster_barrier() : __syncthreads();
+  const unsigned rank = cluster_rank();
+  float sum = 0;
+  for (int phase = 0; phase < 4; ++phase) {
+    const int place = kInTurn ? phase % 2 : 0;
+    Inbox* inbox = mail.inbox + phase % 2;
+    if (threadIdx.x == 0) expect_bytes(inbox, 2 * sizeof mail.v[0][0]);
+    if (threadIdx.x / kWarp == 3 && threadIdx.x % kWarp < 2) {
+      const float mine[4] = {rank + 1.0f, 2, 3, sum};
+      send(mine, mail.v[place][rank], inbox, peer_of(bytes, threadIdx.x % kWarp));
+    }
+    if (kWaits) wait_for_bytes(inbox, phase / 2);
+    sum += mail.v[place][0][0] + mail.v[place][1][0];
+    __syncthreads();
+  }
+  cluster_barrier();
+  if (rank == 0) out[threadIdx.x] = sum;
+}
+
 struct Example {
   const char* name;
   void (*wrong)(float*);
   void (*right)(float*);
-  unsigned blocks = 1;
+  unsigned blocks = 1, cluster = 1;
 };
 constexpr Example kExamples[] = {
     {"across warps", across_warps<false>, across_warps<true>},
@@ -112,6 +143,12 @@ constexpr Example kExamples[] = {
     {"a flag raised too early", by_flag<false, true>, by_flag<true, true>},
     {"a flag seen by one lane", by_flag<true, false>, by_flag<true, true>},
     {"a numbered barrier", at_a_numbered_barrier<false>, at_a_numbered_barrier<true>},
+    {"an inbox not opened", across_a_cluster<false, true, true>, across_a_cluster<true, true, true>,
+     2, 2},
+    {"an inbox not waited for", across_a_cluster<true, false, true>,
+     across_a_cluster<true, true, true>, 2, 2},
+    {"a place sent to too early", across_a_cluster<true, true, false>,
+     across_a_cluster<true, true, true>, 2, 2},
     {"across blocks", across_blocks<false>, across_blocks<true>, 2},
     {"in two places", in_two_places<false>, in_two_places<true>},
     {"behind an array", behind_an_array<false>, behind_an_array<true>},
@@ -121,8 +158,9 @@ void example(std::string name, bool right) {
   for (const Example& each : kExamples) {
     if (name != each.name) continue;
     Tensor out = empty_between_bands({128}, ScalarType::Float);
-    const cudaError_t error = launch_kernel(right ? each.right : each.wrong, dim3(each.blocks), 128,
-                                            nullptr, static_cast<float*>(out.data_ptr()));
+    const cudaError_t error =
+        launch_clusters(right ? each.right : each.wrong, each.blocks, each.cluster, 128,
+                        sizeof(Mail), nullptr, static_cast<float*>(out.data_ptr()));
     FASTMLP_CHECK(error == cudaSuccess, cudaGetErrorString(error));
     return;
   }

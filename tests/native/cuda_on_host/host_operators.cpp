@@ -112,16 +112,23 @@ void release_fences() {
   fences_.clear();
 }
 
-void configure(int64_t order, int64_t processors, int64_t capability, int64_t last_blocks) {
+void configure(int64_t order, int64_t processors, int64_t capability, int64_t last_blocks,
+               int64_t clusters) {
   cuda_on_host::configure({static_cast<unsigned>(order), static_cast<int>(processors),
-                           static_cast<int>(capability), static_cast<uint64_t>(last_blocks)});
+                           static_cast<int>(capability), static_cast<uint64_t>(last_blocks),
+                           static_cast<int>(clusters)});
 }
+
+int64_t last_cluster() { return cuda_on_host::last_cluster(); }
 
 }  // namespace
 }  // namespace fastmlp
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTMLP_LIBRARY, m) {
-  m.def("configure(int order, int processors, int capability, int last_blocks) -> ()");
+  m.def(
+      "configure(int order, int processors, int capability, int last_blocks, int clusters=0) -> "
+      "()");
+  m.def("last_cluster() -> int");
   m.def("release_tensors() -> int");
   m.def("release_fences() -> ()");
   m.def("fenced(Tensor x, bool low) -> Tensor");
@@ -129,6 +136,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTMLP_LIBRARY, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&fastmlp::configure));
+  m.impl("last_cluster", TORCH_BOX(&fastmlp::last_cluster));
   m.impl("release_tensors", TORCH_BOX(&fastmlp::release_tensors));
   m.impl("release_fences", TORCH_BOX(&fastmlp::release_fences));
   m.impl("fenced", TORCH_BOX(&fastmlp::fenced));

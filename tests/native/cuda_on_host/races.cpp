@@ -15,16 +15,18 @@
 namespace cuda_on_host::races {
 namespace {
 
-constexpr unsigned kWarp = 32, kWarps = 32;
+constexpr unsigned kWarp = 32;
+// What is sent to a block of a cluster is written by one more, that block's own.
+constexpr unsigned kWriters = kWarps + 8;
 constexpr uint32_t kMany = 0xffffffff;  // several lanes of a warp, between the same two barriers
 
 // Time passes by barriers: a warp's accesses between two of them are of one interval.
 struct Access {
   uint32_t block = 0, thread = 0, interval = 0;
-  uint32_t warp = kWarps;  // no access
+  uint32_t warp = kWriters;  // no access
   const void* from = nullptr;
 
-  bool any() const { return warp != kWarps; }
+  bool any() const { return warp != kWriters; }
 };
 
 struct Bytes {  // two of them, as no type is smaller that threads write side by side
@@ -33,10 +35,10 @@ struct Bytes {  // two of them, as no type is smaller that threads write side by
   std::unique_ptr<std::array<Access, kWarps>> by_warp;  // where warps read that nothing orders
 };
 
-using Clock = std::array<uint32_t, kWarps>;
+using Clock = std::array<uint32_t, kWriters>;
 
 std::unordered_map<uintptr_t, Bytes> touched_, touched_of_block_;  // the latter: shared memory
-std::array<uint32_t, kWarps> interval_;
+std::array<uint32_t, kWriters> interval_;
 std::array<Clock, kWarps> known_;    // by warp: the intervals of each warp that are over for it
 std::array<Clock, kWarps> pending_;  // what flags have told those of its lanes that are in waited_
 std::array<uint32_t, kWarps> waited_;
@@ -47,12 +49,12 @@ bool running_ = false;
 const char *stack_ = nullptr, *stack_end_ = nullptr;
 std::string found_;
 
-unsigned present_warp() { return thread.x / kWarp; }
+unsigned present_warp() { return thread_of_cluster() / kWarp; }
 
 bool ordered(const Access& then) {
   if (!then.any()) return true;
   if (then.block != block_) return false;
-  if (then.thread == thread.x) return true;
+  if (then.thread == thread_of_cluster()) return true;
   const unsigned warp = present_warp();
   if (then.warp == warp) return then.interval < interval_[warp];
   const bool told = waited_[warp] >> thread.x % kWarp & 1;
@@ -72,12 +74,13 @@ std::string place_of(const void* code) {
 
 void report(const Access& then, const void* from, const void* address) {
   if (!found_.empty()) return;
-  found_ = "a race: thread " + (then.thread == kMany ? "of warp " + std::to_string(then.warp)
-                                                     : std::to_string(then.thread));
+  found_ = "a race: thread " + (then.warp >= kWarps    ? std::string("of another block")
+                                : then.thread == kMany ? "of warp " + std::to_string(then.warp)
+                                                       : std::to_string(then.thread));
   if (then.block != block_) found_ += " of another block";
   char text[32];
   snprintf(text, sizeof text, "%p", address);
-  found_ += " and thread " + std::to_string(thread.x) + " touch " + text +
+  found_ += " and thread " + std::to_string(thread_of_cluster()) + " touch " + text +
             " with nothing between them that orders it (at " + place_of(then.from) + " and " +
             place_of(from) + " of the library)";
 }
@@ -110,13 +113,14 @@ void check_reads(const Bytes& bytes, const void* from, const void* address) {
   }
 }
 
-void touch(const void* address, size_t size, bool write, const void* from) {
+void touch(const void* address, size_t size, bool write, const void* from,
+           const Access* sent = nullptr) {
   if (!running_) return;
   const char* first = static_cast<const char*>(address);
   if (first >= stack_ && first < stack_end_) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(address);
   auto& touched = is_shared(address) ? touched_of_block_ : touched_;
-  const Access now{block_, thread.x, interval_[present_warp()], present_warp(), from};
+  const Access now{block_, thread_of_cluster(), interval_[present_warp()], present_warp(), from};
   for (uintptr_t at = begin / 2; at <= (begin + size - 1) / 2; ++at) {
     Bytes& bytes = touched[at];
     if (!ordered(bytes.write)) report(bytes.write, from, address);
@@ -126,7 +130,7 @@ void touch(const void* address, size_t size, bool write, const void* from) {
     }
     check_reads(bytes, from, address);
     bytes = Bytes{};
-    bytes.write = now;
+    bytes.write = sent ? *sent : now;
   }
 }
 
@@ -157,21 +161,21 @@ void begin_thread(const char* stack, size_t bytes) {
 
 void end_thread() { running_ = false; }
 
-void warp_met(unsigned warp) { warps_met(uint32_t{1} << warp); }
+void warp_met(unsigned warp) { warps_met(Warps().set(warp)); }
 
-void warps_met(uint32_t warps) {
+void warps_met(const Warps& warps) {
   Clock all{};
   for (unsigned warp = 0; warp < kWarps; ++warp) {
-    if (!(warps >> warp & 1)) continue;
+    if (!warps[warp]) continue;
     ++interval_[warp];
-    for (unsigned other = 0; other < kWarps; ++other) {
+    for (unsigned other = 0; other < kWriters; ++other) {
       const uint32_t told = waited_[warp] ? pending_[warp][other] : 0;
       all[other] = std::max({all[other], known_[warp][other], told});
     }
     all[warp] = std::max(all[warp], interval_[warp]);
   }
   for (unsigned warp = 0; warp < kWarps; ++warp) {
-    if (!(warps >> warp & 1)) continue;
+    if (!warps[warp]) continue;
     known_[warp] = all;
     waited_[warp] = 0;
     pending_[warp] = {};
@@ -187,15 +191,40 @@ void raised(const uint64_t* flag) {
 void seen(const uint64_t* flag) {
   const unsigned warp = present_warp();
   waited_[warp] |= uint32_t{1} << thread.x % kWarp;
-  for (unsigned other = 0; other < kWarps; ++other) {
+  for (unsigned other = 0; other < kWriters; ++other) {
     pending_[warp][other] = std::max(pending_[warp][other], raised_[flag][other]);
   }
+}
+
+void opened(const uint64_t* inbox) {
+  touch(inbox, sizeof *inbox, true, __builtin_return_address(0));
+}
+
+void added(const uint64_t* inbox) {
+  Clock& clock = raised_[inbox];
+  const unsigned warp = present_warp();
+  const bool waited = waited_[warp] >> thread.x % kWarp & 1;
+  for (unsigned other = 0; other < kWriters; ++other) {
+    const uint32_t told = waited ? pending_[warp][other] : 0;
+    clock[other] = std::max({clock[other], known_[warp][other], told});
+  }
+  clock[warp] = std::max(clock[warp], interval_[warp]);
+}
+
+void sent(const void* place, size_t size, const uint64_t* inbox, unsigned rank) {
+  const void* from = __builtin_return_address(0);
+  const uint32_t writer = kWarps + rank;
+  const Access access{block_, kMany, interval_[writer]++, writer, from};
+  touch(inbox, sizeof *inbox, false, from);
+  touch(place, size, true, from, &access);
+  added(inbox);
+  raised_[inbox][writer] = interval_[writer];
 }
 
 uint64_t site() {
   if (calls_.empty()) return 0;
   uint64_t hash = 0;
-  for (const void* call : calls_[thread.x]) {
+  for (const void* call : calls_[thread_of_cluster()]) {
     hash = (hash ^ reinterpret_cast<uintptr_t>(call)) * 0x9e3779b97f4a7c15;
   }
   return hash;
@@ -238,12 +267,12 @@ int __tsan_atomic32_fetch_add(volatile int* at, int value, int) {  // the host's
 }
 void __tsan_func_entry(void* call) {
   if (cuda_on_host::races::running_) {
-    cuda_on_host::races::calls_[cuda_on_host::thread.x].push_back(call);
+    cuda_on_host::races::calls_[cuda_on_host::thread_of_cluster()].push_back(call);
   }
 }
 void __tsan_func_exit() {
   if (cuda_on_host::races::running_) {
-    cuda_on_host::races::calls_[cuda_on_host::thread.x].pop_back();
+    cuda_on_host::races::calls_[cuda_on_host::thread_of_cluster()].pop_back();
   }
 }
 }
