@@ -151,9 +151,6 @@ class Network:
 def options_of(config: StepConfig, network: Network | None = None) -> list[float]:
     """Return the options that the operators take, as ``csrc/cpu/engine/steps.h`` orders them."""
     row, loss = row_of(config.activation), loss_row(config.loss)
-    done = 0.0
-    if network is not None and config.optimizer != "sgd":
-        done = float(network.state["step"][0])
     of_config = [
         config.batch_size,
         row.kernel,
@@ -181,12 +178,25 @@ def options_of(config: StepConfig, network: Network | None = None) -> list[float
         config.grad_average,
         config.decay_in_loss,
     ]
-    of_call: list[float] = [0, 0, 0, 0, 0, done]
-    if network is not None:
-        seed, epoch = network.seed, network.epoch
-        of_call = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch & 0xFFFFFF]
-        of_call += [network.start_step, network.steps, done]
+    of_call = [0.0] * 6 if network is None else call_options(network)
     return [float(value) for value in (*of_config, *of_update, *of_call) if value is not None]
+
+
+LR_OPTION = 8
+"""The learning rate's place among the options."""
+
+
+def call_options(network: Network) -> list[float]:
+    """Return the last of the options: dropout's place, and which steps a network takes."""
+    seed, kept = network.seed, network.state.get("step")
+    return [
+        seed & 0xFFFFFFFF,
+        seed >> 32 & 0xFFFFFFFF,
+        network.epoch & 0xFFFFFF,
+        network.start_step,
+        network.steps,
+        float(kept[0]) if kept else 0.0,
+    ]
 
 
 def check_parameters(parameters: Sequence[Tensor], inputs: int) -> None:
