@@ -193,9 +193,12 @@ class Trained:
         X, y, weights = train
         earlier = getattr(self, "_optimizer", None) if incremental else None
         parameters = _tensors(self.coefs_, self.intercepts_)
+        was_best = getattr(self, "_best_coefs", None) is self.coefs_
         # The arrays show the very numbers that the kernels change.
         self.coefs_ = [weight.numpy().T for weight in parameters[::2]]
         self.intercepts_ = [bias.numpy() for bias in parameters[1::2]]
+        if was_best:  # in a warm start scikit-learn trains its best ones on, and so do we
+            self._best_coefs, self._best_intercepts = self.coefs_, self.intercepts_
         seed = int(self._random_state.randint(2**31 - 1)) if self.dropout else 0
         config, device = self._step_config(len(y)), device_of(self.device)
         self._optimizer = EpochSolver(self, parameters, config, seed, device)

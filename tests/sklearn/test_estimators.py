@@ -178,6 +178,21 @@ def test_warm_start_goes_on_where_it_stopped():
     assert_same(their, our, x)
 
 
+def test_warm_starts_with_early_stopping_keep_what_scikit_learn_keeps():
+    """The best score of all fits stands; where none of a later fit's epochs reaches it, what is
+    left are the parameters of its last epoch."""
+    x, y = digits()
+    options = {"early_stopping": True, "n_iter_no_change": 3, "tol": 0.0, "warm_start": True}
+    their, our = both("MLPClassifier", hidden_layer_sizes=(12,), max_iter=200, **options)
+    for rate in (0.01, 0.3):
+        for estimator in (their, our):
+            estimator.set_params(learning_rate_init=rate).fit(x, y)
+    assert max(our.validation_scores_[-4:]) < our.best_validation_score_
+    assert_same(their, our, x)
+    for mine, other in zip(our.intercepts_, their.intercepts_, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6)
+
+
 def test_the_number_of_threads_does_not_change_a_bit(threads):
     x, y = digits()
     fitted = []
