@@ -88,7 +88,7 @@ def has_kernels(parameters: Sequence[Tensor], rows: Rows, activation: str) -> bo
 class RepeatedSteps:
     """:func:`train_steps_` of one network on the same data, call after call, checked but once.
 
-    Between calls the network's order, lr, epoch and range of steps may change. Raises what
+    Between calls the network's order, lr, epoch, epochs and range of steps may change. Raises what
     :func:`train_steps_` raises.
     """
 
@@ -141,26 +141,24 @@ class _NativeSteps:
             self._options,
         )
         metrics, end = list[StepMetrics](), 0
-        for of_network, network in zip(options, self._networks, strict=True):
+        for network in self._networks:
             first, end = end, end + network.steps
             metrics.append(StepMetrics(losses[first:end], correct[first:end]))
             if "step" in network.state:
-                done = of_network[-1] + np.isfinite(metrics[-1].losses.numpy()).sum()
+                taken = np.isfinite(metrics[-1].losses.numpy()).sum()
                 for step in network.state["step"]:
-                    step.fill_(done)
+                    step.fill_(float(step) + taken)
         return metrics
 
 
 def train_steps_ref(network: Network, rows: Rows) -> StepMetrics:
     """The steps of one network in plain PyTorch."""
-    config, count = network.config, network.steps
+    count = network.steps
     losses = torch.full((count,), math.nan, dtype=torch.float64)
     correct = torch.zeros(count, dtype=torch.int64)
-    size = config.batch_size
     for i in range(count):
-        step = network.start_step + i
-        batch = network.order[step * size : (step + 1) * size]
-        factors = dropout_of_step(network, len(batch), step)
+        batch, step, epoch = network.batch(network.start_step + i)
+        factors = dropout_of_step(network, len(batch), step, epoch)
         losses[i], hits, gradients, denominator = gradients_ref(network, rows, batch, factors)
         if not losses[i].isfinite():
             break
@@ -171,15 +169,15 @@ def train_steps_ref(network: Network, rows: Rows) -> StepMetrics:
     return StepMetrics(losses, correct)
 
 
-def dropout_of_step(network: Network, rows: int, step: int) -> list[Tensor]:
-    """Return dropout's factors (rows, units) of each hidden layer, in a step of the epoch."""
+def dropout_of_step(network: Network, rows: int, step: int, epoch: int) -> list[Tensor]:
+    """Return dropout's factors (rows, units) of each hidden layer, in a step of an epoch."""
     config, parameters = network.config, network.parameters
     return [
         dropout_factors(
             (rows, len(bias)),
             config.dropout,
             seed=network.seed,
-            epoch=network.epoch,
+            epoch=epoch,
             step=step,
             layer=layer,
             dtype=bias.dtype,

@@ -8,6 +8,7 @@ All the rest is scikit-learn's own: parameters and their checks, attributes, sto
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ class Trained:
 
     if TYPE_CHECKING:  # the attributes are scikit-learn's
         t_: int
+        _best_coefs: list[NDArray[Any]]
+        _best_intercepts: list[NDArray[Any]]
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -78,20 +81,19 @@ class Trained:
         if self.early_stopping:
             train, held = self._split(X, y, sample_weight)
         solver = self._solver_for(train, incremental)
-        order = np.arange(len(train[1]))
+        rows = len(train[1])
+        losses = self._losses(solver, rows, incremental)
         self.n_iter_ = 0
         try:
             while self.n_iter_ < self.max_iter:
-                if self.shuffle:
-                    order = order[self._permutation(len(order))]
-                self.loss_ = solver.epoch(order)
+                self.loss_ = next(losses)
                 if not np.isfinite(self.loss_):
                     raise ValueError(
                         "Solver produced non-finite parameter weights. The input data may contain "
                         "large values and need to be preprocessed."
                     )
                 self.n_iter_ += 1
-                self.t_ += len(order)
+                self.t_ += rows
                 self.loss_curve_.append(self.loss_)
                 if self.verbose:
                     print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
@@ -112,6 +114,25 @@ class Trained:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+
+    def _losses(self, solver: EpochSolver, rows: int, incremental: bool) -> Iterator[float]:
+        """Yield the loss of one epoch after the other."""
+        order = np.arange(rows)
+        while True:
+            orders = []
+            for _ in range(self._epochs_at_once(solver, incremental)):
+                if self.shuffle:
+                    order = order[self._permutation(rows)]
+                orders.append(order)
+            yield from solver.epochs(orders)
+
+    def _epochs_at_once(self, solver: EpochSolver, incremental: bool) -> int:
+        """Return how many epochs nothing can end or change, nor wants to see one by one."""
+        changes = self.solver == "sgd" and self.learning_rate == "invscaling"
+        if incremental or changes or self.early_stopping or self.verbose or self.callbacks:
+            return 1
+        left = self.n_iter_no_change - self._no_improvement_count + 1
+        return max(1, int(min(self.max_iter - self.n_iter_, left, solver.epochs_at_once)))
 
     def _permutation(self, rows: int) -> NDArray[np.int64]:
         """Return the one that ``sklearn.utils.shuffle`` draws, without its checks."""

@@ -169,9 +169,10 @@ def test_a_module_of_torch_gives_the_same(activation):
         ours.MLPRegressor().to_torch()
 
 
-def test_warm_start_goes_on_where_it_stopped():
+@pytest.mark.parametrize("options", [{"max_iter": 5}, {"tol": 0.5, "n_iter_no_change": 2}])
+def test_warm_start_goes_on_where_it_stopped(options):
     x, y = digits()
-    their, our = both("MLPClassifier", warm_start=True, max_iter=5)
+    their, our = both("MLPClassifier", warm_start=True, **options)
     for _ in range(3):
         their.fit(x, y)
         our.fit(x, y)
@@ -255,16 +256,17 @@ def test_too_few_iterations_are_told(capsys):
 
 def test_ctrl_c_keeps_what_is_there(monkeypatch):
     x, y = digits(60)
-    epoch = solvers.EpochSolver.epoch
+    epochs = solvers.EpochSolver.epochs
     calls = []
 
-    def interrupted(self, order):
+    def interrupted(self, orders):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return epoch(self, order)
+        return epochs(self, orders)
 
-    monkeypatch.setattr(solvers.EpochSolver, "epoch", interrupted)
+    monkeypatch.setattr(solvers.EpochSolver, "epochs", interrupted)
+    monkeypatch.setattr(solvers, "SECONDS_AT_ONCE", 0.0)
     our = ours.MLPClassifier(max_iter=9)
     with pytest.warns(UserWarning, match="Training interrupted by user"):
         our.fit(x, y)
@@ -288,12 +290,22 @@ def test_the_kernels_do_the_steps(monkeypatch):
     native = torch.ops.fastmlp.train_steps_
 
     def counted(*args):
-        calls.append(args)
+        calls.append(int(args[-1][0, -1]))  # epochs
         return native(*args)
 
     monkeypatch.setattr(torch.ops.fastmlp, "train_steps_", counted)
-    ours.MLPClassifier(max_iter=4).fit(x, y)
-    assert len(calls) == 4  # an epoch, a call
+    monkeypatch.setattr(solvers, "SECONDS_AT_ONCE", 100.0)
+    for options, epochs in (
+        ({"max_iter": 4}, [1, 3]),
+        ({"max_iter": 9, "tol": 9.0, "n_iter_no_change": 3}, [1, 4]),  # the fifth may end it
+        ({"max_iter": 3, "callbacks": [lambda _: False]}, [1, 1, 1]),
+        ({"max_iter": 3, "early_stopping": True}, [1, 1, 1]),
+        ({"max_iter": 3, "solver": "sgd", "learning_rate": "invscaling"}, [1, 1, 1]),
+        ({"max_iter": 3, "solver": "sgd", "learning_rate": "adaptive"}, [1, 2]),
+    ):
+        calls.clear()
+        ours.MLPClassifier(random_state=0, **options).fit(x, y)
+        assert calls == epochs
 
 
 @parametrize_with_checks([ours.MLPClassifier(), ours.MLPRegressor()])
