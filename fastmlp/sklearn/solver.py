@@ -119,7 +119,7 @@ class EpochSolver:
         seed: int,
         device: torch.device,
     ) -> None:
-        self._parameters, self._config = parameters, config
+        self.parameters, self._config = parameters, config
         self._seed, self._epochs, self._device = seed, 0, device
         self._seconds: float | None = None  # that an epoch takes
         self._state = zero_state(parameters, config)
@@ -160,7 +160,7 @@ class EpochSolver:
         order = torch.arange(len(targets))
         to = self._device
         network = Network(
-            [tensor.to(to) for tensor in self._parameters],
+            [tensor.to(to) for tensor in self.parameters],
             self._config,
             order,
             0.0,
@@ -187,7 +187,7 @@ class EpochSolver:
         network.order, network.epochs = torch.from_numpy(order), len(orders)
         network.epoch, network.lr = self._epochs, float(self.schedule.learning_rate)
         losses = self._steps.take().losses.numpy().reshape(len(orders), -1)
-        for tensor, trained in zip(self._parameters, network.parameters, strict=True):
+        for tensor, trained in zip(self.parameters, network.parameters, strict=True):
             if tensor is not trained:
                 tensor.copy_(trained)
         self._epochs += len(orders)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fastmlp.ops.losses import loss_row
 from fastmlp.ops.predict_rows import predict_rows
 from fastmlp.ops.train_steps import StepConfig
+from fastmlp.sklearn.held_out import HeldOutRows
 from fastmlp.sklearn.solver import EpochSolver, FullBatch, device_of, rows_of, tensor_of
 from fastmlp.training.predictor import as_module
 
@@ -80,6 +81,7 @@ class Trained:
         train, held = (X, y, sample_weight), None
         if self.early_stopping:
             train, held = self._split(X, y, sample_weight)
+        held_out = (held, None, None)  # what scikit-learn hands on to _score
         solver = self._solver_for(train, incremental)
         rows = len(train[1])
         losses = self._losses(solver, rows, incremental)
@@ -97,7 +99,7 @@ class Trained:
                 self.loss_curve_.append(self.loss_)
                 if self.verbose:
                     print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-                self._update_no_improvement_count(self.early_stopping, *(held or (None,) * 3))
+                self._update_no_improvement_count(self.early_stopping, *held_out)
                 solver.schedule.iteration_ends(self.t_)
                 if self._no_improvement_count > self.n_iter_no_change and self._settles(solver):
                     break
@@ -189,8 +191,8 @@ class Trained:
 
     def _split(
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Return the rows to train on, and those that tell when to stop: X, targets, weights."""
+    ) -> tuple[tuple[Any, ...], HeldOutRows]:
+        """Return the rows to train on, X, targets and weights, and those that tell when to stop."""
         classes = isinstance(self, theirs.MLPClassifier)
         arrays = [X, y] if sample_weight is None else [X, y, sample_weight]
         parts = train_test_split(
@@ -199,15 +201,24 @@ class Trained:
             test_size=self.validation_fraction,
             stratify=y if classes and self.n_outputs_ == 1 else None,
         )
-        train, held = [*parts[::2], None][:3], [*parts[1::2], None][:3]
-        if held[0].shape[0] < 2:
+        train, (x, targets, weights) = [*parts[::2], None][:3], [*parts[1::2], None][:3]
+        if x.shape[0] < 2:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of "
                 "your dataset."
             )
-        if classes:
-            held[1] = self._label_binarizer.inverse_transform(held[1])
-        return tuple(train), tuple(held)
+        return tuple(train), HeldOutRows(
+            rows_of(x),
+            targets,
+            weights,
+            activation=ACTIVATIONS[self.activation],
+            loss=LOSSES[self.out_activation_],
+            classes=len(self.classes_) if classes else None,
+        )
+
+    def _score(self, held: HeldOutRows, *_: Any, **__: Any) -> float:
+        """Return what tells when to stop, of the network as it is now."""
+        return held.score(self._optimizer.parameters)
 
     def _solver_for(self, train: tuple[Any, ...], incremental: bool) -> EpochSolver:
         """Return what runs the epochs: of an earlier ``partial_fit`` its state goes on."""

@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastmlp.sklearn as ours
 from fastmlp.sklearn import solver as solvers
+from fastmlp.sklearn.held_out import HeldOutRows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -117,6 +118,40 @@ def test_every_kind_of_target(kind, weighted, solver):
     else:
         np.testing.assert_allclose(our.predict(x), their.predict(x), rtol=1e-6, atol=1e-9)
     assert our.score(x, y, weights) == pytest.approx(their.score(x, y, weights), rel=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_target_with_early_stopping(kind, weighted):
+    name, x, y, options = problem(kind)
+    weights = np.random.default_rng(0).random(len(x)) if weighted else None
+    options |= {"early_stopping": True, "learning_rate_init": 0.01, "validation_fraction": 0.3}
+    their, our = fit_both(name, x, y, weights, **options)
+    assert len(set(their.validation_scores_)) > 3
+    np.testing.assert_allclose(our.validation_scores_, their.validation_scores_, rtol=1e-9)
+    np.testing.assert_allclose(our.coefs_[0], their.coefs_[0], rtol=1e-6, atol=1e-9)
+
+
+def test_validation_targets_that_are_all_alike():
+    x, y = digits(60)
+    for name, targets in (
+        ("MLPClassifier", np.zeros(60)),
+        ("MLPRegressor", np.zeros(60)),
+        ("MLPRegressor", np.stack([np.ones(60), y / 9], 1)),
+    ):
+        their, our = fit_both(name, x, targets, early_stopping=True)
+        np.testing.assert_allclose(our.validation_scores_, their.validation_scores_, rtol=1e-9)
+
+
+def test_the_score_of_predictions_that_are_not_finite_is_nan():
+    x, y = torch.ones(3, 1, dtype=torch.float64), np.arange(3.0)
+    held = HeldOutRows(x, y, None, activation="none", loss="poisson", classes=None)
+    scores = [
+        held.score([torch.full((1, 1), weight).double(), torch.zeros(1).double()])
+        for weight in (0.0, 1000.0)
+    ]
+    assert scores[0] == 0.0  # the mean
+    assert np.isnan(scores[1])
 
 
 def test_deep_networks_in_float32():
