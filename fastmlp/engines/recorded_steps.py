@@ -57,6 +57,8 @@ class RecordedSteps:
     def take(self) -> StepMetrics:
         """Train for the steps that the network asks for now."""
         network, batch = self.network, self.network.config.batch_size
+        if network.epochs != 1:
+            raise ValueError(f"epochs must be 1 where steps are recorded, got {network.epochs}")
         self._lr.fill_(network.lr)
         self._epoch.fill_(network.epoch)
         order = network.order.to(self._device)

@@ -123,8 +123,9 @@ class Network:
     ``parameters`` are W1 (H, I), b1 (H,), W2, b2, ... of one dtype, float32 or float64, without
     hidden layers W1 (O, I), b1 (O,). They and ``state`` (:func:`zero_state`, its default) change in
     place. ``order`` (m,) int64 are the rows that it visits in this epoch, in batches of
-    ``config.batch_size``, the last one perhaps smaller. Of these steps it takes ``max_steps``
-    (None: all that are left) from ``start_step`` on. ``seed`` and ``epoch`` are dropout's.
+    ``config.batch_size``, the last one perhaps smaller; or in so many ``epochs``, one after the
+    other, m / epochs rows in each. Of these steps it takes ``max_steps`` (None: all that are left)
+    from ``start_step`` on. ``seed`` and ``epoch``, the number of the first one, are dropout's.
     """
 
     parameters: list[Tensor]
@@ -136,6 +137,7 @@ class Network:
     max_steps: int | None = None
     seed: int = 0
     epoch: int = 0
+    epochs: int = 1
 
     def __post_init__(self) -> None:
         if not self.state:
@@ -144,16 +146,24 @@ class Network:
     @property
     def steps(self) -> int:
         """How many steps it takes."""
-        left = max(-(-len(self.order) // self.config.batch_size) - self.start_step, 0)
+        left = max(self.epochs * self._epoch_steps - self.start_step, 0)
         return left if self.max_steps is None else min(left, max(self.max_steps, 0))
+
+    @property
+    def _epoch_steps(self) -> int:
+        return -(-len(self.order) // (self.epochs * self.config.batch_size))
+
+    def batch(self, number: int) -> tuple[Tensor, int, int]:
+        """Return a step's rows, its number in its epoch, and the epoch's own."""
+        epoch, step = divmod(number, self._epoch_steps)
+        size, rows = self.config.batch_size, len(self.order) // self.epochs
+        first, end = step * size, min((step + 1) * size, rows)
+        return self.order[epoch * rows + first : epoch * rows + end], step, self.epoch + epoch
 
 
 def options_of(config: StepConfig, network: Network | None = None) -> list[float]:
     """Return the options that the operators take, as ``csrc/cpu/engine/steps.h`` orders them."""
     row, loss = row_of(config.activation), loss_row(config.loss)
-    done = 0.0
-    if network is not None and config.optimizer != "sgd":
-        done = float(network.state["step"][0])
     of_config = [
         config.batch_size,
         row.kernel,
@@ -181,12 +191,26 @@ def options_of(config: StepConfig, network: Network | None = None) -> list[float
         config.grad_average,
         config.decay_in_loss,
     ]
-    of_call: list[float] = [0, 0, 0, 0, 0, done]
-    if network is not None:
-        seed, epoch = network.seed, network.epoch
-        of_call = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch & 0xFFFFFF]
-        of_call += [network.start_step, network.steps, done]
+    of_call = [0.0] * 6 + [1.0] if network is None else call_options(network)
     return [float(value) for value in (*of_config, *of_update, *of_call) if value is not None]
+
+
+LR_OPTION = 8
+"""The learning rate's place among the options."""
+
+
+def call_options(network: Network) -> list[float]:
+    """Return the last of the options: dropout's place, and which steps a network takes."""
+    seed, kept = network.seed, network.state.get("step")
+    return [
+        seed & 0xFFFFFFFF,
+        seed >> 32 & 0xFFFFFFFF,
+        network.epoch & 0xFFFFFF,
+        network.start_step,
+        network.steps,
+        float(kept[0]) if kept else 0.0,
+        network.epochs,
+    ]
 
 
 def check_parameters(parameters: Sequence[Tensor], inputs: int) -> None:
@@ -220,6 +244,10 @@ def check_network(network: Network, rows: int, inputs: int) -> None:
         raise TypeError(f"order must be (m,) int64, got {tuple(order.shape)} {order.dtype}")
     if len(order) and not (int(order.min()) >= 0 and int(order.max()) < rows):
         raise IndexError(f"order must be rows of x, 0 to {rows - 1}")
+    if network.epochs < 1 or len(order) % network.epochs:
+        raise ValueError(
+            f"order must hold as many rows for each epoch, got {len(order)} for {network.epochs}"
+        )
     if network.start_step < 0:
         raise ValueError(f"start_step must not be negative, got {network.start_step}")
     for kind in config.state_kinds:

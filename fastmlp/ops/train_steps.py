@@ -18,8 +18,10 @@ from fastmlp.ops.dropout import dropout_factors
 from fastmlp.ops.losses import LossOptions, loss_row, row_weights_of
 from fastmlp.ops.rows import Rows, check_rows, check_targets
 from fastmlp.ops.step_config import (
+    LR_OPTION,
     Network,
     StepConfig,
+    call_options,
     check_network,
     options_of,
     zero_state,
@@ -71,7 +73,7 @@ def train_steps_(
         else:
             metrics[i] = train_steps_ref(network, rows)
     for members in groups.values():
-        found = _train_native([networks[i] for i in members], rows.native())
+        found = _NativeSteps([networks[i] for i in members], rows.native()).take()
         metrics.update(zip(members, found, strict=True))
     return [metrics[i] for i in range(len(networks))]
 
@@ -86,7 +88,7 @@ def has_kernels(parameters: Sequence[Tensor], rows: Rows, activation: str) -> bo
 class RepeatedSteps:
     """:func:`train_steps_` of one network on the same data, call after call, checked but once.
 
-    Between calls the network's order, lr, epoch and range of steps may change. Raises what
+    Between calls the network's order, lr, epoch, epochs and range of steps may change. Raises what
     :func:`train_steps_` raises.
     """
 
@@ -97,56 +99,66 @@ class RepeatedSteps:
         native = resolve_backend(backend, "cpu") == "native"
         native = native and has_kernels(network.parameters, rows, network.config.activation)
         self.network, self._rows = network, rows
-        self._arguments = rows.native() if native else None
+        self._native = _NativeSteps([network], rows.native()) if native else None
 
     def take(self) -> StepMetrics:
         """Train for the steps that the network asks for now."""
-        if self._arguments is None:
+        if self._native is None:
             return train_steps_ref(self.network, self._rows)
-        return _train_native([self.network], self._arguments)[0]
+        return self._native.take()[0]
 
 
-def _train_native(
-    networks: Sequence[Network], rows: tuple[Tensor | None, ...]
-) -> list[StepMetrics]:
-    """Train networks of one dtype and number of outputs by the compiled kernels, on the rows of
-    :meth:`Rows.native`."""
-    kinds = [[kind for kind in n.config.state_kinds if kind != "step"] for n in networks]
-    losses, correct = torch.ops.fastmlp.train_steps_(
-        *rows,
-        [network.order.contiguous() for network in networks],
-        [len(network.parameters) // 2 for network in networks],
-        [tensor for network in networks for tensor in network.parameters],
-        [
+class _NativeSteps:
+    """Calls of the compiled kernels, for networks of one dtype and number of outputs on the rows of
+    :meth:`Rows.native`: what does not change from call to call is put together once."""
+
+    def __init__(self, networks: Sequence[Network], rows: tuple[Tensor | None, ...]) -> None:
+        self._networks, self._rows = networks, rows
+        self._layers = [len(network.parameters) // 2 for network in networks]
+        self._parameters = [tensor for network in networks for tensor in network.parameters]
+        self._state = [
             tensor
-            for network, names in zip(networks, kinds, strict=True)
-            for kind in names
+            for network in networks
+            for kind in network.config.state_kinds
+            if kind != "step"
             for tensor in network.state[kind]
-        ],
-        torch.tensor(
-            [options_of(network.config, network) for network in networks], dtype=torch.float64
-        ),
-    )
-    metrics, end = [], 0
-    for network in networks:
-        first, end = end, end + network.steps
-        metrics.append(StepMetrics(losses[first:end], correct[first:end]))
-        if "step" in network.state:
-            done = np.isfinite(metrics[-1].losses.numpy()).sum()
-            torch._foreach_add_(network.state["step"], float(done))
-    return metrics
+        ]
+        options = [options_of(network.config, network) for network in networks]
+        self._options = torch.tensor(options, dtype=torch.float64)
+
+    def take(self) -> list[StepMetrics]:
+        """Train each network for the steps that it asks for now."""
+        options = self._options.numpy()
+        for of_network, network in zip(options, self._networks, strict=True):
+            of_call = call_options(network)
+            of_network[LR_OPTION], of_network[-len(of_call) :] = network.lr, of_call
+        losses, correct = torch.ops.fastmlp.train_steps_(
+            *self._rows,
+            [network.order.contiguous() for network in self._networks],
+            self._layers,
+            self._parameters,
+            self._state,
+            self._options,
+        )
+        metrics, end = list[StepMetrics](), 0
+        for network in self._networks:
+            first, end = end, end + network.steps
+            metrics.append(StepMetrics(losses[first:end], correct[first:end]))
+            if "step" in network.state:
+                taken = np.isfinite(metrics[-1].losses.numpy()).sum()
+                for step in network.state["step"]:
+                    step.fill_(float(step) + taken)
+        return metrics
 
 
 def train_steps_ref(network: Network, rows: Rows) -> StepMetrics:
     """The steps of one network in plain PyTorch."""
-    config, count = network.config, network.steps
+    count = network.steps
     losses = torch.full((count,), math.nan, dtype=torch.float64)
     correct = torch.zeros(count, dtype=torch.int64)
-    size = config.batch_size
     for i in range(count):
-        step = network.start_step + i
-        batch = network.order[step * size : (step + 1) * size]
-        factors = dropout_of_step(network, len(batch), step)
+        batch, step, epoch = network.batch(network.start_step + i)
+        factors = dropout_of_step(network, len(batch), step, epoch)
         losses[i], hits, gradients, denominator = gradients_ref(network, rows, batch, factors)
         if not losses[i].isfinite():
             break
@@ -157,15 +169,15 @@ def train_steps_ref(network: Network, rows: Rows) -> StepMetrics:
     return StepMetrics(losses, correct)
 
 
-def dropout_of_step(network: Network, rows: int, step: int) -> list[Tensor]:
-    """Return dropout's factors (rows, units) of each hidden layer, in a step of the epoch."""
+def dropout_of_step(network: Network, rows: int, step: int, epoch: int) -> list[Tensor]:
+    """Return dropout's factors (rows, units) of each hidden layer, in a step of an epoch."""
     config, parameters = network.config, network.parameters
     return [
         dropout_factors(
             (rows, len(bias)),
             config.dropout,
             seed=network.seed,
-            epoch=network.epoch,
+            epoch=epoch,
             step=step,
             layer=layer,
             dtype=bias.dtype,

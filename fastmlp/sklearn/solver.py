@@ -3,6 +3,7 @@ loss and gradient of all rows for lbfgs."""
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,9 @@ from fastmlp.ops.rows import Rows
 from fastmlp.ops.step_config import Network, zero_state
 from fastmlp.ops.train_steps import RepeatedSteps, StepConfig
 from fastmlp.utils.errors import UserError
+
+SECONDS_AT_ONCE = 0.1
+"""How long epochs may run in one call: until it ends, Ctrl-C is not heard."""
 
 
 def device_of(name: str) -> torch.device:
@@ -115,8 +119,9 @@ class EpochSolver:
         seed: int,
         device: torch.device,
     ) -> None:
-        self._parameters, self._config = parameters, config
+        self.parameters, self._config = parameters, config
         self._seed, self._epochs, self._device = seed, 0, device
+        self._seconds: float | None = None  # that an epoch takes
         self._state = zero_state(parameters, config)
         e = estimator
         if e.solver == "sgd":
@@ -155,7 +160,7 @@ class EpochSolver:
         order = torch.arange(len(targets))
         to = self._device
         network = Network(
-            [tensor.to(to) for tensor in self._parameters],
+            [tensor.to(to) for tensor in self.parameters],
             self._config,
             order,
             0.0,
@@ -164,25 +169,37 @@ class EpochSolver:
         )
         self._steps = self._rows.steps_of(network)
 
-    def epoch(self, order: NDArray[np.int64]) -> float:
-        """Take an epoch's steps, the rows in this order; return scikit-learn's loss of it: the mean
-        over its rows of their batches' losses, weight decay included, in a squared error also over
-        outputs."""
+    @property
+    def epochs_at_once(self) -> int:
+        """How many epochs a call should take that is to end soon, by the time that one took."""
+        if self._seconds is None or isinstance(self._steps, RecordedSteps):
+            return 1
+        return max(1, int(SECONDS_AT_ONCE / self._seconds))
+
+    def epochs(self, orders: list[NDArray[np.int64]]) -> list[float]:
+        """Take the steps of some epochs, the rows of each in its order; return scikit-learn's loss
+        of each: the mean over its rows of their batches' losses, weight decay included, in a
+        squared error also over outputs. On a GPU it is one epoch."""
         assert self._rows is not None
         assert self._steps is not None
-        network = self._steps.network
-        network.order, network.epoch = torch.from_numpy(order), self._epochs
-        network.lr = float(self.schedule.learning_rate)
-        losses = self._steps.take().losses.numpy()
-        for tensor, trained in zip(self._parameters, network.parameters, strict=True):
+        begin, network = time.perf_counter(), self._steps.network
+        order = orders[0] if len(orders) == 1 else np.concatenate(orders)
+        network.order, network.epochs = torch.from_numpy(order), len(orders)
+        network.epoch, network.lr = self._epochs, float(self.schedule.learning_rate)
+        losses = self._steps.take().losses.numpy().reshape(len(orders), -1)
+        for tensor, trained in zip(self.parameters, network.parameters, strict=True):
             if tensor is not trained:
                 tensor.copy_(trained)
-        self._epochs += 1
-        batch, rows = self._config.batch_size, len(order)
-        last = (len(losses) - 1) * batch
-        total = batch * float(losses[:-1].sum()) + (rows - last) * float(losses[-1])
-        mean = total / rows / self._rows.outputs
-        return mean + self._rows.constant(order, batch)
+        self._epochs += len(orders)
+        self._seconds = (time.perf_counter() - begin) / len(orders)
+        batch, rows = self._config.batch_size, len(orders[0])
+        counts = np.full(losses.shape[1], float(batch))
+        counts[-1] = rows - (len(counts) - 1) * batch
+        means = (losses * counts).sum(1) / rows / self._rows.outputs
+        return [
+            float(mean) + self._rows.constant(order, batch)
+            for mean, order in zip(means, orders, strict=True)
+        ]
 
 
 class FullBatch:

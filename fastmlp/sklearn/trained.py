@@ -8,6 +8,7 @@ All the rest is scikit-learn's own: parameters and their checks, attributes, sto
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from fastmlp.ops.losses import loss_row
 from fastmlp.ops.predict_rows import predict_rows
 from fastmlp.ops.train_steps import StepConfig
+from fastmlp.sklearn.held_out import HeldOutRows
 from fastmlp.sklearn.solver import EpochSolver, FullBatch, device_of, rows_of, tensor_of
 from fastmlp.training.predictor import as_module
 
@@ -49,6 +51,8 @@ class Trained:
 
     if TYPE_CHECKING:  # the attributes are scikit-learn's
         t_: int
+        _best_coefs: list[NDArray[Any]]
+        _best_intercepts: list[NDArray[Any]]
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -77,25 +81,25 @@ class Trained:
         train, held = (X, y, sample_weight), None
         if self.early_stopping:
             train, held = self._split(X, y, sample_weight)
+        held_out = (held, None, None)  # what scikit-learn hands on to _score
         solver = self._solver_for(train, incremental)
-        order = np.arange(len(train[1]))
+        rows = len(train[1])
+        losses = self._losses(solver, rows, incremental)
         self.n_iter_ = 0
         try:
             while self.n_iter_ < self.max_iter:
-                if self.shuffle:
-                    order = order[self._permutation(len(order))]
-                self.loss_ = solver.epoch(order)
+                self.loss_ = next(losses)
                 if not np.isfinite(self.loss_):
                     raise ValueError(
                         "Solver produced non-finite parameter weights. The input data may contain "
                         "large values and need to be preprocessed."
                     )
                 self.n_iter_ += 1
-                self.t_ += len(order)
+                self.t_ += rows
                 self.loss_curve_.append(self.loss_)
                 if self.verbose:
                     print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-                self._update_no_improvement_count(self.early_stopping, *(held or (None,) * 3))
+                self._update_no_improvement_count(self.early_stopping, *held_out)
                 solver.schedule.iteration_ends(self.t_)
                 if self._no_improvement_count > self.n_iter_no_change and self._settles(solver):
                     break
@@ -112,6 +116,25 @@ class Trained:
             warnings.warn("Training interrupted by user.", stacklevel=4)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+
+    def _losses(self, solver: EpochSolver, rows: int, incremental: bool) -> Iterator[float]:
+        """Yield the loss of one epoch after the other."""
+        order = np.arange(rows)
+        while True:
+            orders = []
+            for _ in range(self._epochs_at_once(solver, incremental)):
+                if self.shuffle:
+                    order = order[self._permutation(rows)]
+                orders.append(order)
+            yield from solver.epochs(orders)
+
+    def _epochs_at_once(self, solver: EpochSolver, incremental: bool) -> int:
+        """Return how many epochs nothing can end or change, nor wants to see one by one."""
+        changes = self.solver == "sgd" and self.learning_rate == "invscaling"
+        if incremental or changes or self.early_stopping or self.verbose or self.callbacks:
+            return 1
+        left = self.n_iter_no_change - self._no_improvement_count + 1
+        return max(1, int(min(self.max_iter - self.n_iter_, left, solver.epochs_at_once)))
 
     def _permutation(self, rows: int) -> NDArray[np.int64]:
         """Return the one that ``sklearn.utils.shuffle`` draws, without its checks."""
@@ -168,8 +191,8 @@ class Trained:
 
     def _split(
         self, X: Any, y: NDArray[Any], sample_weight: NDArray[Any] | None
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Return the rows to train on, and those that tell when to stop: X, targets, weights."""
+    ) -> tuple[tuple[Any, ...], HeldOutRows]:
+        """Return the rows to train on, X, targets and weights, and those that tell when to stop."""
         classes = isinstance(self, theirs.MLPClassifier)
         arrays = [X, y] if sample_weight is None else [X, y, sample_weight]
         parts = train_test_split(
@@ -178,24 +201,36 @@ class Trained:
             test_size=self.validation_fraction,
             stratify=y if classes and self.n_outputs_ == 1 else None,
         )
-        train, held = [*parts[::2], None][:3], [*parts[1::2], None][:3]
-        if held[0].shape[0] < 2:
+        train, (x, targets, weights) = [*parts[::2], None][:3], [*parts[1::2], None][:3]
+        if x.shape[0] < 2:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of "
                 "your dataset."
             )
-        if classes:
-            held[1] = self._label_binarizer.inverse_transform(held[1])
-        return tuple(train), tuple(held)
+        return tuple(train), HeldOutRows(
+            rows_of(x),
+            targets,
+            weights,
+            activation=ACTIVATIONS[self.activation],
+            loss=LOSSES[self.out_activation_],
+            classes=len(self.classes_) if classes else None,
+        )
+
+    def _score(self, held: HeldOutRows, *_: Any, **__: Any) -> float:
+        """Return what tells when to stop, of the network as it is now."""
+        return held.score(self._optimizer.parameters)
 
     def _solver_for(self, train: tuple[Any, ...], incremental: bool) -> EpochSolver:
         """Return what runs the epochs: of an earlier ``partial_fit`` its state goes on."""
         X, y, weights = train
         earlier = getattr(self, "_optimizer", None) if incremental else None
         parameters = _tensors(self.coefs_, self.intercepts_)
+        was_best = getattr(self, "_best_coefs", None) is self.coefs_
         # The arrays show the very numbers that the kernels change.
         self.coefs_ = [weight.numpy().T for weight in parameters[::2]]
         self.intercepts_ = [bias.numpy() for bias in parameters[1::2]]
+        if was_best:  # in a warm start scikit-learn trains its best ones on, and so do we
+            self._best_coefs, self._best_intercepts = self.coefs_, self.intercepts_
         seed = int(self._random_state.randint(2**31 - 1)) if self.dropout else 0
         config, device = self._step_config(len(y)), device_of(self.device)
         self._optimizer = EpochSolver(self, parameters, config, seed, device)

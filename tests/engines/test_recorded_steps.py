@@ -104,8 +104,11 @@ def test_memory_is_freed_with_the_last_reference():
         gc.enable()
 
 
-def test_sparse_rows_are_refused():
+def test_sparse_rows_and_several_epochs_are_refused():
     config = config_of()
     x, targets = problem(config)
+    steps = RecordedSteps(make_network((7, 9, 3), config, 53, epochs=53), Rows(x, targets))
+    with pytest.raises(ValueError, match="epochs must be 1 where steps are recorded, got 53"):
+        steps.take()
     with pytest.raises(ValueError, match="rows must be dense to be trained on a GPU"):
         RecordedSteps(make_network((7, 9, 3), config, 53), Rows(x.to_sparse_csr(), targets))

@@ -118,6 +118,40 @@ def test_uint8_labels_hits_and_one_column_of_targets(backend):
 
 
 @pytest.mark.parametrize("options", [OPTIMIZERS[3], OPTIMIZERS[9], {"dropout": 0.5}], ids=str)
+def test_several_epochs_in_one_call(options, backend):
+    config = config_of(**options)
+    x, targets = problem(config)
+    orders = [torch.randperm(53)[:49] for _ in range(3)]
+    one, other = (make_network((7, 20, 9, 3), config, 53) for _ in range(2))
+    losses = []
+    for one.order in orders:
+        losses.append(train_steps_([one], x, targets, backend=backend)[0].losses)
+        one.epoch += 1
+    other.order, other.epochs = torch.cat(orders), 3
+    found = train_steps_([other], x, targets, backend=backend)[0].losses
+    assert torch.equal(torch.cat(losses), found)
+    assert torch.equal(numbers_of(one), numbers_of(other))
+    # also from the middle of the second one on
+    first, rest = (make_network((7, 20, 9, 3), config, 53, epochs=3) for _ in range(2))
+    first.order, first.max_steps = other.order, 10
+    train_steps_([first], x, targets, backend=backend)
+    rest.parameters, rest.state = first.parameters, first.state
+    rest.order, rest.start_step = other.order, 10
+    tail = train_steps_([rest], x, targets, backend=backend)[0].losses
+    assert torch.equal(tail, found[10:])
+    assert torch.equal(numbers_of(rest), numbers_of(other))
+
+
+@pytest.mark.parametrize("epochs", [0, 2, 54])
+def test_epochs_must_have_as_many_rows_each(epochs, backend):
+    config = config_of()
+    x, targets = problem(config)
+    network = make_network((7, 3), config, 53, epochs=epochs)
+    with pytest.raises(ValueError, match="order must hold as many rows for each epoch, got 53"):
+        train_steps_([network], x, targets, backend=backend)
+
+
+@pytest.mark.parametrize("options", [OPTIMIZERS[3], OPTIMIZERS[9], {"dropout": 0.5}], ids=str)
 def test_resumed_in_the_middle_of_an_epoch(options, backend):
     config = config_of(**options)
     x, targets = problem(config)

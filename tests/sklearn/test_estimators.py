@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastmlp.sklearn as ours
 from fastmlp.sklearn import solver as solvers
+from fastmlp.sklearn.held_out import HeldOutRows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -119,6 +120,40 @@ def test_every_kind_of_target(kind, weighted, solver):
     assert our.score(x, y, weights) == pytest.approx(their.score(x, y, weights), rel=1e-9)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_target_with_early_stopping(kind, weighted):
+    name, x, y, options = problem(kind)
+    weights = np.random.default_rng(0).random(len(x)) if weighted else None
+    options |= {"early_stopping": True, "learning_rate_init": 0.01, "validation_fraction": 0.3}
+    their, our = fit_both(name, x, y, weights, **options)
+    assert len(set(their.validation_scores_)) > 3
+    np.testing.assert_allclose(our.validation_scores_, their.validation_scores_, rtol=1e-9)
+    np.testing.assert_allclose(our.coefs_[0], their.coefs_[0], rtol=1e-6, atol=1e-9)
+
+
+def test_validation_targets_that_are_all_alike():
+    x, y = digits(60)
+    for name, targets in (
+        ("MLPClassifier", np.zeros(60)),
+        ("MLPRegressor", np.zeros(60)),
+        ("MLPRegressor", np.stack([np.ones(60), y / 9], 1)),
+    ):
+        their, our = fit_both(name, x, targets, early_stopping=True)
+        np.testing.assert_allclose(our.validation_scores_, their.validation_scores_, rtol=1e-9)
+
+
+def test_the_score_of_predictions_that_are_not_finite_is_nan():
+    x, y = torch.ones(3, 1, dtype=torch.float64), np.arange(3.0)
+    held = HeldOutRows(x, y, None, activation="none", loss="poisson", classes=None)
+    scores = [
+        held.score([torch.full((1, 1), weight).double(), torch.zeros(1).double()])
+        for weight in (0.0, 1000.0)
+    ]
+    assert scores[0] == 0.0  # the mean
+    assert np.isnan(scores[1])
+
+
 def test_deep_networks_in_float32():
     x, y = digits()
     options = {"hidden_layer_sizes": (20, 15, 10), "batch_size": 32, "activation": "tanh"}
@@ -169,13 +204,29 @@ def test_a_module_of_torch_gives_the_same(activation):
         ours.MLPRegressor().to_torch()
 
 
-def test_warm_start_goes_on_where_it_stopped():
+@pytest.mark.parametrize("options", [{"max_iter": 5}, {"tol": 0.5, "n_iter_no_change": 2}])
+def test_warm_start_goes_on_where_it_stopped(options):
     x, y = digits()
-    their, our = both("MLPClassifier", warm_start=True, max_iter=5)
+    their, our = both("MLPClassifier", warm_start=True, **options)
     for _ in range(3):
         their.fit(x, y)
         our.fit(x, y)
     assert_same(their, our, x)
+
+
+def test_warm_starts_with_early_stopping_keep_what_scikit_learn_keeps():
+    """The best score of all fits stands; where none of a later fit's epochs reaches it, what is
+    left are the parameters of its last epoch."""
+    x, y = digits()
+    options = {"early_stopping": True, "n_iter_no_change": 3, "tol": 0.0, "warm_start": True}
+    their, our = both("MLPClassifier", hidden_layer_sizes=(12,), max_iter=200, **options)
+    for rate in (0.01, 0.3):
+        for estimator in (their, our):
+            estimator.set_params(learning_rate_init=rate).fit(x, y)
+    assert max(our.validation_scores_[-4:]) < our.best_validation_score_
+    assert_same(their, our, x)
+    for mine, other in zip(our.intercepts_, their.intercepts_, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6)
 
 
 def test_the_number_of_threads_does_not_change_a_bit(threads):
@@ -240,16 +291,17 @@ def test_too_few_iterations_are_told(capsys):
 
 def test_ctrl_c_keeps_what_is_there(monkeypatch):
     x, y = digits(60)
-    epoch = solvers.EpochSolver.epoch
+    epochs = solvers.EpochSolver.epochs
     calls = []
 
-    def interrupted(self, order):
+    def interrupted(self, orders):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return epoch(self, order)
+        return epochs(self, orders)
 
-    monkeypatch.setattr(solvers.EpochSolver, "epoch", interrupted)
+    monkeypatch.setattr(solvers.EpochSolver, "epochs", interrupted)
+    monkeypatch.setattr(solvers, "SECONDS_AT_ONCE", 0.0)
     our = ours.MLPClassifier(max_iter=9)
     with pytest.warns(UserWarning, match="Training interrupted by user"):
         our.fit(x, y)
@@ -273,12 +325,22 @@ def test_the_kernels_do_the_steps(monkeypatch):
     native = torch.ops.fastmlp.train_steps_
 
     def counted(*args):
-        calls.append(args)
+        calls.append(int(args[-1][0, -1]))  # epochs
         return native(*args)
 
     monkeypatch.setattr(torch.ops.fastmlp, "train_steps_", counted)
-    ours.MLPClassifier(max_iter=4).fit(x, y)
-    assert len(calls) == 4  # an epoch, a call
+    monkeypatch.setattr(solvers, "SECONDS_AT_ONCE", 100.0)
+    for options, epochs in (
+        ({"max_iter": 4}, [1, 3]),
+        ({"max_iter": 9, "tol": 9.0, "n_iter_no_change": 3}, [1, 4]),  # the fifth may end it
+        ({"max_iter": 3, "callbacks": [lambda _: False]}, [1, 1, 1]),
+        ({"max_iter": 3, "early_stopping": True}, [1, 1, 1]),
+        ({"max_iter": 3, "solver": "sgd", "learning_rate": "invscaling"}, [1, 1, 1]),
+        ({"max_iter": 3, "solver": "sgd", "learning_rate": "adaptive"}, [1, 2]),
+    ):
+        calls.clear()
+        ours.MLPClassifier(random_state=0, **options).fit(x, y)
+        assert calls == epochs
 
 
 @parametrize_with_checks([ours.MLPClassifier(), ours.MLPRegressor()])

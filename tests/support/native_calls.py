@@ -169,7 +169,7 @@ class Calls:
             clip_norm=self.random.choice([None, 1.0]),
         )
         options = options_of(config)
-        options[8], options[26:30] = 0.01, [1, 0, 10, 0]
+        options[8], options[26:] = 0.01, [1, 0, 10, 0, 1]
         return config, options
 
     def train_steps_(self) -> Arguments:

@@ -124,6 +124,7 @@ inline void check_step_options(const double* options) {
       {kEpoch, "epoch", 0, kWord},
       {kStartStep, "start_step", 0, kCount},
       {kMaxSteps, "max_steps", 0, kCount},
+      {kEpochs, "epochs", 1, kCount},
   };
   for (const auto& range : ranges) {
     const double value = options[range.option];

@@ -19,11 +19,13 @@ struct Lists {
   const double* options;
 };
 
-int64_t steps_of(const double* options, int64_t rows) {
+// Steps that are left, of an order of so many epochs of so many rows.
+int64_t steps_of(const double* options, int64_t epochs, int64_t rows) {
   const auto batch = static_cast<int64_t>(options[kBatchSize]);
   const auto start = static_cast<int64_t>(options[kStartStep]);
   const auto most = static_cast<int64_t>(options[kMaxSteps]);
-  return std::min(most, std::max<int64_t>((rows + batch - 1) / batch - start, 0));
+  const int64_t of_epoch = rows / batch + (rows % batch != 0);
+  return std::min(most, std::max<int64_t>(epochs * of_epoch - start, 0));
 }
 
 // The tensors that the optimizer keeps, from `next` on, as the parameters are.
@@ -63,10 +65,12 @@ StepNetwork<T> step_network_of(const Lists& lists, size_t m, size_t first, size_
     network.first = kept_of<T>(lists.state, next, lists, first, count);
   }
   network.order = data<int64_t>(order);
-  network.rows = order.size(0);
-  network.steps = steps_of(network.options, network.rows);
+  const auto epochs = static_cast<int64_t>(network.options[kEpochs]);
+  FASTMLP_CHECK(order.size(0) % epochs == 0, "an order must hold as many rows for each epoch");
+  network.rows = order.size(0) / epochs;
+  network.steps = network.rows == 0 ? 0 : steps_of(network.options, epochs, network.rows);
   const bool labels = static_cast<Loss>(network.options[kLoss]) == Loss::kCrossEntropy;
-  check_rows(rows, labels, network.order, network.rows, network.sizes.back());
+  check_rows(rows, labels, network.order, order.size(0), network.sizes.back());
   return network;
 }
 

@@ -48,6 +48,7 @@ enum StepOption {
   kStartStep,
   kMaxSteps,
   kStepsDone,  // by Adam, before
+  kEpochs,     // in the order, one after the other, each as long
   kStepOptions,
 };
 

@@ -20,7 +20,7 @@ struct StepNetwork {
   std::vector<T*> first, second;
   const double* options;  // (kStepOptions)
   const int64_t* order;
-  int64_t rows;      // of the order
+  int64_t rows;      // of an epoch: the order holds as many for each
   double* losses;    // (steps) out
   int64_t* correct;  // (steps) out
   int64_t steps;
@@ -170,11 +170,13 @@ class StepRun {
 
   // Takes a step; returns false, and changes no parameter, where its loss is not finite.
   bool step(int64_t number_of_step, double& loss, int64_t& correct) {
-    const int64_t first = number_of_step * option(kBatchSize);
-    rows_ = network_.order + first;
+    const int64_t of_epoch = (network_.rows + batch_ - 1) / batch_;
+    epoch_ = number_of_step / of_epoch;
+    step_ = number_of_step % of_epoch;
+    const int64_t first = step_ * batch_;
+    rows_ = network_.order + epoch_ * network_.rows + first;
     count_ = std::min(batch_, network_.rows - first);
     ahead_ = std::min(batch_, network_.rows - first - count_);
-    step_ = number_of_step;
     const double divisor = open_batch(rows_, count_);
     if (data_.sparse()) {
       sparse_.open(rows_, count_);
@@ -254,7 +256,7 @@ class StepRun {
     const int64_t units = layers_[l].outputs, stride = row_stride<T>(units);
     const uint64_t seed =
         static_cast<uint64_t>(option(kSeedHigh)) << 32 | static_cast<uint64_t>(option(kSeedLow));
-    const auto place = static_cast<uint32_t>(option(kEpoch) << 8 | l);
+    const auto place = static_cast<uint32_t>((option(kEpoch) + epoch_) << 8 | l);
     for (int64_t m = begin; m < end; ++m) {
       FASTMLP_BEST_ISA(dropout_row<T>)(seed, static_cast<uint32_t>(m), static_cast<uint32_t>(step_),
                                        place, static_cast<uint32_t>(option(kDropoutThreshold)),
@@ -360,7 +362,7 @@ class StepRun {
   UpdateNumbers<T> update_;
   // The present step's.
   const int64_t* rows_ = nullptr;
-  int64_t count_ = 0, ahead_ = 0, step_ = 0, chunk_ = 0;
+  int64_t count_ = 0, ahead_ = 0, step_ = 0, epoch_ = 0, chunk_ = 0;
   T clip_factor_ = 1;
 };
 
