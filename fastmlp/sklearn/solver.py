@@ -157,7 +157,7 @@ class EpochSolver:
     def take_rows(self, x: Any, targets: Tensor, weights: NDArray[Any] | None) -> None:
         """Say what to train on: an array or a sparse matrix (n, inputs), targets, weights (n,)."""
         self._rows = _TrainingRows(x, targets, weights, self._config)
-        order = torch.arange(len(targets))
+        order = torch.empty(0, dtype=torch.int64)  # comes with the epochs
         to = self._device
         network = Network(
             [tensor.to(to) for tensor in self.parameters],

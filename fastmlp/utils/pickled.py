@@ -34,9 +34,10 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 class _Kind:
     """What is known of a value: the ``name`` of a global, the length of a ``text``, whether it is
-    an ``empty`` tuple or an ``ordered`` dict, and for a tuple the kind of its ``first`` item."""
+    an ``empty`` tuple or an object with a ``state`` of its own, and for a tuple the kind of its
+    ``first`` item."""
 
-    __slots__ = ("empty", "first", "name", "ordered", "text")
+    __slots__ = ("empty", "first", "name", "state", "text")
 
     def __init__(
         self,
@@ -44,10 +45,10 @@ class _Kind:
         text: int | None = None,
         empty: bool = False,
         first: _Kind | None = None,
-        ordered: bool = False,
+        state: bool = False,
     ) -> None:
         self.name, self.text, self.empty, self.first = name, text, empty, first
-        self.ordered = ordered
+        self.state = state
 
 
 _OTHER = _Kind()
@@ -112,10 +113,10 @@ def check_pickle(data: bytes, calls: Collection[str] = ()) -> None:
         elif name == "SETITEMS":
             for kind in taken()[::2]:
                 check_key(kind)
-        elif name == "BUILD":  # as a module's state_dict has its versions
+        elif name == "BUILD":  # a module's state_dict has its versions so, an array its numbers
             stack.pop()
-            if not stack[-1].ordered:
-                raise ValueError("it changes what is no dict")
+            if not stack[-1].state:
+                raise ValueError("it changes what has no state")
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             if function.name == EMPTY and not arguments.empty:
@@ -126,6 +127,6 @@ def check_pickle(data: bytes, calls: Collection[str] = ()) -> None:
                 encodable -= len(data) if arguments.first is None else arguments.first.text or 0
                 if encodable < 0:
                     raise ValueError("it makes more bytes than it has")
-            stack.append(_Kind(ordered=function.name == EMPTY))
+            stack.append(_Kind(state=function.name in (EMPTY, *calls)))
         elif name not in ("PROTO", "STOP"):
             raise ValueError(f"it has the instruction {name}")

@@ -85,7 +85,7 @@ def test_completion_says_what_it_needs(
 def test_the_console_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: tiny_data())
+    monkeypatch.setattr(fitting, "load_splits", lambda *_, **__: tiny_data())
     monkeypatch.chdir(tmp_path)
     quick = ["--hidden", "8", "--epochs", "2", "--threads", "1", "--device=cpu"]
     for argv, code in ((["train", *quick, "--out", "run"], 0), (["train", "--bogus"], 2)):

@@ -35,7 +35,7 @@ QUICK = ["--hidden=8", "--epochs=2", "--threads=1", "--device=cpu"]
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command trains on the tiny problem, below a folder of its own, and draws nothing."""
-    monkeypatch.setattr(sweeping, "load_splits", lambda config, progress: DATA)
+    monkeypatch.setattr(sweeping, "load_splits", lambda *_, **__: DATA)
     monkeypatch.setattr("fastmlp.plotting.sweeps.sweep_picture", lambda *args: None)
     monkeypatch.chdir(tmp_path)
 

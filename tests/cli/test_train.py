@@ -35,7 +35,7 @@ TINY = SUPPORT / "tiny.py"
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command trains on the tiny problem, below a folder of its own, and draws nothing."""
-    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: tiny_data())
+    monkeypatch.setattr(fitting, "load_splits", lambda *_, **__: tiny_data())
     monkeypatch.setattr("fastmlp.plotting.curves.learning_curves", lambda *args: None)
     monkeypatch.chdir(tmp_path)
 
@@ -84,7 +84,7 @@ def test_the_synthetic_set_is_named_at_the_end(
     from dataclasses import replace
 
     data = replace(tiny_data(), name="synthetic", synthetic=True)
-    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: data)
+    monkeypatch.setattr(fitting, "load_splits", lambda *_, **__: data)
     assert main([*QUICK, "--out", "run"]) == 0
     out = capsys.readouterr().out
     assert "on the built-in set and not CIFAR-10" in out
@@ -143,7 +143,7 @@ def test_two_runs_in_one_second_have_two_folders(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("fastmlp.cli.train.time.strftime", lambda form: "now")
 
     def load(config: TrainConfig, progress: bool) -> DataSplits:
-        monkeypatch.setattr(fitting, "load_splits", lambda config, progress: tiny_data())
+        monkeypatch.setattr(fitting, "load_splits", lambda *_, **__: tiny_data())
         assert main([*QUICK, "--quiet"]) == 0
         return tiny_data()
 
@@ -359,7 +359,7 @@ def test_a_real_process_interrupted_killed_and_terminated(monkeypatch: pytest.Mo
         for name in ("best.pt", "last.pt"):
             tensors(Path("run") / name)
         RunDirectory("run").read_state()
-    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: tiny_data(4000))
+    monkeypatch.setattr(fitting, "load_splits", lambda *_, **__: tiny_data(4000))
     assert len(RunDirectory("run").read_state().history) < 6
     assert main(["--resume", "run", "--quiet"]) == 0
     assert main([*LONG, "--out", "whole", "--quiet"]) == 0

@@ -25,15 +25,15 @@ def test_a_configuration_decides_what_is_loaded(monkeypatch: pytest.MonkeyPatch)
     labels = torch.arange(100) % 2
     asked: list[Any] = []
 
-    def load_dataset(*args: Any, progress: bool) -> Dataset:
-        asked.append((*args, progress))
+    def load_dataset(*args: Any, **options: bool) -> Dataset:
+        asked.append((*args, options))
         test = (images[:10], labels[:10])
         return Dataset("synthetic", "built in", True, ("a", "b"), images, labels, *test)
 
     monkeypatch.setattr("fastmlp.training.data.load_dataset", load_dataset)
     config = TrainConfig(dataset="synthetic", data_dir="here", data_url="there", split="50/30/20")
     data = load_splits(config, progress=False)
-    assert asked == [("synthetic", "here", "there", False)]
+    assert asked == [("synthetic", "here", "there", {"progress": False, "download": True})]
     assert (data.name, data.source, data.synthetic, data.classes) == (
         "synthetic",
         "built in",

@@ -156,6 +156,16 @@ def test_what_does_not_fit_is_refused(options, words):
         fitted(*digits(50), **options)
 
 
+def assert_same_results(*searches):
+    want, got = (search.cv_results_ for search in searches)
+    assert list(want) == list(got)
+    for key in want:
+        if key.startswith("param"):
+            assert list(got[key]) == list(want[key])
+        elif "time" not in key:
+            np.testing.assert_array_equal(got[key], want[key])  # nan counts as nan
+
+
 GRID = {"alpha": [1e-4, 1.0], "hidden_layer_sizes": [(8,), (5, 4)], "solver": ["adam", "lbfgs"]}
 
 
@@ -174,15 +184,61 @@ def test_a_search_side_by_side_is_scikit_learns_search(refit, threads):
         ).fit(x, y)
         found.append(search)
     assert torch.get_num_threads() == 3
-    want, got = (search.cv_results_ for search in found)
-    assert list(want) == list(got)
-    for key in want:
-        if "time" not in key:
-            assert list(want[key]) == list(got[key])
+    assert_same_results(*found)
     assert found[0].best_params_ == found[1].best_params_
     if refit:
         one, two = (search.best_estimator_.coefs_[0] for search in found)
         assert (one == two).all()
+
+
+def worst_f1(results):
+    return int(np.argmin(results["mean_test_f1_macro"]))
+
+
+NO_DECAY = {"weight_decay": [0.1], "solver": ["sgd", "adam"]}  # sgd refuses it
+SEARCHES: dict[str, dict[str, Any]] = {
+    "scores": {"scoring": ["accuracy", "f1_macro"], "refit": "f1_macro"},
+    "refit": {"scoring": ["accuracy", "f1_macro"], "refit": worst_f1, "return_train_score": True},
+    "groups": {"cv": selection.GroupKFold(3)},
+    "splits": {"cv": list(selection.ShuffleSplit(4, random_state=0).split(np.zeros(150)))},
+    "failures": {"param_grid": NO_DECAY},
+    "error score": {"param_grid": NO_DECAY, "error_score": -1.0},
+    "callbacks": {"param_grid": {"callbacks": [None, [lambda network: network.n_iter_ == 2]]}},
+    "all cores": {"n_jobs": -1},
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.parametrize("options", SEARCHES.values(), ids=SEARCHES)
+def test_every_option_of_a_search(options):
+    x, y = digits(150)
+    found = []
+    for module in (selection, ours):
+        network = ours.MLPClassifier((5,), max_iter=4, random_state=0)
+        search = module.GridSearchCV(
+            network, **{"param_grid": {"alpha": [1e-4, 1.0]}, "cv": 3, **options}
+        )
+        found.append(search.fit(x, y, groups=np.arange(150) % 7))
+    assert_same_results(*found)
+    assert found[0].best_index_ == found[1].best_index_
+    assert (found[0].predict(x) == found[1].predict(x)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"resource": "max_iter", "max_resources": 9}], ids=str)
+def test_halving_side_by_side(options):
+    x, y = digits(150)
+    searches = [
+        selection.HalvingGridSearchCV(
+            *(ours.MLPClassifier((5,), max_iter=4, random_state=0), {"alpha": [1e-4, 1e-2, 10.0]}),
+            **{"cv": 2, "random_state": 0, "min_resources": "smallest", **options},
+        )
+        for _ in range(2)
+    ]
+    searches[0].fit(x, y)
+    with ours.side_by_side():
+        searches[1].fit(x, y)
+    assert_same_results(*searches)
 
 
 def test_side_by_side_is_threads_of_one_thread_each(threads, monkeypatch):

@@ -94,7 +94,7 @@ if __name__ == "__main__":
     from fastmlp.cli.train import main
 
     data = tiny_data(int(os.environ.get("TINY_IMAGES", "90")))
-    fitting.load_splits = lambda config, progress: data
+    fitting.load_splits = lambda *_, **__: data
     undrawn = types.ModuleType("a picture takes longer than such a run")
     undrawn.learning_curves = lambda *args: None  # type: ignore[attr-defined]
     sys.modules["fastmlp.plotting.curves"] = undrawn

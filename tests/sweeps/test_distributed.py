@@ -180,7 +180,7 @@ def program() -> None:
         )
         assert result.interrupted
     time.strftime = lambda form: f"{rank}-o-clock"  # type: ignore[assignment]
-    sweeping.load_splits = lambda config, progress: DATA
+    sweeping.load_splits = lambda *_, **__: DATA
     sys.modules["fastmlp.cli.sweep"].REPORT_SECONDS = 0.0  # type: ignore[attr-defined]
     assert main(COMMAND) == 0
 

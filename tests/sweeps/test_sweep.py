@@ -258,7 +258,7 @@ def test_best_toml_is_what_train_takes(tmp_path: Path, monkeypatch: pytest.Monke
     base = replace(base, weight_decay=1e-7, init="normal:0.3", loader="sliding")
     values = {"momentum": [0.0, 0.9], "hidden": [(16,), (16, 5)]}
     result = sweep(base, values, data=DATA, out=tmp_path / "sweep")
-    monkeypatch.setattr(fitting, "load_splits", lambda config, progress: DATA)
+    monkeypatch.setattr(fitting, "load_splits", lambda *_, **__: DATA)
     argv = ["--config", str(tmp_path / "sweep" / "best.toml"), "--quiet", "--device", "cpu"]
     assert train.main([*argv, "--threads=1", "--out", str(tmp_path / "run")]) == 0
     config = RunDirectory(tmp_path / "run").read_config()
