@@ -83,13 +83,7 @@ class TableEncoding:
         categories = tuple(categories)
         if missing not in MISSING:
             raise UserError(f"missing must be one of {', '.join(MISSING)}, got {missing!r}.")
-        for name in categories:
-            if name not in table.columns:
-                raise UserError(
-                    f"categories names the column {quoted(name)}, and {table.source} has only "
-                    f"{listed(table.names)}.",
-                    options=("categories",),
-                )
+        table.check_named("categories", categories)
         fitted = {
             name: _fit_categories(table, name)
             if name in categories

@@ -30,12 +30,12 @@ from fastmlp.utils.files import expanded
 from fastmlp.utils.untrusted import reason
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+"""What those are; some of Pillow's other formats are read by running another program."""
 MOST_SCANS = 100
 """Of a JPEG: a progressive one has about ten, each of which is a walk over the whole picture."""
 TILE_TAGS, LARGEST_TILE = (322, 323), 1 << 20
 """A TIFF's width and height of a tile, and the pixels that one may have in any case."""
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-"""What those are; some of Pillow's other formats are read by running another program."""
 
 
 @dataclass(frozen=True)

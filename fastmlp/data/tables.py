@@ -36,9 +36,8 @@ class Table:
 
     A column (n,) is float64 with nan for a missing value, or of objects: texts, numbers among them
     where the column mixes both, whole numbers that float64 does not tell apart, and None for a
-    missing value. ``named`` is False where the names
-    are only the numbers of the columns; ``origin`` (n,) are the rows' places in the table that they
-    were taken from.
+    missing value. ``named`` is False where the names are only the numbers of the columns;
+    ``origin`` (n,) are the rows' places in the table that they were taken from.
     """
 
     columns: Mapping[str, Column]
@@ -82,6 +81,16 @@ class Table:
         chosen = {name: self.columns[name] for name in names}
         return replace(self, columns=rest), replace(self, columns=chosen, named=True)
 
+    def check_named(self, option: str, names: Sequence[str]) -> None:
+        """Raise UserError unless the table has each of the columns that an option names."""
+        for name in names:
+            if name not in self.columns:
+                raise UserError(
+                    f"{option} names the column {quoted(name)}, and {self.source} has only "
+                    f"{listed(self.names)}.",
+                    options=(option,),
+                )
+
     def without(self, names: Sequence[str]) -> Table:
         """Return the table without some columns; raise UserError where it lacks one, where it has
         no names, and where no column is left."""
@@ -91,13 +100,7 @@ class Table:
                 "the array.",
                 options=("drop",),
             )
-        for name in names:
-            if name not in self.columns:
-                raise UserError(
-                    f"drop names the column {quoted(name)}, and {self.source} has only "
-                    f"{listed(self.names)}.",
-                    options=("drop",),
-                )
+        self.check_named("drop", names)
         rest = {name: column for name, column in self.columns.items() if name not in names}
         if not rest:
             raise UserError(

@@ -6,12 +6,13 @@ import contextlib
 import functools
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["CapturedGraph", "ReplayThrottle", "SideStream", "full_float32"]
+__all__ = ["CapturedGraph", "ReplayThrottle", "SideStream", "full_float32", "values_kept"]
 
 REPLAYS_AHEAD = 2
 """Replays that may be pending when Python adds the next: enough that a GPU never idles, few enough
@@ -56,6 +57,15 @@ class CapturedGraph:
             return
         with torch.cuda.device(self._device):
             self._graph.replay()
+
+
+@contextlib.contextmanager
+def values_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Give the tensors, which a recording that is made inside changes, their values back."""
+    before = [tensor.clone() for tensor in tensors]
+    yield
+    for tensor, value in zip(tensors, before, strict=True):
+        tensor.copy_(value)
 
 
 @functools.cache

@@ -73,11 +73,13 @@ def chunk_factors(
     batch: int,
     first_step: Tensor,
     epoch: Tensor,
-    config: OptimizerConfig,
+    *,
+    dropout: float,
+    seed: int,
 ) -> list[list[Tensor]]:
     """Return dropout's factors of each of ``steps`` steps from ``first_step`` on, of each hidden
     layer; ``first_step`` and ``epoch`` are int64 scalars on the device."""
-    if not config.dropout:
+    if not dropout:
         return [[] for _ in range(steps)]
     device = tensors[0].device
     rows = torch.arange(batch, device=device).repeat(steps)
@@ -85,8 +87,8 @@ def chunk_factors(
     of_layers = [
         torch.split(
             factors_of_rows(
-                *(rows, numbers, epoch, len(bias), config.dropout),
-                seed=config.seed,
+                *(rows, numbers, epoch, len(bias), dropout),
+                seed=seed,
                 layer=layer,
                 dtype=tensors[0].dtype,
             ),

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastmlp.data.splits import Subset
 from fastmlp.data.transforms import FlipShifts, Normalization
 from fastmlp.engines.base import Epoch, TrainState
-from fastmlp.engines.cuda_graph import CapturedGraph, ReplayThrottle
+from fastmlp.engines.cuda_graph import CapturedGraph, ReplayThrottle, values_kept
 from fastmlp.engines.eager import EagerEngine
 from fastmlp.engines.general_step import chunk_factors, step_gradients, summed_loss
 from fastmlp.engines.metrics import EpochMetrics, MetricsAccumulator, batch_weights
@@ -129,19 +129,11 @@ class _Recordings:
         optimizer_state = {kind: list(t.values()) for kind, t in self.optimizer_state.items()}
         update(self.tensors, gradients, optimizer_state, self.lr, self.config)
 
-    def saved(self) -> Callable[[], None]:
-        """Return a function that restores the present values of all recorded tensors."""
-        changing = [
-            *self.tensors,
-            *(t for kept in self.optimizer_state.values() for t in kept.values()),
-        ]
-        before = [tensor.clone() for tensor in changing]
-
-        def restore() -> None:
-            for tensor, value in zip(changing, before, strict=True):
-                tensor.copy_(value)
-
-        return restore
+    @property
+    def changing(self) -> list[Tensor]:
+        """All tensors that a step changes."""
+        kept = (t for kind in self.optimizer_state.values() for t in kind.values())
+        return [*self.tensors, *kept]
 
 
 def _rebound(recorded: dict[str, Tensor], current: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -239,9 +231,8 @@ class GraphEngine(EagerEngine):
         chunk = recordings.chunks[key]
         work = partial(self._steps, recordings, chunk)
         if chunk.graph is None:
-            restore = recordings.saved()
-            chunk.graph = CapturedGraph(work, self.device)
-            restore()
+            with values_kept(recordings.changing):
+                chunk.graph = CapturedGraph(work, self.device)
         chunk.indices.copy_(indices)
         if flip_shifts is not None and chunk.flip_shifts is not None:
             chunk.flip_shifts.values.copy_(flip_shifts.values)
@@ -295,7 +286,9 @@ class GraphEngine(EagerEngine):
         if self._is_plain(config):
             return lambda _, x, y: self._gradients(tensors, x, y, config.grad_average)
         factors = chunk_factors(
-            tensors, chunk.steps, batch, recordings.first_step, recordings.epoch, config
+            *(tensors, chunk.steps, batch, recordings.first_step, recordings.epoch),
+            dropout=config.dropout,
+            seed=config.seed,
         )
         weights: Sequence[Tensor | None] = [None] * chunk.steps
         if self._weights is not None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastmlp.engines.cuda_graph import CapturedGraph, ReplayThrottle
+from fastmlp.engines.cuda_graph import CapturedGraph, ReplayThrottle, values_kept
+from fastmlp.engines.general_step import chunk_factors
 from fastmlp.engines.graph import chunk_steps
-from fastmlp.ops.dropout import factors_of_rows
 from fastmlp.ops.matmul_precision import matmul_precision_of
-from fastmlp.ops.rows import Rows, check_rows, check_targets
-from fastmlp.ops.step_config import Network, check_network
-from fastmlp.ops.train_steps import StepMetrics, decay_loss, gradients_ref, update_ref
+from fastmlp.ops.rows import Rows
+from fastmlp.ops.step_config import Network
+from fastmlp.ops.train_steps import (
+    StepMetrics,
+    check_steps,
+    decay_loss,
+    gradients_ref,
+    update_ref,
+)
 
 
 @dataclass
@@ -39,11 +44,9 @@ class RecordedSteps:
     """
 
     def __init__(self, network: Network, rows: Rows) -> None:
-        check_rows(rows)
+        check_steps(network, rows)
         if rows.is_sparse:
             raise ValueError("rows must be dense to be trained on a GPU, got a sparse tensor")
-        check_network(network, len(rows.x), rows.x.shape[1])
-        check_targets(rows, network.config, len(network.parameters[-1]))
         self.network, self._rows = network, rows
         first = network.parameters[0]
         self._device = first.device
@@ -91,11 +94,8 @@ class RecordedSteps:
         self._first.fill_(first)
         if chunk.graph is None:
             kept = [tensor for kind in self.network.state.values() for tensor in kind]
-            changing = [*self.network.parameters, *kept]
-            before = [tensor.clone() for tensor in changing]
-            chunk.graph = CapturedGraph(work, self._device)
-            for tensor, value in zip(changing, before, strict=True):
-                tensor.copy_(value)
+            with values_kept([*self.network.parameters, *kept]):
+                chunk.graph = CapturedGraph(work, self._device)
         chunk.graph.replay(work)
         return chunk
 
@@ -109,29 +109,17 @@ class RecordedSteps:
 
     def _steps(self, chunk: _Chunk) -> None:
         """Take the steps of a chunk; nothing in here waits for the device."""
-        batch = len(chunk.rows) // chunk.steps
+        network, batch = self.network, len(chunk.rows) // chunk.steps
+        factors = chunk_factors(
+            *(network.parameters, chunk.steps, batch, self._first, self._epoch),
+            dropout=network.config.dropout,
+            seed=network.seed,
+        )
         for number, rows in enumerate(torch.split(chunk.rows, batch)):
-            factors = self._factors(batch, self._first + number)
             loss, hits, gradients, denominator = gradients_ref(
-                self.network, self._rows, rows, factors
+                network, self._rows, rows, factors[number]
             )
-            chunk.losses[number] = loss + decay_loss(self.network, denominator)
+            chunk.losses[number] = loss + decay_loss(network, denominator)
             chunk.correct[number] = hits
             for k, gradient in enumerate(gradients):
-                update_ref(self.network, k, gradient, denominator, self._lr)
-
-    def _factors(self, batch: int, step: Tensor) -> Sequence[Tensor]:
-        """Return dropout's factors of each hidden layer in a step."""
-        config = self.network.config
-        if not config.dropout:
-            return []
-        rows = torch.arange(batch, device=self._device)
-        return [
-            factors_of_rows(
-                *(rows, step.expand(batch), self._epoch, len(bias), config.dropout),
-                seed=self.network.seed,
-                layer=layer,
-                dtype=bias.dtype,
-            )
-            for layer, bias in enumerate(self.network.parameters[1:-2:2])
-        ]
+                update_ref(network, k, gradient, denominator, self._lr)

@@ -208,10 +208,9 @@ def _check_cross_entropy_backward(
     total_weight: Tensor,
     weight: Tensor | None = None,
     reduction: int = 1,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
+    *options: Any,
 ) -> None:
-    _check_cross_entropy(logits, target, weight, reduction, ignore_index, label_smoothing)
+    _check_cross_entropy(logits, target, weight, reduction, *options)
     check_same_dtype("dloss", dloss, "logits", logits)
     check_shape("dloss", dloss, target.shape if reduction == REDUCTIONS["none"] else (), "target")
     check_shape("stats", stats, (logits.shape[0], 2), "logits")

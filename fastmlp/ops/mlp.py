@@ -115,7 +115,8 @@ def _by_layer(
 def _check_lists(
     parameters: list[Tensor], activations: list[int], bias: bool, matmul_precision: int
 ) -> None:
-    """Raise RuntimeError, as the kernels do, where the lists do not belong together."""
+    """Raise RuntimeError, as the kernels do, where the lists do not belong together, and ValueError
+    for another ``matmul_precision`` than there is."""
     each = 1 + bias
     if not activations or len(parameters) != each * len(activations):
         raise RuntimeError(

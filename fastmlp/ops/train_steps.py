@@ -78,6 +78,13 @@ def train_steps_(
     return [metrics[i] for i in range(len(networks))]
 
 
+def check_steps(network: Network, rows: Rows) -> None:
+    """Raise TypeError, ValueError or IndexError unless the network can be trained on the rows."""
+    check_rows(rows)
+    check_network(network, len(rows.x), rows.x.shape[1])
+    check_targets(rows, network.config, len(network.parameters[-1]))
+
+
 def has_kernels(parameters: Sequence[Tensor], rows: Rows, activation: str) -> bool:
     """Return whether the compiled kernels can do it: everything is on the CPU, and the activation
     is compiled."""
@@ -93,9 +100,7 @@ class RepeatedSteps:
     """
 
     def __init__(self, network: Network, rows: Rows, backend: str | None = None) -> None:
-        check_rows(rows)
-        check_network(network, len(rows.x), rows.x.shape[1])
-        check_targets(rows, network.config, len(network.parameters[-1]))
+        check_steps(network, rows)
         native = resolve_backend(backend, "cpu") == "native"
         native = native and has_kernels(network.parameters, rows, network.config.activation)
         self.network, self._rows = network, rows

@@ -62,7 +62,7 @@ def test_every_loss_and_activation_with_weights(loss, activation):
 
 def test_what_is_recorded_stays_on_its_device(monkeypatch):
     """On meta tensors, which have no values: to mix them with others, or to read one, raises."""
-    monkeypatch.setattr("fastmlp.engines.recorded_steps.check_targets", lambda *_: None)
+    monkeypatch.setattr("fastmlp.ops.train_steps.check_targets", lambda *_: None)
     for options in (*OPTIMIZERS, *SCIKIT_LEARNS, {"dropout": 0.4}):
         config = config_of(**options)
         x, targets = problem(config)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 import torch
 from support import tiny_sweep
 from support.processes import python_environment
 from support.tiny import stop_after, tiny_data
 from support.tiny_sweep import BASE, DATA, MIXED, assert_same_sweep, table
 
-from fastmlp.sweeps.checkpoint import SweepDirectory
+from fastmlp.sweeps.checkpoint import SweepDirectory, as_toml
 from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult
 from fastmlp.sweeps.sweep import sweep
@@ -250,3 +251,9 @@ def test_a_full_disk_is_told_and_what_was_saved_stays(
         assert not list((tmp_path / name).glob(".*.tmp"))
         sweep(BASE, MIXED, data=DATA, out=tmp_path / name)
         assert_same_sweep(tmp_path / name, whole[False])
+
+
+@pytest.mark.parametrize("name", ["\U0001f600", 'a\x7f\t"b\\', "\u00fc"])
+def test_toml_of_any_name(name: str) -> None:
+    text = as_toml(replace(BASE, dataset=name))
+    assert tomllib.loads(text)["dataset"] == name

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 import torch
 from support.processes import python_environment
 from support.tiny import assert_same_tensors
@@ -26,7 +25,6 @@ import fastmlp
 from fastmlp.cli import train
 from fastmlp.engines.metrics import EpochRecord
 from fastmlp.sweeps import sweep as sweeping
-from fastmlp.sweeps.checkpoint import as_toml
 from fastmlp.sweeps.distributed import ProcessGroup
 from fastmlp.sweeps.results import SweepResult, Trial, make_result, mean_sd
 from fastmlp.sweeps.sweep import sweep
@@ -245,12 +243,6 @@ def test_a_sweep_in_which_all_diverged(tmp_path: Path, draws: None) -> None:
     assert not (tmp_path / "best.toml").exists()
     with pytest.raises(UserError, match="No run of the sweep has finished an epoch"):
         _ = result.best
-
-
-@pytest.mark.parametrize("name", ["\U0001f600", 'a\x7f\t"b\\', "\u00fc"])
-def test_toml_of_any_name(name: str) -> None:
-    text = as_toml(replace(BASE, dataset=name))
-    assert tomllib.loads(text)["dataset"] == name
 
 
 def test_best_toml_is_what_train_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

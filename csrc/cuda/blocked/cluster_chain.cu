@@ -1,6 +1,7 @@
 // The chain of a block of blocked look-ahead SGD (docs/blocked-sgd.md) on CUDA, for few networks:
 // each has a cluster of eight thread blocks.
-#include "cuda/blocked/cluster_chain.cuh"
+#include "cuda/blocked/cluster_history.cuh"
+#include "cuda/blocked/cluster_walk.cuh"
 
 namespace fastmlp {
 namespace {
