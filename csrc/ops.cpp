@@ -8,6 +8,8 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
 
   // Who computes a CPU layer's matrix products, and why, in words.
   m.def("cuda_archs() -> str");
+  // The CUDA version that the driver is for: 1000 * major + 10 * minor.
+  m.def("cuda_driver_version() -> int");
   m.def("linear_plan(int batch, int inputs, int outputs, ScalarType dtype) -> str");
   m.def(
       "linear_plan_cuda(int batch, int inputs, int outputs, ScalarType dtype, int processors, "
@@ -86,6 +88,21 @@ STABLE_TORCH_LIBRARY(fastmlp, m) {
       "Tensor recurrence, Tensor options, int batch, Tensor(a!)[] parameters, "
       "Tensor(b!)[] momentum, Tensor(c!) to_w, Tensor(d!)? to_v, Tensor(e!) ends, "
       "Tensor(f!) losses, Tensor(g!) correct) -> ()");
+  // Into how many parts the next three cut a product (0: they cannot make it), and why not, or "".
+  m.def(
+      "blocked_products_plan_cuda(int rows, int inputs, int planes, int hidden, int networks, "
+      "bool doubles, int processors, int capability, int shared_bytes) -> (int, str)");
+  // The Gram matrices of a chunk's images, on a GPU, and their products with those of the block
+  // before; scale and shift are the same throughout each of the planes of pixels.
+  m.def(
+      "blocked_gram_(Tensor(a!) gram, Tensor(b!)? cross, Tensor pixels, Tensor scale, "
+      "Tensor shift, int planes) -> ()");
+  // The products between two chains, on a GPU: the first weights' update by the images before, and
+  // parts of their products with the next images; and these parts' sum.
+  m.def(
+      "blocked_products_(Tensor(a!) weight, Tensor? factors, Tensor? before, Tensor? pixels, "
+      "Tensor scale, Tensor shift, Tensor(b!)? parts) -> ()");
+  m.def("blocked_product_sum_(Tensor(a!) p, Tensor parts, Tensor? cross, Tensor? factors) -> ()");
   // Sum of the losses, float64, and number of hits of each network; an image counts as often as
   // counts say.
   m.def(

@@ -299,6 +299,58 @@ inline ClusterChainPlan plan_cluster_chain(int64_t batch, int64_t hidden, int64_
   return plan;
 }
 
+// How the products between the chains (csrc/cuda/blocked/block_products.cu) are made: a block of
+// threads has 16 hidden units to a warp and a slice of the weight's columns, tile by tile.
+struct BlockProductsPlan {
+  const char* unsupported_reason;  // it cannot, in words; null where it can
+  int warps;                       // of a block, 4 or 8
+  int unit_blocks;                 // blocks that a network's hidden units take
+  int tiles, tiles_of_slice, slices;
+};
+
+// Shared memory of a block: factors as fragments of 16 bytes a lane, 8 of 16 rows, in three parts;
+// two images' pixels and one's, with what spreads them over the banks; a number for each unit.
+template <int kWarps>
+constexpr int kProductsBytes =
+    kWarps * 8 * 3 * 32 * 16 + 64 * 56 * 4 + 128 * 28 * 4 + kWarps * 16 * 4;
+
+inline BlockProductsPlan plan_block_products(int64_t rows, int64_t inputs, int64_t planes,
+                                             int64_t hidden, int64_t networks, bool doubles,
+                                             const Gpu& gpu) {
+  constexpr int kTileColumns = 48, kUnits = 16, kPixels = 16;
+  constexpr int kMostOfPlane = 33025;  // whose products, up to 255 * 255, an int can add up
+  BlockProductsPlan plan{};
+  const auto refused = [&](const char* reason) {
+    plan.unsupported_reason = reason;
+    return plan;
+  };
+  if (doubles) return refused("float64");
+  if (gpu.capability < 80) return refused("a GPU without tensor cores for bfloat16");
+  if (rows < 1 || rows > 128) return refused("more than 128 images in a block");
+  if (planes < 1 || inputs < 1 || inputs % (kPixels * planes) != 0)
+    return refused("planes of pixels that are no multiple of 16");
+  if (inputs / planes > kMostOfPlane) return refused("more than 33,025 pixels in a plane");
+  if (hidden < 1 || networks < 1 || networks > 65535) return refused("its networks");
+  plan.warps = hidden <= 4 * kUnits || gpu.shared_bytes < kProductsBytes<8> ? 4 : 8;
+  const int bytes = plan.warps == 8 ? kProductsBytes<8> : kProductsBytes<4>;
+  if (gpu.shared_bytes < bytes) return refused("its shared memory");
+  plan.unit_blocks = static_cast<int>((hidden + kUnits * plan.warps - 1) / (kUnits * plan.warps));
+  plan.tiles = static_cast<int>((inputs + kTileColumns - 1) / kTileColumns);
+  // Each slice is a part that must be added up, so as few as keep the GPU busy; where a few tiles
+  // are all that a block then has, without the multiprocessors of the chains, which run beside it.
+  const int of_processor = plan.warps == 4 && gpu.shared_bytes >= 2 * bytes ? 2 : 1;
+  const auto tiles_of_slice = [&](int64_t processors) {
+    const int64_t slices = processors * of_processor / (plan.unit_blocks * networks);
+    return static_cast<int>(slices > 0 ? (plan.tiles + slices - 1) / slices : plan.tiles);
+  };
+  constexpr int kFewTiles = 4;
+  const int64_t chains = networks * (gpu.capability >= 90 ? kClusterBlocks : 1);
+  plan.tiles_of_slice = tiles_of_slice(gpu.processors - chains);
+  if (plan.tiles_of_slice > kFewTiles) plan.tiles_of_slice = tiles_of_slice(gpu.processors);
+  plan.slices = (plan.tiles + plan.tiles_of_slice - 1) / plan.tiles_of_slice;
+  return plan;
+}
+
 // Steps in a block of blocked SGD on a GPU: 16 tiles of 8 rows for the pipelined kernel where it
 // takes them, else 128 rows. Products of fewer rows take about as long.
 inline int64_t plan_blocked_cuda(int64_t batch, int64_t hidden, int64_t classes, bool doubles,

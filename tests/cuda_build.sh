@@ -30,13 +30,19 @@ if [[ -n $undefined ]]; then
 fi
 export PYTHONPATH=$work
 "$python" - <<'PYTHON'
+import pathlib, re
 import torch, fastmlp, fastmlp._cuda
 from fastmlp.ops._load import NATIVE_DEVICES
 assert NATIVE_DEVICES == ("cpu", "cuda"), NATIVE_DEVICES
 for name in ("activation", "linear", "cross_entropy"):
     for operator in (name, f"{name}_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmlp::{operator}", "CUDA")
-assert torch._C._dispatch_has_kernel_for_dispatch_key("fastmlp::blocked_chain_", "CUDA")
+for name in ("chain_", "gram_", "products_", "product_sum_"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmlp::blocked_{name}", "CUDA")
+assert torch.ops.fastmlp.cuda_driver_version() >= 0  # 0: there is no driver
+for path in pathlib.Path("fastmlp").rglob("*.py"):  # what a CPU build of torch has not, too
+    for name in re.findall(r"torch\._C\.(\w+)", path.read_text()):
+        assert hasattr(torch._C, name), f"{path}: torch._C has no {name}"
 PYTHON
 "$python" -m pytest -q -p no:cacheprovider -k "not lesser and not compile" \
   tests/ops/test_linear.py tests/ops/test_activations.py tests/ops/test_cross_entropy.py \

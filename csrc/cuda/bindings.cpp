@@ -55,6 +55,12 @@ LinearPlan plan_linear(int64_t batch, int64_t in, int64_t out, ScalarType type) 
 // What was compiled for, as TORCH_CUDA_ARCH_LIST spells it; empty where setup.py did not say.
 std::string cuda_archs() { return FASTMLP_CUDA_ARCHS; }
 
+int64_t cuda_driver_version() {
+  int version = 0;
+  check_launch("cuda_driver_version", cudaDriverGetVersion(&version));
+  return version;
+}
+
 std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType type,
                              int64_t processors, int64_t capability, int64_t matmul_precision) {
   check_matmul_precision(matmul_precision);
@@ -307,6 +313,7 @@ STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, FASTMLP_KEY, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("cuda_archs", TORCH_BOX(&fastmlp::cuda_archs));
+  m.impl("cuda_driver_version", TORCH_BOX(&fastmlp::cuda_driver_version));
   m.impl("linear_plan_cuda", TORCH_BOX(&fastmlp::linear_plan_cuda));
 }
 

@@ -105,6 +105,41 @@ struct ChainBlock {
   int rows() const { return steps * batch; }
 };
 
+// The products between two chains. What is what stands at blocked_products_ref, in
+// fastmlp/ops/blocked_sgd.py.
+struct BlockProducts {
+  float* weight;                   // (groups * networks, hidden, inputs)
+  const float* factors;            // (groups, rows, networks, hidden), or null: no update
+  const uint8_t *before, *pixels;  // (groups, rows, inputs); null without factors, or parts
+  const float *scale, *shift;      // (inputs)
+  float* parts;                    // (plan.slices, groups, rows, networks, hidden), or null
+  int64_t groups, networks;        // the latter of each group
+  int rows, hidden, inputs;
+  BlockProductsPlan plan;
+};
+
+// p = the sum of the parts + cross factors. What is what stands at blocked_product_sum_ref.
+struct ProductSum {
+  float* p;                      // (groups, rows, networks, hidden)
+  const float* parts;            // (slices, ...) of these
+  const float *cross, *factors;  // (groups, rows, rows) and as p, or both null
+  int64_t groups, networks;
+  int slices, rows, hidden;
+};
+
+// Gram matrices of images in bytes. What is what stands at blocked_gram_ref.
+struct BlockGram {
+  float *gram, *cross;         // (blocks, groups, rows, rows); cross null where it is not wanted
+  const uint8_t* pixels;       // (blocks, groups, rows, inputs)
+  const float *scale, *shift;  // (inputs), the same throughout each of the planes
+  int64_t blocks, groups;
+  int rows, inputs, planes;
+};
+
+[[nodiscard]] cudaError_t launch_block_gram(const BlockGram& in, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_block_products(const BlockProducts& in, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_product_sum(const ProductSum& in, cudaStream_t stream);
+
 // Either kFloat or kDouble.
 [[nodiscard]] cudaError_t launch_blocked_chain(const ChainBlock& block, Type type,
                                                cudaStream_t stream);

@@ -32,11 +32,23 @@ __device__ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uin
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// c (16, 8) += a (16, 32) b (32, 8) of unsigned bytes, in integers, as for mma.m16n8k32.
+__device__ inline void mma_bytes(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // x rounded to the nearest number of 11 significant bits, ties away from 0.
 __device__ inline uint32_t round_to_tf32(float x) {
   uint32_t y;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
   return y;
+}
+#else  // no plan launches a kernel that asks for it
+__device__ inline void mma_bytes(int (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) {
+  __trap();
 }
 #endif
 
@@ -82,6 +94,28 @@ __device__ void split_floats(const float (&values)[kCount], uint32_t (&big)[kCou
     big[e] = parts.big;
     small[e] = parts.small;
   }
+}
+
+// Two float32 as three pairs of bfloat16, the first number in the lower half: x = first + second +
+// third, exactly, where |x| > 2^-110. Cut off, not rounded: an inf and nan give nan.
+struct Bf16Parts {
+  uint32_t v[3];
+};
+__device__ inline uint32_t upper_halves(float low, float high) {
+  return bits_of_float(low) >> 16 | (bits_of_float(high) & 0xffff0000u);
+}
+__device__ inline float upper_half(float x) {
+  return float_of_bits(bits_of_float(x) & 0xffff0000u);
+}
+__device__ inline Bf16Parts split_in_three(float low, float high) {
+  Bf16Parts parts;
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    parts.v[i] = upper_halves(low, high);
+    low -= upper_half(low);
+    high -= upper_half(high);
+  }
+  return parts;
 }
 
 // Fragments (16, 8) and (8, 8) of float32 as TF32 parts.

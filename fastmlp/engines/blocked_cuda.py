@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,6 +52,14 @@ def gpu_limits(device: torch.device) -> tuple[int, int]:
     return 10 * gpu.major + gpu.minor, shared_bytes
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors a GPU has."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 132
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
 class BlockedCudaEngine(EagerEngine):
     """Blocked look-ahead SGD for networks with one hidden layer, on a GPU.
 
@@ -66,6 +75,7 @@ class BlockedCudaEngine(EagerEngine):
     def __init__(self, train: Subset, normalization: Normalization, device: torch.device) -> None:
         super().__init__(train, normalization, device)
         self._pipelines: dict[PipelineShape, BlockedPipeline] = {}
+        self._planes = _planes_of(self._normalization)
 
     @staticmethod
     def unsupported_reason(
@@ -108,7 +118,7 @@ class BlockedCudaEngine(EagerEngine):
         used: dict[PipelineShape, BlockedPipeline] = {}
         with torch.no_grad():
             for groups in _stacks(networks):
-                shape = _shape_of(groups)
+                shape = _shape_of(groups, self._planes)
                 used[shape] = self._pipeline(shape)
                 _PipelineEpoch(used[shape], groups).run(monitor)
                 if monitor.stopped:
@@ -369,7 +379,19 @@ def _stacks(networks: Sequence[_PlannedEpoch]) -> Iterator[list[list[_PlannedEpo
                 yield groups[i : i + most]
 
 
-def _shape_of(groups: Sequence[Sequence[_PlannedEpoch]]) -> PipelineShape:
+def _planes_of(normalization: Normalization) -> int:
+    """Return into how many planes of pixels, each with one scale and one shift, an image falls; 0
+    if it is neither one nor three."""
+    columns = torch.stack([normalization.scale, normalization.shift]).cpu()
+    for planes in (1, 3):
+        if columns.shape[1] % planes == 0:
+            each = columns.view(2, planes, -1)
+            if torch.equal(each, each[..., :1].expand_as(each)):
+                return planes
+    return 0
+
+
+def _shape_of(groups: Sequence[Sequence[_PlannedEpoch]], planes: int) -> PipelineShape:
     """Return the shape of the recording that serves these groups."""
     first = groups[0][0]
     weight, networks = first.tensors[0], [network for group in groups for network in group]
@@ -377,7 +399,7 @@ def _shape_of(groups: Sequence[Sequence[_PlannedEpoch]]) -> PipelineShape:
     most = max(1, min(CHUNK_BLOCKS, CHUNK_BYTES // (len(groups) * first.block_bytes)))
     blocks = max(-(-len(group[0].epoch.order) // (first.batch * first.steps)) for group in groups)
     chunks = -(-blocks // most)
-    return PipelineShape(
+    shape = PipelineShape(
         *(len(groups), len(groups[0]), weight.shape[1]),
         *(max(network.hidden for network in networks), first.classes),
         *(first.batch, first.steps, -(-blocks // chunks)),
@@ -387,4 +409,18 @@ def _shape_of(groups: Sequence[Sequence[_PlannedEpoch]]) -> PipelineShape:
         augmented=first.image_shape,
         compiled=first.compiled,
         matmul_precision=matmul_precision_of(weight),
+        planes=planes,
     )
+    return replace(shape, slices=_slices_of(shape, weight.device)) if shape.overlapped else shape
+
+
+def _slices_of(shape: PipelineShape, device: torch.device) -> int:
+    """Return into how many parts our kernel cuts the products of a shape; 0 where it has none."""
+    if not shape.compiled or not shape.planes:
+        return 0
+    doubles = shape.dtype == torch.float64
+    slices, _ = _ops.blocked_products_plan_cuda(
+        *(shape.rows, shape.inputs, shape.planes, shape.hidden, shape.all, doubles),
+        *(multiprocessors(device), *gpu_limits(device)),
+    )
+    return int(slices)

@@ -1,6 +1,7 @@
 """A chunk of blocks of many networks of one shape, on a GPU, recorded once and replayed.
 
-docs/blocked-sgd.md step by step: the products are PyTorch's, the chain is ``blocked_chain_``.
+docs/blocked-sgd.md step by step: the chain is ``blocked_chain_``; the products are those of
+``blocked_products_`` and ``blocked_gram_``, or PyTorch's where these do not take the shape.
 Everything works on buffers that keep their addresses; what the device has to know of a chunk is
 copied into them without a host sync. Blocks that are not full are padded with copies of their last
 image, which change nothing, so that one recording serves every chunk of every epoch.
@@ -30,9 +31,9 @@ OVERLAPPED_NETWORKS = 32
 """Networks whose chains, at most, leave most of a GPU free while they run."""
 
 
-def run_kernel(*args: Any) -> None:
-    """Run the compiled chain; the tests put an emulated one in its place."""
-    torch.ops.fastmlp.blocked_chain_.default(*args)
+def run_kernel(name: str, *args: Any) -> None:
+    """Run a compiled operator; the tests put an emulated one in its place."""
+    getattr(torch.ops.fastmlp, name)(*args)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class PipelineShape:
     """The images' (planes, height, width) where they are flipped and shifted."""
     compiled: bool
     """Whether the chain is the kernel, or PyTorch's operators where no kernel takes the shape."""
+    planes: int = 1
+    """Parts of an image in which pixels become numbers by the same scale and shift."""
+    slices: int = 0
+    """Into how many parts our kernels cut a product; 0 where products are PyTorch's."""
     matmul_precision: int = FLOAT32
     """What is allowed while it is recorded, which its products keep."""
 
@@ -112,10 +117,13 @@ class Schedule:
 
 
 class ChunkInputs:
-    """The inputs ``x`` (blocks, G, R, I) of a chunk, their ``labels`` (blocks, G, R), the Gram
-    matrices ``gram`` (blocks, G, R, R or 0) + 1 and, where products overlap the chain, ``cross``,
-    the products (blocks, G, R, R) with the block before. ``rows`` (blocks, G) are the images that
-    count."""
+    """The inputs of a chunk.
+
+    ``pixels`` (blocks, G, R, I) are its images, ``x`` the numbers that they become, where PyTorch
+    multiplies these, and ``labels`` (blocks, G, R) theirs. ``gram`` (blocks, G, R, R or 0) holds
+    the Gram matrices + 1 and, where products overlap the chain, ``cross`` (blocks, G, R, R) the
+    products with the block before. ``rows`` (blocks, G) are the images that count.
+    """
 
     def __init__(
         self, shape: PipelineShape, images: Tensor, labels: Tensor, normalization: Normalization
@@ -131,8 +139,9 @@ class ChunkInputs:
         self.flip_shifts = make(*chunk, 3, dtype=torch.int8) if n.augmented else None
         self.rows = make(n.blocks, n.groups, dtype=torch.int64)
         self.labels = make(*chunk, dtype=torch.int64)
-        self._pixels = make(n.blocks * n.groups * n.rows, n.inputs, dtype=torch.uint8)
-        self.x = make(*chunk, n.inputs)
+        self.pixels = make(*chunk, n.inputs, dtype=torch.uint8)
+        # Our kernels take the pixels as they are.
+        self.x = make(*chunk, 0 if n.slices else n.inputs)
         # Pixels are normalised in float32 whatever the network's dtype.
         doubles = n.dtype == torch.float64
         self._floats = make(*chunk, n.inputs, dtype=torch.float32) if doubles else self.x
@@ -151,10 +160,14 @@ class ChunkInputs:
         without TF32, as steps multiply them again and again."""
         n, index = self._shape, self.index.view(-1)
         torch.index_select(self._labels, 0, index, out=self.labels.view(-1))
-        torch.index_select(self._images, 0, index, out=self._pixels)
-        pixels = self._pixels
+        pixels = self.pixels.view(-1, n.inputs)
+        torch.index_select(self._images, 0, index, out=pixels)
         if self.flip_shifts is not None and n.augmented is not None:
-            pixels = flip_shift_ref(pixels, self.flip_shifts.view(-1, 3), n.augmented)
+            pixels.copy_(flip_shift_ref(pixels, self.flip_shifts.view(-1, 3), n.augmented))
+        if n.slices:
+            columns = self._normalization.scale, self._normalization.shift
+            run_kernel("blocked_gram_", self.gram, self.cross, self.pixels, *columns, n.planes)
+            return
         floats = self._floats.view(-1, n.inputs)
         torch.mul(pixels, self._normalization.scale, out=floats).add_(self._normalization.shift)
         if self._floats is not self.x:
@@ -206,6 +219,8 @@ class BlockedPipeline:
         self._q = make(*products) if n.momentum and n.steps > 1 else None
         self._to_v = make(*products) if n.momentum else None
         self._ends = make(n.all, 4)
+        self._parts = make(n.slices, *products) if n.slices else None
+        self._columns = normalization.scale, normalization.shift
         self.losses = make(n.blocks, n.all, n.steps)
         self.correct = make(n.blocks, n.all, n.steps, dtype=torch.int64)
         self._beside, self._gathering = SideStream(device), SideStream(device, priority=0)
@@ -248,24 +263,44 @@ class BlockedPipeline:
         block after it is made of them. What the chain then changes of that product is one small
         product more: x(n+1) [w + to_w^T x(n)]^T = x(n+1) w^T + [x(n+1) x(n)^T] to_w.
         """
-        n = self.shape
-
-        def make_ready(block: int) -> None:
-            if block > 1:
-                self._update(inputs, block - 2)
-            if block < n.blocks:
-                self._multiply(inputs, block)
-
-        self._multiply(inputs, 0)
-        for block in range(n.blocks):
-            self._beside.run(partial(make_ready, block + 1))
+        self._prepare(inputs, 0)
+        for block in range(self.shape.blocks):
+            self._complete(cross, block)
+            self._beside.run(partial(self._prepare, inputs, block + 1))
             self._run_chain(inputs, block)
             self._beside.join()
-            if block + 1 < n.blocks:
-                p, to_w = self._of(self._p, block + 1), self._of(self._to_w, block)
-                p = p.view(n.groups, n.rows, -1)
-                p.baddbmm_(cross[block + 1], to_w.view(n.groups, n.rows, -1))
-        self._update(inputs, n.blocks - 1)
+        self._prepare(inputs, self.shape.blocks + 1)
+
+    def _prepare(self, inputs: ChunkInputs, block: int) -> None:
+        """Update the weights by the images two blocks before, and multiply the block's by them,
+        each where there are such."""
+        updates, multiplies = block > 1, block < self.shape.blocks
+        if self._parts is None:
+            if updates:
+                self._update(inputs, block - 2)
+            if multiplies:
+                self._multiply(inputs, block)
+            return
+        run_kernel(
+            "blocked_products_",
+            self.parameters[0],
+            self._of(self._to_w, block) if updates else None,
+            inputs.pixels[block - 2] if updates else None,
+            inputs.pixels[block] if multiplies else None,
+            *self._columns,
+            self._parts if multiplies else None,
+        )
+
+    def _complete(self, cross: Tensor, block: int) -> None:
+        """Add to the block's product what the chain before it has changed."""
+        n, p = self.shape, self._of(self._p, block)
+        to_w = self._of(self._to_w, block - 1)
+        if self._parts is not None:
+            changed = (cross[block], to_w) if block else (None, None)
+            run_kernel("blocked_product_sum_", p, self._parts, *changed)
+        elif block:
+            p = p.view(n.groups, n.rows, -1)
+            p.baddbmm_(cross[block], to_w.view(n.groups, n.rows, -1))
 
     @staticmethod
     def _of(buffers: Sequence[Tensor], block: int) -> Tensor:
@@ -284,7 +319,8 @@ class BlockedPipeline:
 
     def _run_chain(self, inputs: ChunkInputs, block: int) -> None:
         """Take the block's steps, one after the other."""
-        chain: Callable[..., None] = run_kernel if self.shape.compiled else blocked_chain_ref
+        compiled = partial(run_kernel, "blocked_chain_")
+        chain: Callable[..., None] = compiled if self.shape.compiled else blocked_chain_ref
         chain(
             *(self._of(self._p, block), self._q, inputs.gram[block], inputs.labels[block]),
             *(inputs.rows[block], self.recurrence, self.options, self.shape.batch),

@@ -110,17 +110,9 @@ def _key(device: torch.device) -> dict[str, Any]:
         "build": _build_digest(),
         "gpu": torch.cuda.get_device_name(device),
         "capability": list(torch.cuda.get_device_capability(device)),
-        "driver": _driver_version(),
+        "driver": int(torch.ops.fastmlp.cuda_driver_version()),
         "torch": torch.__version__,
     }
-
-
-def _driver_version() -> int | None:
-    """Return the CUDA version that the driver is for, such as 13000; None without CUDA."""
-    if torch.version.cuda is None:
-        return None
-    version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined] # noqa: SLF001
-    return version
 
 
 @functools.cache

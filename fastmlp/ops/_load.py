@@ -61,7 +61,7 @@ def distrust(why: str) -> None:
     """Use none of the CUDA kernels in this process any more; ``why`` says what is wrong."""
     global _distrust
     _distrust = why
-    _unfit_gpu.cache_clear()
+    _look_at_gpus.cache_clear()
 
 
 def distrusted() -> str | None:
@@ -69,9 +69,17 @@ def distrusted() -> str | None:
     return _distrust
 
 
-@functools.cache
 def _unfit_gpu() -> str | None:
     """Return why the CUDA kernels cannot run on a GPU of this machine, or None where they can."""
+    return _look_at_gpus()
+
+
+# torch.compile takes the answer as it is; it would look through functools.cache and trace.
+_unfit_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _look_at_gpus() -> str | None:
     if _distrust is not None:
         return _distrust
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -85,9 +93,6 @@ def _unfit_gpu() -> str | None:
                 "from 7.5 on"
             )
     return None
-
-
-_unfit_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def runs_on(archs: str, capability: tuple[int, int]) -> bool:

@@ -92,6 +92,68 @@ def blocked_chain_ref(
     _collect(table, rows, step_of, g, (bias, buffers[0] if buffers else None), (to_w, to_v), out)
 
 
+def blocked_gram_ref(
+    gram: Tensor,
+    cross: Tensor | None,
+    pixels: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    planes: int,
+) -> None:
+    """Fill ``gram`` (B, G, R, R) with x x^T + 1 of the images ``pixels`` (B, G, R, I) uint8 of B
+    blocks, where x(u) = u * scale + shift, and ``cross``, from its second block on, with x x'^T,
+    where x' are the block before's. scale and shift (I,) are the same throughout each of
+    ``planes`` parts of an image, which the compiled operator counts on.
+    """
+    x = pixels.to(gram.dtype) * scale + shift
+    gram.copy_(x @ x.transpose(2, 3) + 1)
+    if cross is not None:
+        cross[1:] = x[1:] @ x[:-1].transpose(2, 3)
+
+
+def blocked_products_ref(
+    weight: Tensor,
+    factors: Tensor | None,
+    before: Tensor | None,
+    pixels: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    parts: Tensor | None,
+) -> None:
+    """The products between the chains of two blocks (docs/blocked-sgd.md) of G groups of N networks
+    with H hidden units, whose I inputs are x(u) = u * scale + shift, scale and shift (I,), of R
+    images.
+
+    Adds to ``weight`` (G * N, H, I) factors^T x(before) of each network, where there are
+    ``factors`` (G, R, N, H), a chain's to_w, and its images ``before`` (G, R, I) uint8. Then fills
+    ``parts`` (slices, G, R, N, H), where there are next images ``pixels`` (G, R, I) uint8, with
+    their products x(pixels) weight^T over slices of the inputs; here, all of it is in the first.
+    """
+    stacked: Tensor
+    if factors is not None and before is not None:
+        groups, rows, networks, hidden = factors.shape
+        stacked = weight.view(groups, networks * hidden, -1)
+        x = before.to(weight.dtype) * scale + shift
+        stacked.baddbmm_(factors.view(groups, rows, -1).transpose(1, 2), x)
+    if pixels is not None and parts is not None:
+        groups = len(pixels)
+        stacked = weight.view(groups, -1, weight.shape[2])
+        x = pixels.to(weight.dtype) * scale + shift
+        parts.zero_()
+        torch.bmm(x, stacked.transpose(1, 2), out=parts[0].view(groups, x.shape[1], -1))
+
+
+def blocked_product_sum_ref(
+    p: Tensor, parts: Tensor, cross: Tensor | None, factors: Tensor | None
+) -> None:
+    """Fill p (G, R, N, H) with the sum of ``parts`` (slices, G, R, N, H) and, where the chain
+    before has changed the weights since, cross (G, R, R) times its ``factors`` (G, R, N, H)."""
+    torch.sum(parts, 0, out=p)
+    if cross is not None and factors is not None:
+        groups, rows = p.shape[:2]
+        p.view(groups, rows, -1).baddbmm_(cross, factors.view(groups, rows, -1))
+
+
 def _collect(
     table: Tensor,
     rows: Tensor,
@@ -214,10 +276,11 @@ def _evaluate_fake(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _nothing(*args: Any) -> None:
-    """Fake kernel: the chain returns nothing and writes into its arguments."""
+    """Fake kernel: returns nothing, as the operator writes into its arguments."""
 
 
 if native_available():
     register_fake("blocked_train_", _steps_fake)
     register_fake("evaluate", _evaluate_fake)
-    register_fake("blocked_chain_", _nothing)
+    for name in ("chain_", "gram_", "products_", "product_sum_"):
+        register_fake(f"blocked_{name}", _nothing)

@@ -16,10 +16,14 @@ from support.blocked import OPTIMIZERS
 from support.blocked_cuda_suite import CPU, NETWORKS, EngineTests, many
 from support.chain_suite import CHAINS, Block, Chain, ChainTests, draw
 from support.marks import needs_native
+from support.products_suite import SHAPES, Case, GramTests, ProductsTests
+from support.products_suite import draw as draw_products
 from support.tiny import stop_after, tiny_data
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastmlp.data.splits import Subset
+from fastmlp.data.transforms import Normalization, normalization_of
 from fastmlp.engines import blocked_cuda, blocked_pipeline
 from fastmlp.engines.blocked import BlockedEngine
 from fastmlp.engines.blocked_cuda import BlockedCudaEngine
@@ -59,7 +63,9 @@ def _emulated(threads: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     PyTorch would only spin."""
     threads(1)
     operators = emulation.operators()
-    monkeypatch.setattr(blocked_pipeline, "run_kernel", operators.blocked_chain_)
+    monkeypatch.setattr(
+        blocked_pipeline, "run_kernel", lambda name, *args: getattr(operators, name)(*args)
+    )
     emulation.configure(ORDERS["shuffled"])
     yield
     operators.release_tensors()
@@ -128,6 +134,47 @@ def test_few_networks_have_clusters_where_there_are_any():
     assert blocks_of_a_cluster(few, processors=16, clusters=1) == 1  # of the 2 that it takes
 
 
+def products(case: Case, low: bool = False) -> tuple[Tensor, Tensor]:
+    """The results of both operators on copies that end (or begin) at a fence."""
+    operators = emulation.operators()
+    fenced = case.mapped(emulation.fenced(low))
+    operators.blocked_products_(*fenced.products())
+    if fenced.parts is not None:
+        operators.blocked_product_sum_(*fenced.sum())
+    results = fenced.weight.clone(), fenced.p.clone()
+    operators.release_fences()
+    return results
+
+
+class TestProducts(ProductsTests):
+    @pytest.fixture
+    def products(self):
+        return products
+
+    @pytest.mark.parametrize("shape", SHAPES[2:], ids=str)
+    def test_the_order_of_threads_does_not_change_a_bit(self, shape):
+        case, results = draw_products(shape), []
+        for order in ORDERS.values():
+            emulation.configure(order)
+            results.append(products(case, low=True))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+class TestGram(GramTests):
+    @pytest.fixture
+    def grams(self):
+        def run(*arguments: Any) -> tuple[Tensor | None, ...]:
+            fence = emulation.fenced()
+            fenced = [fence(a) if isinstance(a, Tensor) else a for a in arguments]
+            emulation.operators().blocked_gram_(*fenced)
+            results = tuple(None if t is None else t.clone() for t in fenced[:2])
+            emulation.operators().release_fences()
+            return results
+
+        return run
+
+
 class TestEngine(EngineTests):
     @pytest.fixture
     def device(self):
@@ -144,8 +191,9 @@ class TestEngineOnTuring(EngineTests):
         return CPU
 
 
+@pytest.mark.parametrize("inputs", [37, 48])
 @pytest.mark.parametrize("networks", [1, 3])
-def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
+def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, inputs, monkeypatch):
     """On a GPU neither waits for the other, so either may come first."""
 
     class Late(SideStream):
@@ -162,7 +210,7 @@ def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
         return BlockedPipeline(shape, *args)
 
     def train() -> list[dict[str, Tensor]]:
-        engine, states, epochs = many(CPU, torch.float32, NETWORKS[:networks])
+        engine, states, epochs = many(CPU, torch.float32, NETWORKS[:networks], inputs)
         for state in states:
             state.block_steps = 4
         engine.train_epoch(states, epochs)
@@ -172,6 +220,7 @@ def test_what_runs_beside_the_chain_needs_nothing_of_it(networks, monkeypatch):
     first = train()
     assert shapes
     assert all(shape.overlapped for shape in shapes)
+    assert all((shape.slices > 0) == (inputs == 48) for shape in shapes)
     monkeypatch.setattr(blocked_pipeline, "SideStream", Late)
     for ours, theirs in zip(train(), first, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -224,6 +273,21 @@ def test_the_operator_hands_out_the_plan(doubles):
     assert "1 to 128 images" in plan(129, 256, 10, 0)[1]
     with pytest.raises(RuntimeError, match="must be above 0"):
         plan(0, 256, 10, 0)
+
+
+def test_images_in_planes_have_products_of_our_own():
+    """So have those that are read in units, whose scale is the same throughout."""
+
+    def planes(normalization: Normalization) -> int:
+        part = Subset(torch.zeros(4, 48, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+        return BlockedCudaEngine(part, normalization, CPU)._planes
+
+    assert planes(normalization_of("unit", 48, [], [])) == 1
+    assert planes(normalization_of("standard", 48, [1, 2, 3], [4, 5, 6])) == 3
+    assert planes(normalization_of("standard", 48, [7], [8])) == 1
+    ramp = torch.arange(48) + 1.0
+    assert planes(Normalization("standard", ramp, ramp)) == 0
+    assert planes(Normalization("standard", torch.ones(48), ramp)) == 0
 
 
 def test_auto_takes_it_on_a_gpu_and_says_why_not(monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.marks import needs_native
+from support.native_calls import FOR_A_GPU
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -59,9 +60,8 @@ def test_all_of_it_is_right_here_and_it_runs_every_operator_on_the_cpu():
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("fastmlp::")
     }
-    for_a_gpu = {"fastmlp::blocked_chain_"}
-    plans = {name for name in defined if "plan" in name}
-    plans |= {"fastmlp::cpu_isa", "fastmlp::cuda_archs"}
+    for_a_gpu = {f"fastmlp::{name}" for name in FOR_A_GPU}
+    plans = {name for name in defined if "plan" in name} | {"fastmlp::cpu_isa"}
     called = {name.split(".")[0] for name in called}
     assert defined - for_a_gpu - plans <= called
 
@@ -129,6 +129,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(backend, "NATIVE_DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(backend, "CUDA_ERROR", None)
     monkeypatch.setattr(torch.ops.fastmlp, "cuda_archs", lambda: "", raising=False)
+    monkeypatch.setattr(torch.ops.fastmlp, "cuda_driver_version", lambda: 13000, raising=False)
     for name, value in {
         "is_available": lambda: True,
         "device_count": lambda: 1,
@@ -146,7 +147,7 @@ def forget() -> None:
     """As a new process does."""
     backend._distrust = None
     backend._warned.clear()
-    backend._unfit_gpu.cache_clear()
+    backend._look_at_gpus.cache_clear()
     gpu_check._problems_of.cache_clear()
 
 

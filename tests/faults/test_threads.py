@@ -15,14 +15,13 @@ import torch
 from support import native_fuzz
 from support.figures import count
 from support.marks import needs_native
-from support.native_calls import Arguments, Calls
+from support.native_calls import FOR_A_GPU, Arguments, Calls
 
 import fastmlp
 
 pytestmark = needs_native
 DRAWS = 200 if os.environ.get("FASTMLP_FAULTS") == "all" else 12
 NUMBERS = (2, 3, 8, 1)  # 1 comes first, too
-CUDAS = ("blocked_chain_", "linear_plan_cuda", "cuda_archs")
 
 
 def larger_calls(number: int) -> Calls:
@@ -60,7 +59,7 @@ def is_for_the_blas(name: str, arguments: Arguments) -> bool:
     return any(plan.startswith("ATen's BLAS") for plan in plans)
 
 
-@pytest.mark.parametrize("name", [n for n in native_fuzz.operators() if n not in CUDAS])
+@pytest.mark.parametrize("name", [n for n in native_fuzz.operators() if n not in FOR_A_GPU])
 def test_operators(name: str, threads: Callable[[int], None]) -> None:
     operator, compared = getattr(torch.ops.fastmlp, name).default, 0
     for number in range(DRAWS):

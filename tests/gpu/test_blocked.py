@@ -6,17 +6,20 @@ import os
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
 
+from typing import Any
+
 import pytest
 import torch
 from support.blocked import OPTIMIZERS, assert_same_state, problem
 from support.blocked_cuda_suite import EngineTests, assert_close_states, make
 from support.chain_suite import DTYPE, Block, Chain, ChainTests, by_reference, draw
 from support.gpu import Gpu
+from support.products_suite import Case, GramTests, ProductsTests
 from torch import Tensor
 
 from fastmlp import native_available
 from fastmlp.engines.blocked import BlockedEngine
-from fastmlp.engines.blocked_cuda import BlockedCudaEngine
+from fastmlp.engines.blocked_cuda import BlockedCudaEngine, gpu_limits, multiprocessors
 from fastmlp.engines.cuda_graph import CapturedGraph
 
 pytestmark = [
@@ -99,6 +102,34 @@ def _tensors(block: Block) -> list[Tensor]:
     return [tensor for value in values for tensor in value if isinstance(tensor, Tensor)]
 
 
+class TestProducts(ProductsTests):
+    @pytest.fixture
+    def products(self):
+        limits = 132, *gpu_limits(GPU)
+        if multiprocessors(GPU) != limits[0]:
+            pytest.skip("cases are cut as for an H100")
+
+        def run(case: Case) -> tuple[Tensor, Tensor]:
+            there = case.mapped(lambda tensor: tensor.to(GPU))
+            torch.ops.fastmlp.blocked_products_(*there.products())
+            if there.parts is not None:
+                torch.ops.fastmlp.blocked_product_sum_(*there.sum())
+            return there.weight.cpu(), there.p.cpu()
+
+        return run
+
+
+class TestGram(GramTests):
+    @pytest.fixture
+    def grams(self):
+        def run(*arguments: Any) -> tuple[Tensor | None, ...]:
+            there = [a.to(GPU) if isinstance(a, Tensor) else a for a in arguments]
+            torch.ops.fastmlp.blocked_gram_(*there)
+            return tuple(None if t is None else t.cpu() for t in there[:2])
+
+        return run
+
+
 class TestEngine(EngineTests):
     @pytest.fixture
     def device(self):
@@ -117,9 +148,11 @@ def test_the_gpu_agrees_with_the_cpu(options):
     assert_close_states(gpu, cpu)
 
 
-def test_thirty_epochs_give_the_same_bits():
-    data, order = problem(images=1000, inputs=300), torch.randperm(1000)
-    options = {"batch_size": 8, **OPTIMIZERS["momentum"]}
+@pytest.mark.parametrize("pixels", [{"inputs": 300}, {"inputs": 432, "planes": 3}], ids=str)
+@pytest.mark.parametrize("name", ["momentum", "plain"])
+def test_thirty_epochs_give_the_same_bits(pixels, name):
+    data, order = problem(images=1000, **pixels), torch.randperm(1000)
+    options = {"batch_size": 8, **OPTIMIZERS[name]}
     first = make(BlockedCudaEngine, data, options, GPU, hidden=256)
     stats = first.train_epoch(order, 0.01)
     for _ in range(30):

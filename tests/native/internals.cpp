@@ -79,6 +79,14 @@ void bind_plans(py::module_& m) {
       .def_readonly("flags", &ClusterChainPlan::flags)
       .def_readonly("size", &ClusterChainPlan::size);
   m.def("plan_cluster_chain", plan_cluster_chain);
+  py::class_<BlockProductsPlan>(m, "BlockProductsPlan")
+      .def_readonly("unsupported_reason", &BlockProductsPlan::unsupported_reason)
+      .def_readonly("warps", &BlockProductsPlan::warps)
+      .def_readonly("unit_blocks", &BlockProductsPlan::unit_blocks)
+      .def_readonly("tiles", &BlockProductsPlan::tiles)
+      .def_readonly("tiles_of_slice", &BlockProductsPlan::tiles_of_slice)
+      .def_readonly("slices", &BlockProductsPlan::slices);
+  m.def("plan_block_products", plan_block_products);
   py::class_<PipelinedChainPlan>(m, "PipelinedChainPlan")
       .def_readonly("unsupported_reason", &PipelinedChainPlan::unsupported_reason)
       .def_readonly("tiles_of_step", &PipelinedChainPlan::tiles_of_step)

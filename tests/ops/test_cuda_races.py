@@ -15,6 +15,8 @@ from support.cases import randn
 from support.chain_suite import CHAINS, Chain, draw
 from support.marks import needs_native
 from support.operator_suite import RELU
+from support.products_suite import SHAPES, Shape
+from support.products_suite import draw as draw_products
 
 from fastmlp.ops.matmul_precision import FMA, TF32, THREE_TF32
 
@@ -112,3 +114,17 @@ def test_chain(operators: Any, case: Chain, options: str, capability: int, proce
     for dtype in (torch.float32, torch.float64):
         operators.blocked_chain_(*draw(case, **OPTIMIZERS[options]).to(dtype).args())
         operators.release_tensors()
+
+
+@GPUS
+@pytest.mark.parametrize("shape", SHAPES[1:6], ids=str)
+def test_products(operators: Any, shape: Shape, capability: int, processors: int) -> None:
+    if capability < 80:
+        return
+    operators.configure(SHUFFLED, processors, capability, 0)
+    case = draw_products(shape, (processors, capability, 227 << 10))
+    operators.blocked_products_(*case.products())
+    operators.blocked_product_sum_(*case.sum())
+    pixels = torch.randint(0, 256, (2, shape.groups, 40, 48), dtype=torch.uint8)
+    gram, cross = torch.zeros(2, 2, shape.groups, 40, 40)
+    operators.blocked_gram_(gram, cross, pixels, torch.ones(48), torch.zeros(48), 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from support.cases import randn
 from support.marks import needs_native
+from torch import Tensor
 
 import fastmlp
 from fastmlp import functional
@@ -130,7 +132,7 @@ def test_a_gpu_that_the_build_has_no_code_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
-    backend._unfit_gpu.cache_clear()
+    backend._look_at_gpus.cache_clear()
     backend._warned.clear()
     fastmlp.set_backend(None)
     try:
@@ -138,7 +140,25 @@ def test_a_gpu_that_the_build_has_no_code_for(monkeypatch):
         with pytest.warns(UserWarning, match=r"8.0, 9.0a, and the Tesla T4 here has 7.5; run 'pip"):
             assert backend.resolve_backend(None, "cuda") == "reference"
     finally:
-        backend._unfit_gpu.cache_clear()
+        backend._look_at_gpus.cache_clear()
+
+
+def test_torch_compile_takes_what_is_known_of_gpus_as_a_constant(monkeypatch):
+    """Without looking into how it is found out, which it cannot trace."""
+
+    @functools.cache
+    def look() -> str | None:
+        torch._dynamo.graph_break()
+        return None
+
+    monkeypatch.setattr(backend, "NATIVE_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(backend, "_look_at_gpus", look)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def ask(x: Tensor) -> Tensor:
+        return x + fastmlp.native_available("cuda")
+
+    assert ask(torch.zeros(1)).item() == 1
 
 
 def test_a_device_without_kernels_gets_the_reference_and_one_warning():

@@ -36,6 +36,7 @@ KEPT: list[torch.library.Library] = []
 OPERATORS = (
     *("activation", "activation_backward", "linear", "linear_backward"),
     *("cross_entropy", "cross_entropy_backward", "linear_plan_cuda", "blocked_chain_"),
+    *("blocked_gram_", "blocked_products_", "blocked_product_sum_"),
 )
 FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"),

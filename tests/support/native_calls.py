@@ -21,6 +21,13 @@ DTYPES = [
 ]
 
 
+FOR_A_GPU = (
+    *("blocked_chain_", "blocked_gram_", "blocked_products_", "blocked_product_sum_"),
+    *("linear_plan_cuda", "cuda_archs", "cuda_driver_version"),
+)
+"""Operators that the CUDA library alone has."""
+
+
 class Calls:
     """Right calls of an operator each, of small sizes drawn from ``random``."""
 
@@ -90,8 +97,8 @@ class Calls:
         images = self.pixels(shape[0] * shape[1] * shape[2])
         return [images, torch.randint(-2, 3, (self.rows, 3), dtype=torch.int8), shape]
 
-    def pixels(self, features: int) -> Tensor:
-        return torch.randint(0, 256, (self.rows, features), dtype=torch.uint8)
+    def pixels(self, features: int, *groups: int) -> Tensor:
+        return torch.randint(0, 256, (*groups, self.rows, features), dtype=torch.uint8)
 
     def network(self, inputs: int, layers: int, dtype: torch.dtype) -> list[Tensor]:
         sizes = [inputs, *(self.random.randint(1, 9) for _ in range(layers - 1)), self.outputs]
@@ -141,6 +148,25 @@ class Calls:
         outs = [torch.zeros(every, 4), torch.zeros(every, steps)]
         outs += [torch.zeros(every, steps, dtype=torch.int64)]
         return [p, q, *given, tables, options, batch, parameters, momentum, to_w, to_v, *outs]
+
+    def blocked_gram_(self) -> Arguments:
+        blocks, groups, rows, inputs = 3, 2, self.rows, 48
+        gram, cross = torch.zeros(2, blocks, groups, rows, rows)
+        pixels = self.pixels(inputs, blocks, groups)
+        return [gram, cross, pixels, torch.ones(inputs), torch.zeros(inputs), 3]
+
+    def blocked_products_(self) -> Arguments:
+        groups, networks, hidden, inputs = 2, 2, self.outputs, 48
+        products, images = (groups, self.rows, networks, hidden), [self.pixels(inputs, groups)] * 2
+        weight = torch.randn(groups * networks, hidden, inputs)
+        columns = [torch.rand(inputs), torch.rand(inputs)]
+        return [weight, torch.randn(products), *images, *columns, torch.zeros(1, *products)]
+
+    def blocked_product_sum_(self) -> Arguments:
+        groups, networks = 2, 2
+        products = (groups, self.rows, networks, self.outputs)
+        cross = torch.randn(groups, self.rows, self.rows)
+        return [torch.zeros(products), torch.randn(3, *products), cross, torch.randn(products)]
 
     def rows_of_data(self, loss: str) -> Arguments:
         """x, columns, starts, and targets, row_weights, class_weight, scale, shift."""
@@ -211,8 +237,15 @@ class Calls:
     def cuda_archs(self) -> Arguments:
         return []
 
+    def cuda_driver_version(self) -> Arguments:
+        return []
+
     def blocked_plan(self) -> Arguments:
         return [self.rows, self.inputs, self.random.random() < 0.5, self.outputs]
 
     def blocked_plan_cuda(self) -> Arguments:
         return [self.rows, self.inputs, self.outputs, 4, False, 90, 99 << 10]
+
+    def blocked_products_plan_cuda(self) -> Arguments:
+        sizes = self.rows, 16 * self.inputs, 1, self.outputs, 2, False
+        return [*sizes, 132, 90, self.random.choice([99, 227]) << 10]

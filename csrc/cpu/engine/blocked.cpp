@@ -177,6 +177,26 @@ std::tuple<int64_t, std::string> blocked_plan_cuda(int64_t batch, int64_t hidden
   return {steps, plan.unsupported_reason ? plan.unsupported_reason : ""};
 }
 
+std::tuple<int64_t, std::string> blocked_products_plan_cuda(int64_t rows, int64_t inputs,
+                                                            int64_t planes, int64_t hidden,
+                                                            int64_t networks, bool doubles,
+                                                            int64_t processors, int64_t capability,
+                                                            int64_t shared_bytes) {
+  check_planned("rows", rows);
+  check_planned("inputs", inputs);
+  check_planned("planes", planes);
+  check_planned("hidden", hidden);
+  check_planned("networks", networks);
+  check_planned("processors", processors);
+  check_planned("capability", capability);
+  check_planned("shared_bytes", shared_bytes);
+  const Gpu gpu{static_cast<int>(processors), static_cast<int>(capability),
+                static_cast<int>(shared_bytes)};
+  const BlockProductsPlan plan =
+      plan_block_products(rows, inputs, planes, hidden, networks, doubles, gpu);
+  return {plan.slices, plan.unsupported_reason ? plan.unsupported_reason : ""};
+}
+
 }  // namespace
 }  // namespace fastmlp
 
@@ -187,4 +207,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastmlp, CompositeExplicitAutograd, m) {
   m.impl("blocked_plan", TORCH_BOX(&fastmlp::blocked_plan));
   m.impl("blocked_plan_cuda", TORCH_BOX(&fastmlp::blocked_plan_cuda));
+  m.impl("blocked_products_plan_cuda", TORCH_BOX(&fastmlp::blocked_products_plan_cuda));
 }

@@ -26,6 +26,13 @@ void check_shape(const char* name, const Tensor& tensor, const Tensor& p, Scalar
   check_memory(name, tensor);
 }
 
+// Kernels read and write so many bytes at once; new tensors are aligned to more.
+void check_aligned(const char* name, const Tensor& tensor, size_t bytes = 16) {
+  FASTMLP_CHECK(reinterpret_cast<uintptr_t>(tensor.data_ptr()) % bytes == 0,
+                name + " must begin at a multiple of " + std::to_string(bytes) + " bytes");
+}
+size_t units_at_once(int64_t hidden) { return hidden % 4 == 0 ? 16 : hidden % 2 == 0 ? 8 : 4; }
+
 ChainSizes sizes_of_chain(const Tensor& p, const Tensor& recurrence, int64_t batch,
                           const std::vector<Tensor>& parameters) {
   check_dim("p", p, 4);
@@ -171,9 +178,147 @@ void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const T
   check_launch("blocked_chain_", launch_blocked_chain(block, type_of(n.type), launch.stream));
 }
 
+void blocked_gram_cuda(const Tensor& gram, const std::optional<Tensor>& cross, const Tensor& pixels,
+                       const Tensor& scale, const Tensor& shift, int64_t planes) {
+  constexpr ScalarType kType = ScalarType::Float;
+  check_dim("pixels", pixels, 4);
+  const int64_t blocks = pixels.size(0), groups = pixels.size(1);
+  const int64_t rows = pixels.size(2), inputs = pixels.size(3);
+  check_shape("pixels", pixels, pixels, ScalarType::Byte, sizes_of(pixels));
+  check_shape("gram", gram, pixels, kType, {blocks, groups, rows, rows});
+  if (cross) check_shape("cross", *cross, pixels, kType, {blocks, groups, rows, rows});
+  check_shape("scale", scale, pixels, kType, {inputs});
+  check_shape("shift", shift, pixels, kType, {inputs});
+  check_planned("planes", planes);
+  std::vector<const Tensor*> written{&gram};
+  if (cross) written.push_back(&*cross);
+  check_apart(written, {&pixels, &scale, &shift});
+  check_aligned("pixels", pixels);
+  const Launch launch(pixels);
+  Gpu gpu{};
+  check_launch("blocked_gram_", describe_device(&gpu));
+  const BlockProductsPlan plan = plan_block_products(rows, inputs, planes, 1, 1, false, gpu);
+  FASTMLP_CHECK(!plan.unsupported_reason,
+                std::string("the Gram matrices cannot be made: ") + plan.unsupported_reason);
+  BlockGram in{};
+  in.gram = static_cast<float*>(gram.data_ptr());
+  in.cross = cross ? static_cast<float*>(cross->data_ptr()) : nullptr;
+  in.pixels = static_cast<const uint8_t*>(pixels.data_ptr());
+  in.scale = static_cast<const float*>(scale.data_ptr());
+  in.shift = static_cast<const float*>(shift.data_ptr());
+  in.blocks = blocks;
+  in.groups = groups;
+  in.rows = static_cast<int>(rows);
+  in.inputs = static_cast<int>(inputs);
+  in.planes = static_cast<int>(planes);
+  check_launch("blocked_gram_", launch_block_gram(in, launch.stream));
+}
+
+void blocked_products_cuda(const Tensor& weight, const std::optional<Tensor>& factors,
+                           const std::optional<Tensor>& before, const std::optional<Tensor>& pixels,
+                           const Tensor& scale, const Tensor& shift,
+                           const std::optional<Tensor>& parts) {
+  constexpr ScalarType kType = ScalarType::Float;
+  check_dim("weight", weight, 3);
+  FASTMLP_CHECK(factors.has_value() == before.has_value(), "factors must come with before");
+  FASTMLP_CHECK(parts.has_value() == pixels.has_value(), "parts must come with pixels");
+  if (!factors && !parts) return;
+  if (factors) check_dim("factors", *factors, 4);
+  if (parts) check_dim("parts", *parts, 5);
+  const auto size = [&](int64_t dim) {
+    return factors ? factors->size(dim) : parts->size(dim + 1);
+  };
+  const int64_t groups = size(0), rows = size(1), networks = size(2);
+  const int64_t hidden = weight.size(1), inputs = weight.size(2);
+  check_shape("weight", weight, weight, kType, {groups * networks, hidden, inputs});
+  check_shape("scale", scale, weight, kType, {inputs});
+  check_shape("shift", shift, weight, kType, {inputs});
+  if (factors) {
+    check_shape("factors", *factors, weight, kType, {groups, rows, networks, hidden});
+    check_shape("before", *before, weight, ScalarType::Byte, {groups, rows, inputs});
+  }
+  BlockProducts in{};
+  const Launch launch(weight);
+  Gpu gpu{};
+  check_launch("blocked_products_", describe_device(&gpu));
+  in.plan = plan_block_products(rows, inputs, 1, hidden, groups * networks, false, gpu);
+  FASTMLP_CHECK(!in.plan.unsupported_reason,
+                std::string("the products cannot be made: ") + in.plan.unsupported_reason);
+  if (parts) {
+    check_shape("parts", *parts, weight, kType, {in.plan.slices, groups, rows, networks, hidden});
+    check_shape("pixels", *pixels, weight, ScalarType::Byte, {groups, rows, inputs});
+  }
+  std::vector<const Tensor*> written{&weight}, read{&scale, &shift};
+  if (parts) written.push_back(&*parts);
+  for (const auto* tensor : {&factors, &before, &pixels}) {
+    if (*tensor) read.push_back(&**tensor);
+  }
+  check_apart(written, read);
+  check_aligned("weight", weight);
+  check_aligned("scale", scale);
+  check_aligned("shift", shift);
+  if (before) check_aligned("before", *before);
+  if (pixels) check_aligned("pixels", *pixels);
+  if (parts) check_aligned("parts", *parts, units_at_once(hidden));
+  in.weight = static_cast<float*>(weight.data_ptr());
+  if (factors) {
+    in.factors = static_cast<const float*>(factors->data_ptr());
+    in.before = static_cast<const uint8_t*>(before->data_ptr());
+  }
+  if (parts) {
+    in.parts = static_cast<float*>(parts->data_ptr());
+    in.pixels = static_cast<const uint8_t*>(pixels->data_ptr());
+  }
+  in.scale = static_cast<const float*>(scale.data_ptr());
+  in.shift = static_cast<const float*>(shift.data_ptr());
+  in.groups = groups;
+  in.networks = networks;
+  in.rows = static_cast<int>(rows);
+  in.hidden = static_cast<int>(hidden);
+  in.inputs = static_cast<int>(inputs);
+  check_launch("blocked_products_", launch_block_products(in, launch.stream));
+}
+
+void blocked_product_sum_cuda(const Tensor& p, const Tensor& parts,
+                              const std::optional<Tensor>& cross,
+                              const std::optional<Tensor>& factors) {
+  constexpr ScalarType kType = ScalarType::Float;
+  check_dim("p", p, 4);
+  check_dim("parts", parts, 5);
+  FASTMLP_CHECK(factors.has_value() == cross.has_value(), "factors must come with cross");
+  const int64_t slices = parts.size(0), rows = p.size(1);
+  FASTMLP_CHECK(rows <= 128, "p must have up to 128 rows");
+  check_shape("p", p, p, kType, sizes_of(p));
+  check_planned("parts", slices);
+  check_shape("parts", parts, p, kType, {slices, p.size(0), rows, p.size(2), p.size(3)});
+  std::vector<const Tensor*> read{&parts};
+  if (cross) {
+    check_shape("cross", *cross, p, kType, {p.size(0), rows, rows});
+    check_shape("factors", *factors, p, kType, sizes_of(p));
+    read.insert(read.end(), {&*cross, &*factors});
+  }
+  check_apart({&p}, read);
+  check_aligned("parts", parts, units_at_once(p.size(3)));
+  const Launch launch(p);
+  ProductSum in{};
+  in.p = static_cast<float*>(p.data_ptr());
+  in.parts = static_cast<const float*>(parts.data_ptr());
+  in.cross = cross ? static_cast<const float*>(cross->data_ptr()) : nullptr;
+  in.factors = cross ? static_cast<const float*>(factors->data_ptr()) : nullptr;
+  in.groups = p.size(0);
+  in.networks = p.size(2);
+  in.slices = static_cast<int>(slices);
+  in.rows = static_cast<int>(rows);
+  in.hidden = static_cast<int>(p.size(3));
+  check_launch("blocked_product_sum_", launch_product_sum(in, launch.stream));
+}
+
 }  // namespace
 }  // namespace fastmlp
 
 STABLE_TORCH_LIBRARY_IMPL(FASTMLP_LIBRARY, FASTMLP_KEY, m) {
   m.impl("blocked_chain_", TORCH_BOX(&fastmlp::blocked_chain_cuda));
+  m.impl("blocked_gram_", TORCH_BOX(&fastmlp::blocked_gram_cuda));
+  m.impl("blocked_products_", TORCH_BOX(&fastmlp::blocked_products_cuda));
+  m.impl("blocked_product_sum_", TORCH_BOX(&fastmlp::blocked_product_sum_cuda));
 }

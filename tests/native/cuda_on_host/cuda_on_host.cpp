@@ -487,6 +487,24 @@ void needs_sm80() {
   if (!has_sm80()) trap("an instruction that came with compute capability 8.0");
 }
 
+// The sum of n numbers as a tensor core forms it.
+static float truncated_sum(const double* addends, int n) {
+  double plain = 0, largest = 0, sum = 0;
+  for (int i = 0; i < n; ++i) {
+    plain += addends[i];
+    largest = std::max(largest, std::fabs(addends[i]));
+  }
+  if (!std::isfinite(plain) || largest == 0) return static_cast<float>(plain);
+  constexpr double kMost = std::numeric_limits<float>::max();
+  if (std::fabs(plain) > kMost) return static_cast<float>(std::copysign(kMost, plain));
+  const int last = std::max(std::ilogb(largest) - 23, -149);  // the last bit that is kept
+  for (int i = 0; i < n; ++i) sum += std::trunc(std::scalbn(addends[i], -last));
+  sum = std::scalbn(sum, last);
+  const float nearest = static_cast<float>(sum);
+  const bool away = std::fabs(nearest) > std::fabs(sum) && std::fabs(sum) < 0x1p128;
+  return away ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // c (16, 8) += a (16, kDepth) b (kDepth, 8) of numbers of 16 bits.
 template <int kDepth>
 static void mma_16_bits(float (&c)[4], const uint32_t (&a)[kDepth / 4],
@@ -505,11 +523,14 @@ static void mma_16_bits(float (&c)[4], const uint32_t (&a)[kDepth / 4],
   };
   for (int i = 0; i < 4; ++i) {
     const int row = group + i / 2 * 8, col = pair * 2 + i % 2;
+    double addends[1 + kDepth] = {c[i]};
     for (int k = 0; k < kDepth; ++k) {
       const float* left = numbers(row % 8 * 4 + k % 8 / 2);  // registers: row < 8, row >= 8, and
       const float* right = numbers(col * 4 + k % 8 / 2);     // the same again for k >= 8
-      c[i] += left[(row / 8 + k / 8 * 2) * 2 + k % 2] * right[kLeft + k / 8 * 2 + k % 2];
+      addends[1 + k] =
+          1.0 * left[(row / 8 + k / 8 * 2) * 2 + k % 2] * right[kLeft + k / 8 * 2 + k % 2];
     }
+    c[i] = truncated_sum(addends, 1 + kDepth);
   }
 }
 
@@ -527,22 +548,22 @@ uint32_t round_to_tf32(float x) {
   return (std::isfinite(x) ? bits + 0x1000 : bits | (x != x) << 22) & ~0x1fffu;
 }
 
-// The sum of n numbers as a tensor core forms it.
-static float truncated_sum(const double* addends, int n) {
-  double plain = 0, largest = 0, sum = 0;
-  for (int i = 0; i < n; ++i) {
-    plain += addends[i];
-    largest = std::max(largest, std::fabs(addends[i]));
+void mma_16832_bytes(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  needs_sm80();
+  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const int lane = thread.x % kWarp, group = lane / 4, pair = lane % 4;
+  const char* warp = static_cast<const char*>(exchange(mine, sizeof mine, 0));
+  const auto number = [&](int owner, int i, int k) {
+    const auto* words = reinterpret_cast<const uint32_t*>(warp + owner * kLargestExchange);
+    return static_cast<int>(words[i] >> k % 4 * 8 & 0xff);
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = group + i / 2 * 8, col = pair * 2 + i % 2;
+    for (int k = 0; k < 32; ++k) {  // registers of a: row < 8, row >= 8, and the same for k >= 16
+      c[i] += number(row % 8 * 4 + k % 16 / 4, row / 8 + k / 16 * 2, k) *
+              number(col * 4 + k % 16 / 4, 4 + k / 16, k);
+    }
   }
-  if (!std::isfinite(plain) || largest == 0) return static_cast<float>(plain);
-  constexpr double kMost = std::numeric_limits<float>::max();
-  if (std::fabs(plain) > kMost) return static_cast<float>(std::copysign(kMost, plain));
-  const int last = std::max(std::ilogb(largest) - 23, -149);  // the last bit that is kept
-  for (int i = 0; i < n; ++i) sum += std::trunc(std::scalbn(addends[i], -last));
-  sum = std::scalbn(sum, last);
-  const float nearest = static_cast<float>(sum);
-  const bool away = std::fabs(nearest) > std::fabs(sum) && std::fabs(sum) < 0x1p128;
-  return away ? std::nextafter(nearest, 0.0f) : nearest;
 }
 
 void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -567,6 +588,11 @@ void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
 }
 
 }  // namespace cuda_on_host
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;

@@ -38,6 +38,7 @@ struct alignas(16) uint4 {
 };
 
 cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 const char* cudaGetErrorString(cudaError_t error);
 
@@ -96,7 +97,7 @@ bool has_sm80();
 void needs_sm80();
 
 // c (16, 8) += a (16, 16) b (16, 8): registers as in the PTX manual for mma.m16n8k16, float16 or
-// bfloat16 operands.
+// bfloat16 operands. Sums are cut off as those of mma_1688_tf32.
 void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool halves);
 
 // c (16, 8) += a (16, 8) b (8, 8) likewise, for mma.m16n8k8 with float16 operands.
@@ -106,6 +107,10 @@ void mma_1688(float (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]);
 // cut off after 24 bits, counted from the largest: no tensor core is known to keep fewer. A sum
 // that overflows is the largest number, as nobody says that it is inf.
 void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+// c (16, 8) += a (16, 32) b (32, 8) likewise, for mma.m16n8k32 with unsigned bytes and integer
+// sums.
+void mma_16832_bytes(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 // x to TF32 as cvt.rna.tf32.f32 does: to nearest, ties away from 0; inf and nan stay.
 uint32_t round_to_tf32(float x);
@@ -248,6 +253,9 @@ inline void mma_1688(float (&c)[4], const uint32_t (&a)[2], const uint32_t (&b)[
 }
 inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   cuda_on_host::mma_1688_tf32(c, a, b);
+}
+inline void mma_bytes(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_on_host::mma_16832_bytes(c, a, b);
 }
 inline uint32_t round_to_tf32(float x) { return cuda_on_host::round_to_tf32(x); }
 
