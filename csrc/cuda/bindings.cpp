@@ -68,15 +68,17 @@ std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType 
   const auto wanted = static_cast<MatmulPrecision>(matmul_precision);
   const int generation = static_cast<int>(capability);
   const std::string ours = std::string("fastmlp's kernels (") + plan.reason + "; ";
-  const DirectPlan direct = plan_direct(batch, true, generation, wanted);
+  const bool direct_gradients = plan_direct(true, generation, wanted).direct;
+  const DirectPlan direct = plan_direct_linear_or_tiles(batch, in, out, true, generation, wanted);
   if (direct.direct) return ours + direct.reason + ")";
+  const std::string backwards = direct_gradients ? "; gradients straight into registers" : "";
   const ProductPlan product = plan_product(batch, out, in, processors);
   const MatmulPrecisionPlan by = plan_matmul_precision(batch, out, in, generation, wanted);
   const bool in_words =
       type == ScalarType::Float || (type == ScalarType::BFloat16 && !has_tf32(generation));
   return ours + "tiles of " + std::to_string(product.tile_m) + " rows, " +
          std::to_string(product.splits) + " parts" +
-         (in_words ? std::string("; ") + by.reason : "") + ")";
+         (in_words ? std::string("; ") + by.reason : "") + backwards + ")";
 }
 
 // A weight (O, I) as it lies, by rows or by columns, or a copy by rows.
@@ -154,7 +156,9 @@ Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
   product.activation = static_cast<Activation>(activation);
   product.precision = static_cast<MatmulPrecision>(matmul_precision);
   const Gpu gpu = gpu_of("linear");
-  if (plan_direct(rows.rows, w.by_rows, gpu.capability, product.precision).direct) {
+  if (plan_direct_linear_or_tiles(rows.rows, rows.columns, out, w.by_rows, gpu.capability,
+                                  product.precision)
+          .direct) {
     const DirectLinearPlan plan = plan_direct_linear(rows.rows, rows.columns, out, gpu.processors);
     check_launch("linear",
                  launch_direct_linear(product, plan, type_of(x.scalar_type()), launch.stream));
@@ -178,7 +182,7 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
   const Gpu gpu = gpu_of(name);
   const Weight w = weight_of(weight);
   const bool makes_dx = dx && dx->numel() > 0;
-  if (plan_direct(dy.rows, w.by_rows || !makes_dx, gpu.capability, precision).direct) {
+  if (plan_direct(w.by_rows || !makes_dx, gpu.capability, precision).direct) {
     const ScalarType type = dy.tensor.scalar_type();
     LinearGradients gradients{};
     gradients.dx = makes_dx ? dx->data_ptr() : nullptr;

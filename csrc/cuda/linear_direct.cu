@@ -10,10 +10,11 @@ namespace {
 constexpr int kRows = 8;  // of a batch whose sums a thread has
 constexpr int kOuts = 4;  // outputs whose sums a thread has in linear
 constexpr int kGradientThreads = 256, kGradientWarps = kGradientThreads / kWarp;
-constexpr int kLanesOfLine = 4;  // that read neighbours of a row of the weight, for dx
-constexpr int kOutsOfWarp = 8;   // rows of dw
-constexpr int kStagedRows = 32;  // of dy that a block has in shared memory at a time, for dw
-constexpr int kMostOutsOfBlock = kGradientWarps * kOutsOfWarp;
+constexpr int kLanesOfLine = 4;    // that read neighbours of a row of the weight, for dx
+constexpr int kRowsOfWarp = 8;     // of a product whose left factor is staged
+constexpr int kStagedDepth = 32;   // of a sum, that a block has in shared memory at a time
+constexpr int kDepthOfASum = 256;  // whose sums are kept apart: bounds rounding errors
+constexpr int kMostRowsOfBlock = kGradientWarps * kRowsOfWarp;
 
 constexpr int kFour = 4;
 template <typename T>
@@ -54,7 +55,7 @@ struct Lines {
 
   __device__ Four<T> load_from(const T* from, Offset step, int row, int first) const {
     Four<T> four{};
-    const T* at = from + (row * step + first);
+    const T* at = from + (Offset{row} * step + first);
     if constexpr (kVector) {
       if (row < rows && first < columns) four = *reinterpret_cast<const Four<T>*>(at);
     } else {
@@ -155,31 +156,33 @@ __global__ void __launch_bounds__(kMostDirectWarps* kWarp)
       finished<T>(product, sum, col);
 }
 
-// What a block has in shared memory: one that makes dx, the sums of its warps; one that makes dw,
-// dy's rows, and the sums of two rows of dw of each warp where several share them.
+// What a block has in shared memory: that of make_dx, the sums of its warps; that of make_product,
+// the left factor, padded so that a warp writes it without bank conflicts, and each thread's sums
+// so far or, where warps share rows, the sums of two rows of each warp.
 union GradientMemory {
   float sums_of_dx[kGradientWarps][kWarp * kFour];
   struct {
-    alignas(16) float g[kStagedRows][kMostOutsOfBlock];
-    alignas(16) float sums_of_dw[2][kGradientWarps][kWarp * kFour];
+    alignas(16) float left[kStagedDepth][kMostRowsOfBlock + kFour];
+    union {
+      alignas(16) float totals[kRowsOfWarp][kGradientThreads][kFour];
+      alignas(16) float sums[2][kGradientWarps][kWarp * kFour];
+    };
   };
 };
 
 // 8 row_tiles rows of dx, and of each 16 columns, four lanes' fours. These are of rows of the
 // weight that are the lanes' own: the block's 64 groups of four lanes share the sum.
-template <bool kVector, bool kVectorG, typename T>
-__device__ void make_dx(const LinearGradients& in, const DirectGradientsPlan& plan, int block,
-                        GradientMemory& memory, const T*) {
+template <typename T, typename G, typename Weight>
+__device__ void make_dx(T* dx, const G& g, const Weight& weight, int row_tiles, int block,
+                        GradientMemory& memory) {
   constexpr int kColumns = kLanesOfLine * kFour;
   constexpr int kStep = kGradientThreads / kLanesOfLine * kFour;
   constexpr int kResults = kRows * kColumns;
-  const Lines<T, kVectorG> g(in.dy, in.batch, in.out);
-  const Lines<T, kVector> weight(in.weight, in.out, in.in);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int blocks_n = (weight.columns + kColumns - 1) / kColumns;
   const int col0 = block % blocks_n * kColumns, col = col0 + lane % kLanesOfLine * kFour;
-  for (int tile = 0; tile < plan.row_tiles; ++tile) {
-    const int row0 = (block / blocks_n * plan.row_tiles + tile) * kRows;
+  for (int tile = 0; tile < row_tiles; ++tile) {
+    const int row0 = (block / blocks_n * row_tiles + tile) * kRows;
     if (row0 >= g.rows) return;
     float sums[kRows * kFour] = {};
     Four<T> left[kRows], right[kFour];
@@ -215,142 +218,189 @@ __device__ void make_dx(const LinearGradients& in, const DirectGradientsPlan& pl
       float sum = 0;
 #pragma unroll
       for (const auto& warps : memory.sums_of_dx) sum += warps[threadIdx.x];
-      static_cast<T*>(in.dx)[static_cast<int64_t>(row) * weight.columns + column] = narrow<T>(sum);
+      dx[static_cast<int64_t>(row) * weight.columns + column] = narrow<T>(sum);
     }
     __syncthreads();  // every sum has been read, before the next rows' are written
   }
 }
 
-// Rows of dy where a ReLU let through, as a block that makes dw has them; 0 outside.
-template <typename Matrix>
-__device__ void stage(float (&staged)[kStagedRows][kMostOutsOfBlock], const Matrix& g, int row0,
-                      int out0, int outs) {
-  constexpr int kRowsAtOnce = kGradientThreads / kMostOutsOfBlock;
-  constexpr int kMine = kStagedRows / kRowsAtOnce;
-  const int first = threadIdx.x / kMostOutsOfBlock, out = threadIdx.x % kMostOutsOfBlock;
-  const bool mine = out < outs && out0 + out < g.columns;
+// Stages element (k, row) of a left factor: dy's row k, or with kRowsAreRows its column k, where a
+// ReLU let through; 0 outside.
+template <bool kRowsAreRows, typename G>
+__device__ void stage(float (&staged)[kStagedDepth][kMostRowsOfBlock + kFour], const G& g, int k0,
+                      int row0, int rows) {
+  using Offset = typename G::Offset;
+  // Neighbouring threads read neighbours of a row of dy: 64 of them, or 8 of each of four rows.
+  constexpr int kAtOnce = kGradientThreads / kMostRowsOfBlock, kMine = kStagedDepth / kAtOnce;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const auto place = [&](int i, int& k, int& row) {
+    if constexpr (kRowsAreRows) {
+      k = lane % 8 + i % 4 * 8;
+      row = lane / 8 + (warp + i / 4 * kGradientWarps) * 4;
+    } else {
+      k = threadIdx.x / kMostRowsOfBlock + i * kAtOnce;
+      row = threadIdx.x % kMostRowsOfBlock;
+    }
+  };
   float values[kMine], through[kMine];
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
-    const int row = row0 + first + i * kRowsAtOnce;
-    const bool inside = mine && row < g.rows;
-    values[i] = inside ? widen(g.data[row * g.stride + out0 + out]) : 0;
-    through[i] = inside && g.relu_y ? widen(g.relu_y[row * g.relu_stride + out0 + out]) : 1;
+    int k, row;
+    place(i, k, row);
+    const int line = kRowsAreRows ? row0 + row : k0 + k;
+    const int column = kRowsAreRows ? k0 + k : row0 + row;
+    const bool inside = row < rows && line < g.rows && column < g.columns;
+    values[i] = inside ? widen(g.data[Offset{line} * g.stride + column]) : 0;
+    through[i] = inside && g.relu_y ? widen(g.relu_y[Offset{line} * g.relu_stride + column]) : 1;
   }
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
-    staged[first + i * kRowsAtOnce][out] = through[i] <= 0 ? 0 : values[i];
+    int k, row;
+    place(i, k, row);
+    staged[k][row] = through[i] <= 0 ? 0 : values[i];
   }
 }
 
-// 8 << out_bits rows of dw, four columns for each lane; and of db in the first columns' blocks.
-// Warps that have the same rows share the batch.
-template <bool kVector, typename T>
-__device__ void make_dw(const LinearGradients& in, const DirectGradientsPlan& plan, int block,
-                        GradientMemory& memory, const T*) {
+// Makes 8 << bits rows of c (m, n) = the sums over k of left (m, k) right (k, n), four columns for
+// each lane, and in the first columns' blocks of the sums of left's rows; either may be null. left
+// is g with kRowsAreRows, else g^T. The more warps have the same rows, the fewer k each has.
+template <bool kRowsAreRows, typename T, typename G, typename Right>
+__device__ void make_product(T* c, T* row_sums, const G& g, const Right& right, int bits, int block,
+                             GradientMemory& memory) {
   constexpr int kColumns = kWarp * kFour;
-  const Lines<T, false> g(in.dy, in.batch, in.out);
-  const Lines<T, kVector> x(in.x, in.batch, in.dw ? in.in : 0);
+  const int m = kRowsAreRows ? g.rows : g.columns, depth = right.rows;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int out_warps = 1 << plan.out_bits, batch_warps = kGradientWarps >> plan.out_bits;
-  const int block_outs = kOutsOfWarp << plan.out_bits;
-  const int blocks_n = in.dw ? (x.columns + kColumns - 1) / kColumns : 1;
-  const int out0 = block / blocks_n * block_outs, col0 = block % blocks_n * kColumns;
-  const int col = col0 + lane * kFour, my_out = warp % out_warps * kOutsOfWarp;
-  const int first = (warp >> plan.out_bits) * kRows;
-  const int db_out = out0 + threadIdx.x;
-  const bool sums_rows = in.db && col0 == 0 && threadIdx.x < block_outs && db_out < g.columns;
+  const int row_warps = 1 << bits, block_rows = kRowsOfWarp << bits;
+  const int blocks_n = c ? (right.columns + kColumns - 1) / kColumns : 1;
+  const int row0 = block / blocks_n * block_rows, col0 = block % blocks_n * kColumns;
+  const int col = col0 + lane * kFour, my_row = warp % row_warps * kRowsOfWarp;
+  const int first = (warp >> bits) * kRows, step = (kGradientWarps >> bits) * kRows;
+  const int sum_of = row0 + threadIdx.x;
+  const bool sums_rows = row_sums && col0 == 0 && threadIdx.x < block_rows && sum_of < m;
 
-  Four<T> right[kRows];
-  const auto load = [&](int row0) {
+  Four<T> values[kRows];
+  const auto load = [&](int k) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) right[i] = x.load(row0 + i, col);
+    for (int i = 0; i < kRows; ++i) values[i] = right.load(k + i, col);
   };
-  float sums[kOutsOfWarp][kFour] = {}, row_sum = 0;
-  for (int row0 = 0; row0 < g.rows; row0 += kStagedRows) {
-    load(row0 + first);  // on the way beside dy
-    stage(memory.g, g, row0, out0, block_outs);
-    __syncthreads();  // all threads have written their part of dy, which every warp reads
-    const int rows = g.rows - row0 < kStagedRows ? g.rows - row0 : kStagedRows;
-    for (int row = first; row < rows; row += batch_warps * kRows) {
-      if (row != first) load(row0 + row);
+  float sums[kRowsOfWarp][kFour] = {}, row_sum = 0;
+  const auto add_totals = [&](bool any) {
+    if (!any) return;
+#pragma unroll
+    for (int j = 0; j < kRowsOfWarp; ++j) {
+#pragma unroll
+      for (int e = 0; e < kFour; ++e) sums[j][e] += memory.totals[j][threadIdx.x][e];
+    }
+  };
+  for (int k0 = 0; k0 < depth; k0 += kStagedDepth) {
+    load(k0 + first);  // on the way beside the left factor
+    stage<kRowsAreRows>(memory.left, g, k0, row0, block_rows);
+    __syncthreads();  // all threads have written their part of the left factor, which all read
+    const int staged = depth - k0 < kStagedDepth ? depth - k0 : kStagedDepth;
+    for (int k = first; k < staged; k += step) {
+      if (k != first) load(k0 + k);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        float left[kOutsOfWarp];
+        float left[kRowsOfWarp];
 #pragma unroll
-        for (int o = 0; o < kOutsOfWarp; ++o) left[o] = memory.g[row + i][my_out + o];
+        for (int j = 0; j < kRowsOfWarp; ++j) left[j] = memory.left[k + i][my_row + j];
 #pragma unroll
-        for (int o = 0; o < kOutsOfWarp; ++o) {
+        for (int j = 0; j < kRowsOfWarp; ++j) {
 #pragma unroll
-          for (int e = 0; e < kFour; ++e) sums[o][e] += left[o] * widen(right[i].v[e]);
+          for (int e = 0; e < kFour; ++e) sums[j][e] += left[j] * widen(values[i].v[e]);
         }
       }
     }
     if (sums_rows) {
       float sum = 0;
 #pragma unroll 8
-      for (int row = 0; row < rows; ++row) sum += memory.g[row][threadIdx.x];
+      for (int k = 0; k < staged; ++k) sum += memory.left[k][threadIdx.x];
       row_sum += sum;
     }
-    __syncthreads();  // every warp has read what the next rows are written over
+    __syncthreads();  // every warp has read what the next part is written over
+    const int so_far = k0 + kStagedDepth;
+    if (kRowsAreRows && so_far % kDepthOfASum == 0 && so_far < depth) {
+      add_totals(so_far > kDepthOfASum);
+#pragma unroll
+      for (int j = 0; j < kRowsOfWarp; ++j) {
+#pragma unroll
+        for (int e = 0; e < kFour; ++e) {
+          memory.totals[j][threadIdx.x][e] = sums[j][e];
+          sums[j][e] = 0;
+        }
+      }
+    }
   }
-  if (sums_rows) static_cast<T*>(in.db)[db_out] = narrow<T>(row_sum);
-  if (!in.dw) return;
+  if (kRowsAreRows && depth > kDepthOfASum) {
+    add_totals(true);
+    __syncthreads();  // every thread has read its totals, over which sums are written
+  }
+  if (sums_rows) row_sums[sum_of] = narrow<T>(row_sum);
+  if (!c) return;
 
-  if (batch_warps > 1) {
+  if (row_warps < kGradientWarps) {
 #pragma unroll
-    for (int o = 0; o < kOutsOfWarp; ++o) {
-      auto& buffer = memory.sums_of_dw[o % 2];
+    for (int j = 0; j < kRowsOfWarp; ++j) {
+      auto& buffer = memory.sums[j % 2];
 #pragma unroll
-      for (int e = 0; e < kFour; ++e) buffer[warp][lane * kFour + e] = sums[o][e];
+      for (int e = 0; e < kFour; ++e) buffer[warp][lane * kFour + e] = sums[j][e];
       __syncthreads();  // every warp has written its sums, and read those of the row before last
       if (first != 0) continue;
-      for (int other = warp + out_warps; other < kGradientWarps; other += out_warps) {
+      for (int other = warp + row_warps; other < kGradientWarps; other += row_warps) {
 #pragma unroll
-        for (int e = 0; e < kFour; ++e) sums[o][e] += buffer[other][lane * kFour + e];
+        for (int e = 0; e < kFour; ++e) sums[j][e] += buffer[other][lane * kFour + e];
       }
     }
     if (first != 0) return;
   }
 #pragma unroll
-  for (int o = 0; o < kOutsOfWarp; ++o) {
-    if (out0 + my_out + o >= g.columns) return;
+  for (int j = 0; j < kRowsOfWarp; ++j) {
+    if (row0 + my_row + j >= m) return;
     Four<T> four;
 #pragma unroll
-    for (int e = 0; e < kFour; ++e) four.v[e] = narrow<T>(sums[o][e]);
-    store_wide(static_cast<T*>(in.dw), out0 + my_out + o, col, x.columns, four);
+    for (int e = 0; e < kFour; ++e) four.v[e] = narrow<T>(sums[j][e]);
+    store_wide(c, row0 + my_row + j, col, right.columns, four);
   }
 }
 
 // Computes  dx = g w, dw = g^T x and db, the sums of g's columns, where g is dy where a ReLU whose
 //           output is relu_y let through.
 // Shapes    dx (batch, in), dw (out, in), db (out), dy (batch, out), x (batch, in), w (out, in).
-// Grid      first the blocks that make dx, then those that make dw and db. 256 threads.
-// Memory    shared memory: 16 KB.
+// Grid      first the blocks that make dx, kLarge: as dw is made, then those that make dw and db.
+//           256 threads.
+// Memory    shared memory: 41 KB.
 // Precision FMA in float, in one order for one plan: deterministic.
 // Needs     rows of neighbouring elements; kVector: x and w, and kVectorG: dy and relu_y, aligned
 //           to four elements, as are their rows, whose lengths are divisible by 4.
 // Same as   linear_backward_ref.
-template <typename T, bool kVector, bool kVectorG>
+template <typename T, bool kVector, bool kVectorG, bool kLarge>
 __global__ void __launch_bounds__(kGradientThreads, kVector ? 2 : 1)
     linear_backward_direct_kernel(LinearGradients in, DirectGradientsPlan plan) {
   FASTMLP_SHARED(GradientMemory, memory);
-  const T* type = nullptr;
+  const Lines<T, kVectorG> g(in.dy, in.batch, in.out);
   const int block = static_cast<int>(blockIdx.x);
+  T *const dx = static_cast<T*>(in.dx), *const dw = static_cast<T*>(in.dw);
   if (block < plan.dx_blocks) {
-    make_dx<kVector, kVectorG>(in, plan, block, memory, type);
-  } else {
-    make_dw<kVector>(in, plan, block - plan.dx_blocks, memory, type);
+    const Lines<T, kVector> weight(in.weight, in.out, in.in);
+    if constexpr (kLarge) {
+      make_product<true, T>(dx, nullptr, g, weight, plan.row_bits, block, memory);
+    } else {
+      make_dx(dx, g, weight, plan.row_tiles, block, memory);
+    }
+    return;
   }
+  const Lines<T, kVector> x(in.x, in.batch, dw ? in.in : 0);
+  T* const db = static_cast<T*>(in.db);
+  make_product<false>(dw, db, g, x, plan.out_bits, block - plan.dx_blocks, memory);
 }
 
 // Whether Lines has an operand with kVector.
 template <typename T>
 bool is_vector(const Operand& operand, int64_t rows, int64_t columns) {
-  constexpr int64_t kMostElements = 0x7fffffff;
+  constexpr int64_t kMostElements = 1 << 30, kMoreRows = 64;  // as Lines counts, inside or not
   const auto fits = [&](const void* data, int64_t stride) {
     return reinterpret_cast<uintptr_t>(data) % sizeof(Four<T>) == 0 && stride % kFour == 0 &&
-           stride <= kMostElements / (rows + kFour);
+           stride <= kMostElements / (rows + kMoreRows);
   };
   return columns % kFour == 0 && fits(operand.data, operand.stride) &&
          (!operand.relu_y || fits(operand.relu_y, operand.relu_stride));
@@ -367,12 +417,12 @@ cudaError_t launch_typed(const LinearProduct& product, const DirectLinearPlan& p
   return launch_kernel(kernel, grid, threads, stream, product, plan);
 }
 
-template <typename T, bool kVector>
+template <typename T, bool kVector, bool kVectorG>
 cudaError_t launch_vector(const LinearGradients& in, const DirectGradientsPlan& plan,
                           cudaStream_t stream) {
-  const auto kernel = is_vector<T>(in.dy, in.batch, in.out)
-                          ? linear_backward_direct_kernel<T, kVector, true>
-                          : linear_backward_direct_kernel<T, kVector, false>;
+  const auto kernel = plan.row_bits >= 0
+                          ? linear_backward_direct_kernel<T, kVector, kVectorG, true>
+                          : linear_backward_direct_kernel<T, kVector, kVectorG, false>;
   return launch_kernel(kernel, dim3(plan.dx_blocks + plan.dw_blocks), kGradientThreads, stream, in,
                        plan);
 }
@@ -381,8 +431,11 @@ template <typename T>
 cudaError_t launch_typed(const LinearGradients& in, const DirectGradientsPlan& plan,
                          cudaStream_t stream) {
   const bool vector = is_vector<T>(in.x, in.batch, in.in) && is_vector<T>(in.weight, in.out, in.in);
-  return vector ? launch_vector<T, true>(in, plan, stream)
-                : launch_vector<T, false>(in, plan, stream);
+  const auto launch =
+      is_vector<T>(in.dy, in.batch, in.out)
+          ? (vector ? launch_vector<T, true, true> : launch_vector<T, false, true>)
+          : (vector ? launch_vector<T, true, false> : launch_vector<T, false, false>);
+  return launch(in, plan, stream);
 }
 
 // f with a null pointer of the storage type, which is not double.

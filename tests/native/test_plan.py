@@ -145,25 +145,39 @@ def test_tf32_is_never_chosen_unasked(m, n, k, capability):
 
 
 @pytest.mark.parametrize(
-    ("batch", "by_rows", "capability", "wanted", "direct", "reason"),
+    ("by_rows", "capability", "wanted", "direct", "reason"),
     [
-        (32, True, 90, FLOAT32, True, "straight into registers: up to 32 rows"),
-        (0, True, 75, FLOAT32, True, "straight into registers"),
-        (8, True, 90, TF32_ALLOWED, True, "straight into registers"),
-        (8, True, 90, FMA, True, "straight into registers"),
-        (33, True, 90, FLOAT32, False, "more than 32 rows"),
-        (8, False, 90, FLOAT32, False, "the weight's rows are not contiguous"),
-        (8, True, 90, THREE_TF32, False, "as asked for"),
-        (8, True, 80, TF32, False, "as asked for"),
-        (8, True, 75, TF32, True, "straight into registers"),  # which has no TF32
+        *((True, 90, by, True, "straight into registers") for by in (FLOAT32, TF32_ALLOWED, FMA)),
+        (False, 90, FLOAT32, False, "the weight's rows are not contiguous"),
+        (True, 90, THREE_TF32, False, "as asked for"),
+        (True, 80, TF32, False, "as asked for"),
+        (True, 75, TF32, True, "straight into registers"),  # which has no TF32
     ],
 )
-def test_which_batches_go_straight_into_registers(
-    plans, batch, by_rows, capability, wanted, direct, reason
+def test_which_products_go_straight_into_registers(
+    plans, by_rows, capability, wanted, direct, reason
 ):
-    mine, why = plans.plan_direct(batch, by_rows, capability, wanted)
+    assert plans.plan_direct(by_rows, capability, wanted) == (direct, reason)
+    linear = plans.plan_direct_linear_or_tiles(8, 3072, 256, by_rows, capability, wanted)
+    assert linear == (direct, reason)
+
+
+@pytest.mark.parametrize(
+    ("shape", "direct"),
+    [
+        ((32, 3072, 256), True),
+        ((32, 1024, 1024), True),
+        ((40, 1024, 1024), True),  # just so
+        ((41, 1024, 1024), False),
+        ((64, 3072, 256), False),
+        ((256, 256, 10), True),
+        ((256, 1 << 29, 0), True),
+    ],
+)
+def test_which_batches_linear_reads_without_tiles(plans, shape, direct):
+    mine, why = plans.plan_direct_linear_or_tiles(*shape, True, 90, FLOAT32)
     assert mine == direct
-    assert why.startswith(reason)
+    assert why == ("straight into registers" if direct else "too much to read without tiles")
 
 
 def test_the_direct_kernels_of_a_layer_on_an_h100(plans):
@@ -179,14 +193,18 @@ def test_the_direct_kernels_of_a_layer_on_an_h100(plans):
 
     def gradients(*shape, dx=True, dw=True, db=True):
         plan = plans.plan_direct_gradients(*shape, H100, dx, dw, db)
-        return plan.dx_blocks, plan.dw_blocks, plan.row_tiles, plan.out_bits
+        return plan.dx_blocks, plan.dw_blocks, plan.row_tiles, plan.row_bits, plan.out_bits
 
-    assert gradients(8, 3072, 256) == (192, 96, 1, 3)
-    assert gradients(32, 3072, 256) == (192, 96, 4, 3)
-    assert gradients(8, 256, 10) == (16, 2, 1, 1)
-    assert gradients(8, 3072, 256, dx=False) == (0, 96, 1, 3)
-    assert gradients(8, 3072, 256, dw=False) == (192, 4, 1, 3)
-    assert gradients(8, 3072, 256, dw=False, db=False) == (192, 0, 1, 3)
+    assert gradients(8, 3072, 256) == (192, 96, 1, -1, 3)
+    assert gradients(32, 3072, 256) == (192, 192, 4, -1, 2)  # a warp has half the batch
+    assert gradients(33, 3072, 256) == (72, 192, 1, 1, 2)
+    assert gradients(128, 3072, 256) == (192, 192, 1, 1, 2)
+    assert gradients(256, 3072, 256) == (192, 192, 1, 2, 2)
+    assert gradients(128, 1024, 1024) == (64, 256, 1, 1, 2)
+    assert gradients(8, 256, 10) == (16, 2, 1, -1, 1)
+    assert gradients(8, 3072, 256, dx=False) == (0, 96, 1, -1, 3)
+    assert gradients(8, 3072, 256, dw=False) == (192, 4, 1, -1, 3)
+    assert gradients(8, 3072, 256, dw=False, db=False) == (192, 0, 1, -1, 3)
 
 
 @EXAMPLES
@@ -199,8 +217,14 @@ def test_the_direct_kernels_make_every_result_once(batch, inputs, outputs, proce
     assert plan.column_blocks == math.ceil(outputs / (4 << plan.out_bits))
     backward = plans.plan_direct_gradients(batch, inputs, outputs, processors, True, True, True)
     assert 0 <= backward.out_bits <= 3
-    rows, outs = 8 * backward.row_tiles, 8 << backward.out_bits
-    assert backward.dx_blocks == math.ceil(batch / rows) * math.ceil(inputs / 16)
+    assert (backward.row_bits >= 0) == (batch > 32)
+    if batch > 32:
+        rows, columns = 8 << backward.row_bits, 128
+    else:
+        rows, columns = 8 * backward.row_tiles, 16
+    assert backward.row_bits <= 3
+    assert backward.dx_blocks == math.ceil(batch / rows) * math.ceil(inputs / columns)
+    outs = 8 << backward.out_bits
     assert backward.dw_blocks == math.ceil(outputs / outs) * math.ceil(inputs / 128)
 
 

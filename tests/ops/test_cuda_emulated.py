@@ -89,13 +89,13 @@ class TestLinear(LinearTests):
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("batch", [0, 1, 7, 8, 9, 32])
+    @pytest.mark.parametrize("batch", [0, 1, 7, 8, 9, 32, 33, 70])
     @pytest.mark.parametrize(
         ("inputs", "outputs"),
         [(2048, 12), (2052, 9), (129, 260), (16, 64), (17, 65), (4, 8), (0, 3), (5, 0)],
         ids=str,
     )
-    def test_small_batches_are_exact_at_every_edge(self, machine, dtype, batch, inputs, outputs):
+    def test_products_without_tiles_are_exact(self, machine, dtype, batch, inputs, outputs):
         """Of a lane's four elements, a warp's tile, a block's, and of what is read at once."""
         shapes = (batch, inputs), (outputs, inputs), (batch, outputs), (outputs,)
         x, w, dy, b = (small_integers(*shape, dtype=dtype) for shape in shapes)
@@ -108,8 +108,10 @@ class TestLinear(LinearTests):
         for got, truth in zip(ours, truths, strict=True):
             assert torch.equal(got, truth.to(dtype))
 
-    def test_only_some_of_a_small_batchs_operands_are_aligned(self, machine):
-        whole = [small_integers(*shape) for shape in ((9, 64), (20, 64), (9, 20), (9, 20))]
+    @pytest.mark.parametrize("batch", [9, 40])
+    def test_only_some_operands_are_aligned(self, machine, batch):
+        shapes = (batch, 64), (20, 64), (batch, 20), (batch, 20)
+        whole = [small_integers(*shape) for shape in shapes]
         for off in itertools.product([False, True], repeat=4):
             x, w, dy, mask = (
                 machine.place(LAYOUTS["offset" if apart else "contiguous"](tensor))
@@ -191,10 +193,15 @@ class TestFloat32(Float32Tests):
         self, machine, capability, allowed, small, large
     ):
         emulation.configure(capability=capability)
-        for batch, by in ((8, small), (64, large)):
-            tensors = [randn(batch, 60), randn(batch, 90), randn(60, 90)]
-            ours, same = (all_products(machine, way, *tensors) for way in (allowed, by))
-            assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
+        for batch, inputs, outputs, by in ((8, 90, 60, small), (256, 700, 240, large)):
+            x, w, dy = randn(batch, inputs), randn(outputs, inputs), randn(batch, outputs)
+            ours, same = (machine.run("linear", x, w, None, NONE, way) for way in (allowed, by))
+            assert torch.equal(ours, same)
+            if batch > 8:
+                continue
+            args = (dy, x, w, None, NONE, True, True, True)
+            gradients = [machine.run("linear_backward", *args, way) for way in (allowed, FMA)]
+            assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
     @pytest.mark.parametrize("by", [-1, 5])
     def test_other_ways_are_refused(self, machine, by):
@@ -253,10 +260,10 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
     ("shape", "dtype", "plan"),
     [
         ((8, 3072, 256), torch.float32, "fastmlp's kernels (skinny"),
-        ((8, 3072, 256), torch.float32, "GPU; straight into registers: up to 32 rows)"),
-        ((32, 3072, 256), torch.bfloat16, "GPU; straight into registers: up to 32 rows)"),
-        ((33, 3072, 16), torch.float32, "tiles of 64 rows, 24 parts; FMA: bound by reading)"),
-        ((33, 3072, 256), torch.bfloat16, "tiles of 64 rows, 24 parts)"),
+        ((8, 3072, 256), torch.float32, "GPU; straight into registers)"),
+        ((32, 3072, 256), torch.bfloat16, "GPU; straight into registers)"),
+        ((64, 3072, 256), torch.float32, "tiles of 64 rows, 24 parts; three TF32"),
+        ((64, 3072, 256), torch.bfloat16, "24 parts; gradients straight into registers)"),
         ((8, 3072, 256), torch.float64, "ATen's BLAS (float64"),
         ((256, 2048, 1024), torch.float32, "fastmlp's kernels (skinny"),
         ((256, 2048, 1024), torch.float16, "ATen's BLAS (large: too much"),
@@ -265,7 +272,7 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
 def test_the_plan_in_words(shape, dtype, plan):
     """As ``fastmlp info`` prints it; which plan, tests/native/test_plan.py says."""
     assert plan in emulation.operators().linear_plan_cuda(*shape, dtype, 132, 90)
-    if dtype is not torch.float64 and shape[0] > 32 and "BLAS" not in plan:
+    if dtype is not torch.float64 and shape[0] == 64:
         on_turing = emulation.operators().linear_plan_cuda(*shape, dtype, 40, 75)
         words = "FMA: this GPU's tensor cores know float16 alone"
         assert (words in on_turing) == (dtype is not torch.float16)
