@@ -95,6 +95,103 @@ inline MatmulPrecisionPlan plan_matmul_precision(int64_t m, int64_t n, int64_t k
   return {MatmulPrecision::kThreeTf32, "three TF32 products: bound by arithmetic"};
 }
 
+// Whether the kernels that read operands straight into registers (csrc/cuda/linear_direct.cu) make
+// a layer's products, rather than those that take tiles of them through shared memory.
+struct DirectPlan {
+  bool direct;
+  const char* reason;
+};
+
+inline DirectPlan plan_direct(bool weight_by_rows, int capability, MatmulPrecision wanted) {
+  if (wanted > MatmulPrecision::kFma && has_tf32(capability)) return {false, "as asked for"};
+  if (!weight_by_rows) return {false, "the weight's rows are not contiguous"};
+  return {true, "straight into registers"};
+}
+
+// The same for linear. A tile's products wait for each other step by step, some microseconds in
+// all, however small they are. The direct kernel reads 12 numbers for each k of 8 rows by 4
+// outputs: with 5/4 million k, 60 MB of float32, that has taken as long.
+inline DirectPlan plan_direct_linear_or_tiles(int64_t batch, int64_t in, int64_t out,
+                                              bool weight_by_rows, int capability,
+                                              MatmulPrecision wanted) {
+  constexpr double kMostReads = 1.25 * (1 << 20);
+  const DirectPlan plan = plan_direct(weight_by_rows, capability, wanted);
+  if (!plan.direct) return plan;
+  const double tiles = 1.0 * ((batch + 7) / 8) * ((out + 3) / 4);
+  if (tiles * in > kMostReads) return {false, "too much to read without tiles"};
+  return plan;
+}
+
+constexpr int kMostDirectWarps = 12;
+
+// How linear is cut up there. A warp makes 8 rows of 4 outputs, each of its lanes a part of their
+// sums.
+struct DirectLinearPlan {
+  int out_bits;  // a block has 2^out_bits such tiles beside each other
+  int k_warps;   // warps of a block that share a tile's sums
+  int column_blocks, row_blocks;
+};
+
+inline DirectLinearPlan plan_direct_linear(int64_t batch, int64_t in, int64_t out,
+                                           int64_t processors) {
+  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t reads = std::max<int64_t>(ceil_div(in, 128), 1);  // a warp's of a row
+  const int64_t rounds = ceil_div(reads, kMostDirectWarps);
+  const int64_t k_warps = ceil_div(reads, rounds), row_blocks = ceil_div(batch, 8);
+  // Warps of a block share x in its first-level cache, as long as blocks fill the GPU.
+  int out_bits = 0;
+  const auto columns = [&](int bits) { return ceil_div(out, int64_t{4} << bits); };
+  while (k_warps << (out_bits + 1) <= kMostDirectWarps &&
+         row_blocks * columns(out_bits + 1) > processors / 2) {
+    ++out_bits;
+  }
+  return {out_bits, static_cast<int>(k_warps), static_cast<int>(columns(out_bits)),
+          static_cast<int>(row_blocks)};
+}
+
+// How linear_backward is cut up there: the first blocks make dx, the others dw and db. Of a block's
+// 8 warps 2^bits make different rows of a product, 8 each, and the others share these.
+struct DirectGradientsPlan {
+  int row_tiles;  // for few rows: of 8 rows of dx, that a block makes one after the other
+  int row_bits;   // for more: dx is made as dw is; else -1
+  int out_bits;   // of dw
+  int dx_blocks, dw_blocks;
+};
+
+inline DirectGradientsPlan plan_direct_gradients(int64_t batch, int64_t in, int64_t out,
+                                                 int64_t processors, bool dx, bool dw, bool db) {
+  constexpr int64_t kFewRows = 32;
+  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  DirectGradientsPlan plan{1, -1, 0, 0, 0};
+  // As many different rows as there are, but so few that blocks fill the GPU.
+  const auto bits_of = [&](int64_t m, int64_t n, int64_t k) {
+    int bits = 3;
+    while (bits > 0 && 4 << bits >= m) --bits;
+    while (bits > 1 && ceil_div(m, 8 << bits) * ceil_div(n, 128) < processors &&
+           16 >> bits <= ceil_div(k, 8)) {
+      --bits;
+    }
+    return bits;
+  };
+  if (batch <= kFewRows) {
+    const int64_t row_tiles = ceil_div(batch, 8), columns = ceil_div(in, 16);
+    // Rows that a block makes one after the other share the weight in its first-level cache.
+    while (plan.row_tiles < row_tiles &&
+           columns * ceil_div(row_tiles, 2 * plan.row_tiles) > processors) {
+      plan.row_tiles *= 2;
+    }
+    if (dx) plan.dx_blocks = static_cast<int>(columns * ceil_div(row_tiles, plan.row_tiles));
+  } else {
+    plan.row_bits = bits_of(batch, in, out);
+    const int64_t row_blocks = ceil_div(batch, 8 << plan.row_bits);
+    if (dx) plan.dx_blocks = static_cast<int>(row_blocks * ceil_div(in, 128));
+  }
+  plan.out_bits = bits_of(out, dw ? in : 1, batch);
+  const int64_t out_blocks = ceil_div(out, 8 << plan.out_bits);
+  if (dw || db) plan.dw_blocks = static_cast<int>(out_blocks * (dw ? ceil_div(in, 128) : 1));
+  return plan;
+}
+
 enum class Numbers { kFloat16, kBrainFloat16, kWider };
 
 // By measurement (benchmarks/layer_time.py).

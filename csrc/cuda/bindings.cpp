@@ -71,14 +71,20 @@ std::string linear_plan_cuda(int64_t batch, int64_t in, int64_t out, ScalarType 
   check_planned("capability", capability);
   const LinearPlan plan = plan_linear(batch, in, out, type);
   if (!plan.ours) return std::string("ATen's BLAS (") + plan.reason + ")";
+  const auto wanted = static_cast<MatmulPrecision>(matmul_precision);
+  const int generation = static_cast<int>(capability);
+  const std::string ours = std::string("fastmlp's kernels (") + plan.reason + "; ";
+  const bool direct_gradients = plan_direct(true, generation, wanted).direct;
+  const DirectPlan direct = plan_direct_linear_or_tiles(batch, in, out, true, generation, wanted);
+  if (direct.direct) return ours + direct.reason + ")";
+  const std::string backwards = direct_gradients ? "; gradients straight into registers" : "";
   const ProductPlan product = plan_product(batch, out, in, processors);
-  const MatmulPrecisionPlan by = plan_matmul_precision(
-      batch, out, in, static_cast<int>(capability), static_cast<MatmulPrecision>(matmul_precision));
-  const bool in_words = type == ScalarType::Float ||
-                        (type == ScalarType::BFloat16 && !has_tf32(static_cast<int>(capability)));
-  return std::string("fastmlp's kernels (") + plan.reason + "; tiles of " +
-         std::to_string(product.tile_m) + " rows, " + std::to_string(product.splits) + " parts" +
-         (in_words ? std::string("; ") + by.reason : "") + ")";
+  const MatmulPrecisionPlan by = plan_matmul_precision(batch, out, in, generation, wanted);
+  const bool in_words =
+      type == ScalarType::Float || (type == ScalarType::BFloat16 && !has_tf32(generation));
+  return ours + "tiles of " + std::to_string(product.tile_m) + " rows, " +
+         std::to_string(product.splits) + " parts" +
+         (in_words ? std::string("; ") + by.reason : "") + backwards + ")";
 }
 
 // A weight (O, I) as it lies, by rows or by columns, or a copy by rows.
@@ -99,11 +105,16 @@ Weight weight_of(const Tensor& weight) {
   return {rows.tensor, true, rows.stride};
 }
 
-// Plans c (m, n) or none (n = 0) from a (m, k) and b (n, k), allocates what is wanted on the way,
-// and launches it. product.precision says what is asked for.
-void multiply(const char* name, LinearProduct product, const Tensor& like, const Launch& launch) {
+Gpu gpu_of(const char* name) {
   Gpu gpu{};
   check_launch(name, describe_device(&gpu));
+  return gpu;
+}
+
+// Plans c (m, n) or none (n = 0) from a (m, k) and b (n, k), allocates what is wanted on the way,
+// and launches it. product.precision says what is asked for.
+void multiply(const char* name, LinearProduct product, const Gpu& gpu, const Tensor& like,
+              const Launch& launch) {
   const int64_t m = product.m, n = product.n, k = product.k;
   product.precision = plan_matmul_precision(m, n, k, gpu.capability, product.precision).precision;
   product.bfloat16_by_fma = !has_tf32(gpu.capability);
@@ -150,7 +161,16 @@ Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
   product.k = rows.columns;
   product.activation = static_cast<Activation>(activation);
   product.precision = static_cast<MatmulPrecision>(matmul_precision);
-  multiply("linear", product, x, launch);
+  const Gpu gpu = gpu_of("linear");
+  if (plan_direct_linear_or_tiles(rows.rows, rows.columns, out, w.by_rows, gpu.capability,
+                                  product.precision)
+          .direct) {
+    const DirectLinearPlan plan = plan_direct_linear(rows.rows, rows.columns, out, gpu.processors);
+    check_launch("linear",
+                 launch_direct_linear(product, plan, type_of(x.scalar_type()), launch.stream));
+    return y;
+  }
+  multiply("linear", product, gpu, x, launch);
   return y;
 }
 
@@ -164,17 +184,37 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
     g.relu_y = relu_y->tensor.data_ptr();
     g.relu_stride = relu_y->stride;
   }
+  const char* name = "linear_backward";
+  const Gpu gpu = gpu_of(name);
+  const Weight w = weight_of(weight);
+  const bool makes_dx = dx && dx->numel() > 0;
+  if (plan_direct(w.by_rows || !makes_dx, gpu.capability, precision).direct) {
+    const ScalarType type = dy.tensor.scalar_type();
+    LinearGradients gradients{};
+    gradients.dx = makes_dx ? dx->data_ptr() : nullptr;
+    gradients.dw = dw && dw->numel() > 0 ? dw->data_ptr() : nullptr;
+    gradients.db = db && db->numel() > 0 ? db->data_ptr() : nullptr;
+    gradients.dy = g;
+    gradients.x = {x.tensor.data_ptr(), x.stride, true, nullptr, 0};
+    gradients.weight = {w.tensor.data_ptr(), w.stride, true, nullptr, 0};
+    gradients.batch = dy.rows;
+    gradients.in = x.columns;
+    gradients.out = dy.columns;
+    const DirectGradientsPlan plan = plan_direct_gradients(
+        dy.rows, x.columns, dy.columns, gpu.processors, gradients.dx, gradients.dw, gradients.db);
+    check_launch(name, launch_direct_gradients(gradients, plan, type_of(type), launch.stream));
+    return;
+  }
   LinearProduct product{};
   product.precision = precision;
-  if (dx && dx->numel() > 0) {
-    const Weight w = weight_of(weight);
+  if (makes_dx) {
     product.c = dx->data_ptr();
     product.a = g;
     product.b = w.operand(false);
     product.m = dy.rows;
     product.n = x.columns;
     product.k = dy.columns;
-    multiply("linear_backward", product, dy.tensor, launch);
+    multiply(name, product, gpu, dy.tensor, launch);
   }
   if (dw || db) {
     product.c = dw ? dw->data_ptr() : nullptr;
@@ -185,7 +225,7 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
     product.m = dy.columns;
     product.n = dw ? x.columns : 0;
     product.k = dy.rows;
-    multiply("linear_backward", product, dy.tensor, launch);
+    multiply(name, product, gpu, dy.tensor, launch);
   }
 }
 

@@ -78,6 +78,25 @@ struct LinearProduct {
 [[nodiscard]] cudaError_t launch_linear(const LinearProduct& product, Type type,
                                         cudaStream_t stream);
 
+// The same for small batches, where plan_direct says so; a and b with k_contiguous. What plans
+// tiles, and precision, is left alone.
+[[nodiscard]] cudaError_t launch_direct_linear(const LinearProduct& product,
+                                               const DirectLinearPlan& plan, Type type,
+                                               cudaStream_t stream);
+
+// dx (batch, in) = g w, dw (out, in) = g^T x and db (out) = the sums of g's columns, where g is dy
+// but for a ReLU's relu_y. Operands lie by rows, whose elements are neighbours.
+struct LinearGradients {
+  void *dx, *dw, *db;     // contiguous, or null
+  Operand dy, x, weight;  // (batch, out), (batch, in), (out, in)
+  int64_t batch, in, out;
+};
+
+// Where plan_direct says so; any type but kDouble.
+[[nodiscard]] cudaError_t launch_direct_gradients(const LinearGradients& in,
+                                                  const DirectGradientsPlan& plan, Type type,
+                                                  cudaStream_t stream);
+
 // One block of steps of each of many networks with one hidden layer; those of a group share their
 // images. What is what stands at blocked_chain_ref, in fastmlp/ops/blocked_sgd.py.
 struct ChainBlock {

@@ -51,7 +51,9 @@ class TestFloat32(Float32Tests):
         plan = torch.ops.fastmlp.linear_plan_cuda(*shape, *described, allowed)
         by = TF32 if "; TF32" in plan else THREE_TF32 if "three TF32" in plan else FMA
         ours, same = (all_products(machine, way, *tensors) for way in (allowed, by))
-        assert_equal(ours, same)
+        assert_equal(ours[:1], same[:1])
+        by_fma = all_products(machine, FMA, *tensors)  # gradients are read without tiles
+        assert_equal(ours[1:], by_fma[1:])
 
     @pytest.mark.parametrize("compiled", [False, True])
     def test_tf32_where_torch_allows_it_and_only_there(self, machine, compiled):
@@ -76,7 +78,8 @@ class TestFloat32(Float32Tests):
         assert_equal(results[0], results[2])
         tensors = [tensor.detach().cpu() for tensor in (dy, x, w)]
         forced = all_products(machine, TF32, *tensors)[:2]
-        assert_equal(results[1], forced)
+        assert_equal(results[1][:1], forced[:1])
+        assert_equal(results[1][1:], results[0][1:])  # gradients are made by FMA
         assert not any(torch.equal(a.cpu(), b) for a, b in zip(results[0], forced, strict=True))
 
 

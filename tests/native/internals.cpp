@@ -55,6 +55,30 @@ void bind_plans(py::module_& m) {
   m.def("plan_linear_cuda", linear_plan(plan_linear_cuda));
   m.def("plan_product", product_plan);
   m.def("plan_matmul_precision", matmul_precision_plan);
+  m.def("plan_direct", [](bool weight_by_rows, int capability, int wanted) {
+    const auto [direct, reason] =
+        plan_direct(weight_by_rows, capability, static_cast<MatmulPrecision>(wanted));
+    return std::make_tuple(direct, std::string(reason));
+  });
+  m.def("plan_direct_linear_or_tiles", [](int64_t batch, int64_t in, int64_t out,
+                                          bool weight_by_rows, int capability, int wanted) {
+    const auto [direct, reason] = plan_direct_linear_or_tiles(
+        batch, in, out, weight_by_rows, capability, static_cast<MatmulPrecision>(wanted));
+    return std::make_tuple(direct, std::string(reason));
+  });
+  py::class_<DirectLinearPlan>(m, "DirectLinearPlan")
+      .def_readonly("out_bits", &DirectLinearPlan::out_bits)
+      .def_readonly("k_warps", &DirectLinearPlan::k_warps)
+      .def_readonly("column_blocks", &DirectLinearPlan::column_blocks)
+      .def_readonly("row_blocks", &DirectLinearPlan::row_blocks);
+  m.def("plan_direct_linear", plan_direct_linear);
+  py::class_<DirectGradientsPlan>(m, "DirectGradientsPlan")
+      .def_readonly("row_tiles", &DirectGradientsPlan::row_tiles)
+      .def_readonly("row_bits", &DirectGradientsPlan::row_bits)
+      .def_readonly("out_bits", &DirectGradientsPlan::out_bits)
+      .def_readonly("dx_blocks", &DirectGradientsPlan::dx_blocks)
+      .def_readonly("dw_blocks", &DirectGradientsPlan::dw_blocks);
+  m.def("plan_direct_gradients", plan_direct_gradients);
   m.def("plan_blocked_cpu", plan_blocked_cpu);
   py::class_<Gpu>(m, "Gpu").def(py::init<int, int, int>());
   m.def("plan_blocked_cuda", plan_blocked_cuda);

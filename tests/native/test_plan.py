@@ -137,6 +137,90 @@ def test_tf32_is_never_chosen_unasked(m, n, k, capability):
         assert plan(m, n, k, capability, wanted)[0] == (wanted if capability >= 80 else FMA)
 
 
+@pytest.mark.parametrize(
+    ("by_rows", "capability", "wanted", "direct", "reason"),
+    [
+        *((True, 90, by, True, "straight into registers") for by in (FLOAT32, TF32_ALLOWED, FMA)),
+        (False, 90, FLOAT32, False, "the weight's rows are not contiguous"),
+        (True, 90, THREE_TF32, False, "as asked for"),
+        (True, 80, TF32, False, "as asked for"),
+        (True, 75, TF32, True, "straight into registers"),  # which has no TF32
+    ],
+)
+def test_which_products_go_straight_into_registers(
+    plans, by_rows, capability, wanted, direct, reason
+):
+    assert plans.plan_direct(by_rows, capability, wanted) == (direct, reason)
+    linear = plans.plan_direct_linear_or_tiles(8, 3072, 256, by_rows, capability, wanted)
+    assert linear == (direct, reason)
+
+
+@pytest.mark.parametrize(
+    ("shape", "direct"),
+    [
+        ((32, 3072, 256), True),
+        ((32, 1024, 1024), True),
+        ((40, 1024, 1024), True),  # just so
+        ((41, 1024, 1024), False),
+        ((64, 3072, 256), False),
+        ((256, 256, 10), True),
+        ((256, 1 << 29, 0), True),
+    ],
+)
+def test_which_batches_linear_reads_without_tiles(plans, shape, direct):
+    mine, why = plans.plan_direct_linear_or_tiles(*shape, True, 90, FLOAT32)
+    assert mine == direct
+    assert why == ("straight into registers" if direct else "too much to read without tiles")
+
+
+def test_the_direct_kernels_of_a_layer_on_an_h100(plans):
+    def linear(*shape):
+        plan = plans.plan_direct_linear(*shape, H100)
+        return plan.column_blocks, plan.row_blocks, plan.out_bits, plan.k_warps
+
+    assert linear(8, 3072, 256) == (64, 1, 0, 12)  # twelve warps read twice 512 bytes of a row
+    assert linear(32, 256, 10) == (3, 4, 0, 2)
+    assert linear(32, 1024, 1024) == (256, 4, 0, 8)
+    assert linear(32, 256, 1024) == (64, 4, 2, 2)
+    assert linear(1, 1, 1) == (1, 1, 0, 1)
+
+    def gradients(*shape, dx=True, dw=True, db=True):
+        plan = plans.plan_direct_gradients(*shape, H100, dx, dw, db)
+        return plan.dx_blocks, plan.dw_blocks, plan.row_tiles, plan.row_bits, plan.out_bits
+
+    assert gradients(8, 3072, 256) == (192, 96, 1, -1, 3)
+    assert gradients(32, 3072, 256) == (192, 192, 4, -1, 2)  # a warp has half the batch
+    assert gradients(33, 3072, 256) == (72, 192, 1, 1, 2)
+    assert gradients(128, 3072, 256) == (192, 192, 1, 1, 2)
+    assert gradients(256, 3072, 256) == (192, 192, 1, 2, 2)
+    assert gradients(128, 1024, 1024) == (64, 256, 1, 1, 2)
+    assert gradients(8, 256, 10) == (16, 2, 1, -1, 1)
+    assert gradients(8, 3072, 256, dx=False) == (0, 96, 1, -1, 3)
+    assert gradients(8, 3072, 256, dw=False) == (192, 4, 1, -1, 3)
+    assert gradients(8, 3072, 256, dw=False, db=False) == (192, 0, 1, -1, 3)
+
+
+@EXAMPLES
+@given(batch=st.integers(1, 256), inputs=sizes, outputs=sizes, processors=st.integers(1, 200))
+def test_the_direct_kernels_make_every_result_once(batch, inputs, outputs, processors):
+    plans = internals()
+    plan = plans.plan_direct_linear(batch, inputs, outputs, processors)
+    assert 1 <= plan.k_warps << plan.out_bits <= 12
+    assert plan.row_blocks == math.ceil(batch / 8)
+    assert plan.column_blocks == math.ceil(outputs / (4 << plan.out_bits))
+    backward = plans.plan_direct_gradients(batch, inputs, outputs, processors, True, True, True)
+    assert 0 <= backward.out_bits <= 3
+    assert (backward.row_bits >= 0) == (batch > 32)
+    if batch > 32:
+        rows, columns = 8 << backward.row_bits, 128
+    else:
+        rows, columns = 8 * backward.row_tiles, 16
+    assert backward.row_bits <= 3
+    assert backward.dx_blocks == math.ceil(batch / rows) * math.ceil(inputs / columns)
+    outs = 8 << backward.out_bits
+    assert backward.dw_blocks == math.ceil(outputs / outs) * math.ceil(inputs / 128)
+
+
 # ---- blocks of steps ----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import shutil
 from functools import partial
 from itertools import product
@@ -12,13 +13,14 @@ import pytest
 import torch
 from support import emulation
 from support.activation_suite import ActivationTests
-from support.cases import ACTIVATION_CASES, randn, small_integers
+from support.cases import ACTIVATION_CASES, LAYOUTS, randn, small_integers
 from support.graph_cases import OPTIONS, assert_as_close_as_pytorch, order_of
 from support.marks import needs_native
 from support.matmul_precision_suite import Float32Tests, all_products, all_products_ref
 from support.operator_suite import NONE, RELU, CrossEntropyTests, LinearTests
 from torch import Tensor
 
+from fastmlp.ops.linear import linear_backward_ref, linear_ref
 from fastmlp.ops.matmul_precision import FLOAT32, FMA, TF32, TF32_ALLOWED, THREE_TF32
 
 pytestmark = [
@@ -85,6 +87,41 @@ class TestLinear(LinearTests):
             results.append([y, *machine.run("linear_backward", *args)])
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("batch", [0, 1, 7, 8, 9, 32, 33, 70])
+    @pytest.mark.parametrize(
+        ("inputs", "outputs"),
+        [(2048, 12), (2052, 9), (129, 260), (16, 64), (17, 65), (4, 8), (0, 3), (5, 0)],
+        ids=str,
+    )
+    def test_products_without_tiles_are_exact(self, machine, dtype, batch, inputs, outputs):
+        """Of a lane's four elements, a warp's tile, a block's, and of what is read at once."""
+        shapes = (batch, inputs), (outputs, inputs), (batch, outputs), (outputs,)
+        x, w, dy, b = (small_integers(*shape, dtype=dtype) for shape in shapes)
+        placed = [machine.place(tensor) for tensor in (x, w, b)]
+        y = machine.run("linear", *placed, RELU)
+        assert torch.equal(y, linear_ref(x.double(), w.double(), b.double(), "relu").to(dtype))
+        arguments = machine.place(dy), *placed[:2], machine.place(y)
+        ours = machine.run("linear_backward", *arguments, RELU, *[True] * 3)
+        truths = linear_backward_ref(dy.double(), x.double(), w.double(), y.double())
+        for got, truth in zip(ours, truths, strict=True):
+            assert torch.equal(got, truth.to(dtype))
+
+    @pytest.mark.parametrize("batch", [9, 40])
+    def test_only_some_operands_are_aligned(self, machine, batch):
+        shapes = (batch, 64), (20, 64), (batch, 20), (batch, 20)
+        whole = [small_integers(*shape) for shape in shapes]
+        for off in itertools.product([False, True], repeat=4):
+            x, w, dy, mask = (
+                machine.place(LAYOUTS["offset" if apart else "contiguous"](tensor))
+                for tensor, apart in zip(whole, off, strict=True)
+            )
+            y = machine.run("linear", x, w, None, NONE)
+            assert torch.equal(y, linear_ref(x, w))
+            ours = machine.run("linear_backward", dy, x, w, mask, RELU, *[True] * 3)
+            for got, truth in zip(ours, linear_backward_ref(dy, x, w, mask), strict=True):
+                assert torch.equal(got, truth)
 
     def test_rows_further_apart_than_an_int_counts(self, machine):
         """4 GB are asked for and a page or two of them touched."""
@@ -156,10 +193,15 @@ class TestFloat32(Float32Tests):
         self, machine, capability, allowed, small, large
     ):
         emulation.configure(capability=capability)
-        for batch, by in ((8, small), (64, large)):
-            tensors = [randn(batch, 60), randn(batch, 90), randn(60, 90)]
-            ours, same = (all_products(machine, way, *tensors) for way in (allowed, by))
-            assert all(torch.equal(a, b) for a, b in zip(ours, same, strict=True))
+        for batch, inputs, outputs, by in ((8, 90, 60, small), (256, 700, 240, large)):
+            x, w, dy = randn(batch, inputs), randn(outputs, inputs), randn(batch, outputs)
+            ours, same = (machine.run("linear", x, w, None, NONE, way) for way in (allowed, by))
+            assert torch.equal(ours, same)
+            if batch > 8:
+                continue
+            args = (dy, x, w, None, NONE, True, True, True)
+            gradients = [machine.run("linear_backward", *args, way) for way in (allowed, FMA)]
+            assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
     @pytest.mark.parametrize("by", [-1, 5])
     def test_other_ways_are_refused(self, machine, by):
@@ -218,8 +260,10 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
     ("shape", "dtype", "plan"),
     [
         ((8, 3072, 256), torch.float32, "fastmlp's kernels (skinny"),
-        ((8, 3072, 256), torch.float32, "tiles of 16 rows, 24 parts; FMA: bound by reading)"),
-        ((32, 3072, 256), torch.bfloat16, "tiles of 32 rows, 24 parts)"),
+        ((8, 3072, 256), torch.float32, "GPU; straight into registers)"),
+        ((32, 3072, 256), torch.bfloat16, "GPU; straight into registers)"),
+        ((64, 3072, 256), torch.float32, "tiles of 64 rows, 24 parts; three TF32"),
+        ((64, 3072, 256), torch.bfloat16, "24 parts; gradients straight into registers)"),
         ((8, 3072, 256), torch.float64, "ATen's BLAS (float64"),
         ((256, 2048, 1024), torch.float32, "fastmlp's kernels (skinny"),
         ((256, 2048, 1024), torch.float16, "ATen's BLAS (large: too much"),
@@ -228,7 +272,7 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
 def test_the_plan_in_words(shape, dtype, plan):
     """As ``fastmlp info`` prints it; which plan, tests/native/test_plan.py says."""
     assert plan in emulation.operators().linear_plan_cuda(*shape, dtype, 132, 90)
-    if dtype is not torch.float64 and plan.startswith("fastmlp"):
+    if dtype is not torch.float64 and shape[0] == 64:
         on_turing = emulation.operators().linear_plan_cuda(*shape, dtype, 40, 75)
         words = "FMA: this GPU's tensor cores know float16 alone"
         assert (words in on_turing) == (dtype is not torch.float16)

@@ -70,7 +70,8 @@ def test_what_is_wrong_is_found_and_nothing_else(operators: Any, name: str, word
 def test_linear(operators: Any, dtype: torch.dtype, capability: int, processors: int) -> None:
     operators.configure(SHUFFLED, processors, capability, 0)
     ways = (FMA, TF32, THREE_TF32) if dtype == torch.float32 else (FMA,)
-    for rows, inputs, outputs in ((5, 33, 9), (20, 300, 70), (33, 64, 17)):
+    shapes = ((5, 33, 9), (20, 300, 70), (9, 640, 16), (33, 64, 17), (40, 200, 300))
+    for rows, inputs, outputs in shapes:
         x, w = randn(rows, inputs, dtype=dtype), randn(outputs, inputs, dtype=dtype)
         bias, dy = randn(outputs, dtype=dtype), randn(rows, outputs, dtype=dtype)
         for way in ways:

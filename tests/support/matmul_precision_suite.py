@@ -26,6 +26,7 @@ EVERY_WAY = pytest.mark.parametrize("by", [FMA, THREE_TF32, TF32], ids=["fma", "
 LONG = [
     LinearCase(40, 4200, 24, "a long sum in parts"),
     LinearCase(24, 40, 4200, "a long sum in dx"),
+    LinearCase(100, 20, 1300, "the same of more rows"),
     LinearCase(256, 72, 40, "the longest sum in dw"),
 ]
 TF32_ROUNDING = 1.01 * 2**-10
