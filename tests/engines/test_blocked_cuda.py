@@ -15,8 +15,17 @@ from support import emulation
 from support.blocked import OPTIMIZERS
 from support.blocked_cuda_suite import CPU, NETWORKS, EngineTests, many
 from support.chain_suite import CHAINS, Block, Chain, ChainTests, draw
+from support.compare import assert_within_2x
 from support.marks import needs_native
-from support.products_suite import SHAPES, Case, GramTests, ProductsTests
+from support.products_suite import (
+    SHAPES,
+    TILES,
+    Case,
+    GramTests,
+    ProductsTests,
+    by_reference,
+    product_draws,
+)
 from support.products_suite import draw as draw_products
 from support.tiny import stop_after, tiny_data
 from torch import Tensor
@@ -150,6 +159,16 @@ class TestProducts(ProductsTests):
     @pytest.fixture
     def products(self):
         return products
+
+    @pytest.mark.parametrize(("processors", "slices"), [(3, 3), (1, 1)])
+    def test_slices_of_several_tiles(self, processors, slices):
+        gpu = processors, 90, 227 << 10
+        emulation.configure(ORDERS["shuffled"], processors=processors)
+        case = draw_products(TILES, gpu)
+        assert len(case.parts) == slices
+        truth, peers = by_reference(case.to(torch.float64)), product_draws(case)
+        for mine, draws, true in zip(products(case), peers, truth, strict=True):
+            assert_within_2x(mine, draws, true)
 
     @pytest.mark.parametrize("shape", SHAPES[2:], ids=str)
     def test_the_order_of_threads_does_not_change_a_bit(self, shape):

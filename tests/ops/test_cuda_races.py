@@ -15,7 +15,7 @@ from support.cases import randn
 from support.chain_suite import CHAINS, Chain, draw
 from support.marks import needs_native
 from support.operator_suite import RELU
-from support.products_suite import SHAPES, Shape
+from support.products_suite import SHAPES, TILES, Shape
 from support.products_suite import draw as draw_products
 
 from fastmlp.ops.matmul_precision import FMA, TF32, THREE_TF32
@@ -118,7 +118,7 @@ def test_chain(operators: Any, case: Chain, options: str, capability: int, proce
 
 
 @GPUS
-@pytest.mark.parametrize("shape", SHAPES[1:6], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[2:5], TILES], ids=str)
 def test_products(operators: Any, shape: Shape, capability: int, processors: int) -> None:
     if capability < 80:
         return

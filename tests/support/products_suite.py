@@ -40,8 +40,9 @@ SHAPES = [
     Shape(1, 16, 1),
     Shape(16, 64, 65, 1, 3),  # networks share their images; an odd number of units
     Shape(24, 784, 17, 3, 2),
-    Shape(40, 1600, 64, 4, 16),  # several tiles to a slice
 ]
+TILES = Shape(24, 336, 20, 1, 2)
+"""On a few multiprocessors a slice has several tiles of it."""
 GPU = 132, 90, 227 << 10
 
 
