@@ -102,20 +102,27 @@ struct DirectPlan {
   const char* reason;
 };
 
-inline DirectPlan plan_direct(bool weight_by_rows, int capability, MatmulPrecision wanted) {
+// Whether they reach all of an operand, whose rows' elements are neighbours: an int has to count
+// from the first element to the last, and a few rows further.
+inline bool is_in_reach(int64_t rows, int64_t stride) {
+  constexpr int64_t kMost = 1 << 30, kMoreRows = 64;
+  return stride <= kMost / (rows + kMoreRows);
+}
+
+// in_reach: all operands are.
+inline DirectPlan plan_direct(bool in_reach, int capability, MatmulPrecision wanted) {
   if (wanted > MatmulPrecision::kFma && has_tf32(capability)) return {false, "as asked for"};
-  if (!weight_by_rows) return {false, "the weight's rows are not contiguous"};
+  if (!in_reach) return {false, "rows that are not contiguous, or too far apart"};
   return {true, "straight into registers"};
 }
 
 // The same for linear. A tile's products wait for each other step by step, some microseconds in
 // all, however small they are. The direct kernel reads 12 numbers for each k of 8 rows by 4
 // outputs: with 5/4 million k, 60 MB of float32, that has taken as long.
-inline DirectPlan plan_direct_linear_or_tiles(int64_t batch, int64_t in, int64_t out,
-                                              bool weight_by_rows, int capability,
-                                              MatmulPrecision wanted) {
+inline DirectPlan plan_direct_linear_or_tiles(int64_t batch, int64_t in, int64_t out, bool in_reach,
+                                              int capability, MatmulPrecision wanted) {
   constexpr double kMostReads = 1.25 * (1 << 20);
-  const DirectPlan plan = plan_direct(weight_by_rows, capability, wanted);
+  const DirectPlan plan = plan_direct(in_reach, capability, wanted);
   if (!plan.direct) return plan;
   const double tiles = 1.0 * ((batch + 7) / 8) * ((out + 3) / 4);
   if (tiles * in > kMostReads) return {false, "too much to read without tiles"};

@@ -111,6 +111,12 @@ Gpu gpu_of(const char* name) {
   return gpu;
 }
 
+// Whether the direct kernels reach all of a matrix.
+bool in_reach(const Rows& rows) { return is_in_reach(rows.rows, rows.stride); }
+bool in_reach(const Weight& weight) {
+  return weight.by_rows && is_in_reach(weight.tensor.size(0), weight.stride);
+}
+
 // Plans c (m, n) or none (n = 0) from a (m, k) and b (n, k), allocates what is wanted on the way,
 // and launches it. product.precision says what is asked for.
 void multiply(const char* name, LinearProduct product, const Gpu& gpu, const Tensor& like,
@@ -162,8 +168,8 @@ Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
   product.activation = static_cast<Activation>(activation);
   product.precision = static_cast<MatmulPrecision>(matmul_precision);
   const Gpu gpu = gpu_of("linear");
-  if (plan_direct_linear_or_tiles(rows.rows, rows.columns, out, w.by_rows, gpu.capability,
-                                  product.precision)
+  if (plan_direct_linear_or_tiles(rows.rows, rows.columns, out, in_reach(rows) && in_reach(w),
+                                  gpu.capability, product.precision)
           .direct) {
     const DirectLinearPlan plan = plan_direct_linear(rows.rows, rows.columns, out, gpu.processors);
     check_launch("linear",
@@ -188,7 +194,9 @@ void linear_backward_ours(const Rows& dy, const Rows& x, const Tensor& weight,
   const Gpu gpu = gpu_of(name);
   const Weight w = weight_of(weight);
   const bool makes_dx = dx && dx->numel() > 0;
-  if (plan_direct(w.by_rows || !makes_dx, gpu.capability, precision).direct) {
+  const bool reaches =
+      in_reach(dy) && in_reach(x) && (!relu_y || in_reach(*relu_y)) && (in_reach(w) || !makes_dx);
+  if (plan_direct(reaches, gpu.capability, precision).direct) {
     const ScalarType type = dy.tensor.scalar_type();
     LinearGradients gradients{};
     gradients.dx = makes_dx ? dx->data_ptr() : nullptr;

@@ -16,25 +16,30 @@ constexpr int kStagedDepth = 32;   // of a sum, that a block has in shared memor
 constexpr int kDepthOfASum = 256;  // whose sums are kept apart: bounds rounding errors
 constexpr int kMostRowsOfBlock = kGradientWarps * kRowsOfWarp;
 
+// Blocks of linear_backward that a multiprocessor has at the same time, at 128 registers a thread:
+// where compiled for 10.0 and later some kernels need a few more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocksAtOnce = 1;
+#else
+constexpr int kBlocksAtOnce = 2;
+#endif
+
 constexpr int kFour = 4;
 template <typename T>
 using Four = Wide<T, kFour>;
 
-// A matrix whose rows' elements are neighbours. kVector: fours are inside as a whole or not at all,
-// and aligned, and an int counts what lies between its first element and its last.
+// A matrix that is_in_reach. kVector: fours are inside as a whole or not at all, and aligned.
 template <typename T, bool kVector>
 struct Lines {
-  using Offset = std::conditional_t<kVector, int, int64_t>;
   const T* data;
   const T* relu_y;
-  Offset stride, relu_stride;
-  int rows, columns;
+  int stride, relu_stride, rows, columns;
 
   __device__ Lines(const Operand& operand, int64_t rows_, int64_t columns_)
       : data(static_cast<const T*>(operand.data)),
         relu_y(static_cast<const T*>(operand.relu_y)),
-        stride(static_cast<Offset>(operand.stride)),
-        relu_stride(static_cast<Offset>(operand.relu_stride)),
+        stride(static_cast<int>(operand.stride)),
+        relu_stride(static_cast<int>(operand.relu_stride)),
         rows(static_cast<int>(rows_)),
         columns(static_cast<int>(columns_)) {}
 
@@ -53,15 +58,15 @@ struct Lines {
     return four;
   }
 
-  __device__ Four<T> load_from(const T* from, Offset step, int row, int first) const {
+  __device__ Four<T> load_from(const T* from, int step, int row, int first) const {
     Four<T> four{};
-    const T* at = from + (Offset{row} * step + first);
+    const T* at = from + (row * step + first);
     if constexpr (kVector) {
       if (row < rows && first < columns) four = *reinterpret_cast<const Four<T>*>(at);
-    } else {
+    } else if (row < rows) {
 #pragma unroll
       for (int e = 0; e < kFour; ++e) {
-        if (row < rows && first + e < columns) four.v[e] = at[e];
+        if (first + e < columns) four.v[e] = at[e];
       }
     }
     return four;
@@ -159,12 +164,13 @@ __global__ void __launch_bounds__(kMostDirectWarps* kWarp)
 // What a block has in shared memory: that of make_dx, the sums of its warps; that of make_product,
 // the left factor, padded so that a warp writes it without bank conflicts, and each thread's sums
 // so far or, where warps share rows, the sums of two rows of each warp.
+template <bool kLarge>
 union GradientMemory {
   float sums_of_dx[kGradientWarps][kWarp * kFour];
   struct {
     alignas(16) float left[kStagedDepth][kMostRowsOfBlock + kFour];
     union {
-      alignas(16) float totals[kRowsOfWarp][kGradientThreads][kFour];
+      alignas(16) float totals[kLarge ? kRowsOfWarp : 1][kGradientThreads][kFour];
       alignas(16) float sums[2][kGradientWarps][kWarp * kFour];
     };
   };
@@ -172,9 +178,9 @@ union GradientMemory {
 
 // 8 row_tiles rows of dx, and of each 16 columns, four lanes' fours. These are of rows of the
 // weight that are the lanes' own: the block's 64 groups of four lanes share the sum.
-template <typename T, typename G, typename Weight>
+template <typename T, typename G, typename Weight, typename Memory>
 __device__ void make_dx(T* dx, const G& g, const Weight& weight, int row_tiles, int block,
-                        GradientMemory& memory) {
+                        Memory& memory) {
   constexpr int kColumns = kLanesOfLine * kFour;
   constexpr int kStep = kGradientThreads / kLanesOfLine * kFour;
   constexpr int kResults = kRows * kColumns;
@@ -195,7 +201,7 @@ __device__ void make_dx(T* dx, const G& g, const Weight& weight, int row_tiles, 
     int k = threadIdx.x / kLanesOfLine * kFour;
     load(k);
 #pragma unroll 1
-    for (int turns = (g.columns + kStep - 1) / kStep;; k += kStep, load(k)) {  // as above
+    for (;; load(k)) {  // as above
 #pragma unroll
       for (int j = 0; j < kFour; ++j) {
 #pragma unroll
@@ -206,7 +212,9 @@ __device__ void make_dx(T* dx, const G& g, const Weight& weight, int row_tiles, 
           }
         }
       }
-      if (--turns <= 0) break;
+      k += kStep;
+      if (k - static_cast<int>(threadIdx.x) / kLanesOfLine * kFour >= g.columns)
+        break;  // of all threads
     }
 
     share_sums<kLanesOfLine>(sums);  // now group i of the warp has row i
@@ -229,7 +237,6 @@ __device__ void make_dx(T* dx, const G& g, const Weight& weight, int row_tiles, 
 template <bool kRowsAreRows, typename G>
 __device__ void stage(float (&staged)[kStagedDepth][kMostRowsOfBlock + kFour], const G& g, int k0,
                       int row0, int rows) {
-  using Offset = typename G::Offset;
   // Neighbouring threads read neighbours of a row of dy: 64 of them, or 8 of each of four rows.
   constexpr int kAtOnce = kGradientThreads / kMostRowsOfBlock, kMine = kStagedDepth / kAtOnce;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -250,8 +257,8 @@ __device__ void stage(float (&staged)[kStagedDepth][kMostRowsOfBlock + kFour], c
     const int line = kRowsAreRows ? row0 + row : k0 + k;
     const int column = kRowsAreRows ? k0 + k : row0 + row;
     const bool inside = row < rows && line < g.rows && column < g.columns;
-    values[i] = inside ? widen(g.data[Offset{line} * g.stride + column]) : 0;
-    through[i] = inside && g.relu_y ? widen(g.relu_y[Offset{line} * g.relu_stride + column]) : 1;
+    values[i] = inside ? widen(g.data[line * g.stride + column]) : 0;
+    through[i] = inside && g.relu_y ? widen(g.relu_y[line * g.relu_stride + column]) : 1;
   }
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
@@ -261,12 +268,22 @@ __device__ void stage(float (&staged)[kStagedDepth][kMostRowsOfBlock + kFour], c
   }
 }
 
+// f(j, e) for a thread's sums.
+template <typename F>
+__device__ void for_all(const F& f) {
+#pragma unroll
+  for (int j = 0; j < kRowsOfWarp; ++j) {
+#pragma unroll
+    for (int e = 0; e < kFour; ++e) f(j, e);
+  }
+}
+
 // Makes 8 << bits rows of c (m, n) = the sums over k of left (m, k) right (k, n), four columns for
 // each lane, and in the first columns' blocks of the sums of left's rows; either may be null. left
 // is g with kRowsAreRows, else g^T. The more warps have the same rows, the fewer k each has.
-template <bool kRowsAreRows, typename T, typename G, typename Right>
+template <bool kRowsAreRows, typename T, typename G, typename Right, typename Memory>
 __device__ void make_product(T* c, T* row_sums, const G& g, const Right& right, int bits, int block,
-                             GradientMemory& memory) {
+                             Memory& memory) {
   constexpr int kColumns = kWarp * kFour;
   const int m = kRowsAreRows ? g.rows : g.columns, depth = right.rows;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -284,13 +301,15 @@ __device__ void make_product(T* c, T* row_sums, const G& g, const Right& right, 
     for (int i = 0; i < kRows; ++i) values[i] = right.load(k + i, col);
   };
   float sums[kRowsOfWarp][kFour] = {}, row_sum = 0;
-  const auto add_totals = [&](bool any) {
-    if (!any) return;
-#pragma unroll
-    for (int j = 0; j < kRowsOfWarp; ++j) {
-#pragma unroll
-      for (int e = 0; e < kFour; ++e) sums[j][e] += memory.totals[j][threadIdx.x][e];
-    }
+  // Sums to totals, and back: so a long sum has parts. A thread's own, for which nobody waits.
+  const auto add_totals = [&] {
+    for_all([&](int j, int e) { sums[j][e] += memory.totals[j][threadIdx.x][e]; });
+  };
+  const auto keep_totals = [&] {
+    for_all([&](int j, int e) {
+      memory.totals[j][threadIdx.x][e] = sums[j][e];
+      sums[j][e] = 0;
+    });
   };
   for (int k0 = 0; k0 < depth; k0 += kStagedDepth) {
     load(k0 + first);  // on the way beside the left factor
@@ -318,21 +337,16 @@ __device__ void make_product(T* c, T* row_sums, const G& g, const Right& right, 
       row_sum += sum;
     }
     __syncthreads();  // every warp has read what the next part is written over
-    const int so_far = k0 + kStagedDepth;
-    if (kRowsAreRows && so_far % kDepthOfASum == 0 && so_far < depth) {
-      add_totals(so_far > kDepthOfASum);
-#pragma unroll
-      for (int j = 0; j < kRowsOfWarp; ++j) {
-#pragma unroll
-        for (int e = 0; e < kFour; ++e) {
-          memory.totals[j][threadIdx.x][e] = sums[j][e];
-          sums[j][e] = 0;
-        }
+    if constexpr (kRowsAreRows) {
+      const int so_far = k0 + kStagedDepth;
+      if (so_far % kDepthOfASum == 0 && so_far < depth) {
+        if (so_far > kDepthOfASum) add_totals();
+        keep_totals();
       }
     }
   }
-  if (kRowsAreRows && depth > kDepthOfASum) {
-    add_totals(true);
+  if constexpr (kRowsAreRows) {
+    if (depth > kDepthOfASum) add_totals();
     __syncthreads();  // every thread has read its totals, over which sums are written
   }
   if (sums_rows) row_sums[sum_of] = narrow<T>(row_sum);
@@ -368,15 +382,15 @@ __device__ void make_product(T* c, T* row_sums, const G& g, const Right& right, 
 // Shapes    dx (batch, in), dw (out, in), db (out), dy (batch, out), x (batch, in), w (out, in).
 // Grid      first the blocks that make dx, kLarge: as dw is made, then those that make dw and db.
 //           256 threads.
-// Memory    shared memory: 41 KB.
+// Memory    shared memory: 17 KB, kLarge 41.
 // Precision FMA in float, in one order for one plan: deterministic.
 // Needs     rows of neighbouring elements; kVector: x and w, and kVectorG: dy and relu_y, aligned
 //           to four elements, as are their rows, whose lengths are divisible by 4.
 // Same as   linear_backward_ref.
 template <typename T, bool kVector, bool kVectorG, bool kLarge>
-__global__ void __launch_bounds__(kGradientThreads, kVector ? 2 : 1)
+__global__ void __launch_bounds__(kGradientThreads, kVector ? kBlocksAtOnce : 1)
     linear_backward_direct_kernel(LinearGradients in, DirectGradientsPlan plan) {
-  FASTMLP_SHARED(GradientMemory, memory);
+  FASTMLP_SHARED(GradientMemory<kLarge>, memory);
   const Lines<T, kVectorG> g(in.dy, in.batch, in.out);
   const int block = static_cast<int>(blockIdx.x);
   T *const dx = static_cast<T*>(in.dx), *const dw = static_cast<T*>(in.dw);
@@ -396,11 +410,9 @@ __global__ void __launch_bounds__(kGradientThreads, kVector ? 2 : 1)
 
 // Whether Lines has an operand with kVector.
 template <typename T>
-bool is_vector(const Operand& operand, int64_t rows, int64_t columns) {
-  constexpr int64_t kMostElements = 1 << 30, kMoreRows = 64;  // as Lines counts, inside or not
-  const auto fits = [&](const void* data, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(data) % sizeof(Four<T>) == 0 && stride % kFour == 0 &&
-           stride <= kMostElements / (rows + kMoreRows);
+bool is_vector(const Operand& operand, int64_t columns) {
+  const auto fits = [](const void* data, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(data) % sizeof(Four<T>) == 0 && stride % kFour == 0;
   };
   return columns % kFour == 0 && fits(operand.data, operand.stride) &&
          (!operand.relu_y || fits(operand.relu_y, operand.relu_stride));
@@ -409,8 +421,7 @@ bool is_vector(const Operand& operand, int64_t rows, int64_t columns) {
 template <typename T>
 cudaError_t launch_typed(const LinearProduct& product, const DirectLinearPlan& plan,
                          cudaStream_t stream) {
-  const bool vector = is_vector<T>(product.a, product.m, product.k) &&
-                      is_vector<T>(product.b, product.n, product.k);
+  const bool vector = is_vector<T>(product.a, product.k) && is_vector<T>(product.b, product.k);
   const auto kernel = vector ? linear_direct_kernel<T, true> : linear_direct_kernel<T, false>;
   const unsigned threads = static_cast<unsigned>(kWarp * plan.k_warps) << plan.out_bits;
   const dim3 grid(plan.column_blocks, plan.row_blocks);
@@ -430,9 +441,9 @@ cudaError_t launch_vector(const LinearGradients& in, const DirectGradientsPlan& 
 template <typename T>
 cudaError_t launch_typed(const LinearGradients& in, const DirectGradientsPlan& plan,
                          cudaStream_t stream) {
-  const bool vector = is_vector<T>(in.x, in.batch, in.in) && is_vector<T>(in.weight, in.out, in.in);
+  const bool vector = is_vector<T>(in.x, in.in) && is_vector<T>(in.weight, in.in);
   const auto launch =
-      is_vector<T>(in.dy, in.batch, in.out)
+      is_vector<T>(in.dy, in.out)
           ? (vector ? launch_vector<T, true, true> : launch_vector<T, false, true>)
           : (vector ? launch_vector<T, true, false> : launch_vector<T, false, false>);
   return launch(in, plan, stream);

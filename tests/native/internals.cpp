@@ -55,17 +55,18 @@ void bind_plans(py::module_& m) {
   m.def("plan_linear_cuda", linear_plan(plan_linear_cuda));
   m.def("plan_product", product_plan);
   m.def("plan_matmul_precision", matmul_precision_plan);
-  m.def("plan_direct", [](bool weight_by_rows, int capability, int wanted) {
+  m.def("is_in_reach", is_in_reach);
+  m.def("plan_direct", [](bool in_reach, int capability, int wanted) {
     const auto [direct, reason] =
-        plan_direct(weight_by_rows, capability, static_cast<MatmulPrecision>(wanted));
+        plan_direct(in_reach, capability, static_cast<MatmulPrecision>(wanted));
     return std::make_tuple(direct, std::string(reason));
   });
-  m.def("plan_direct_linear_or_tiles", [](int64_t batch, int64_t in, int64_t out,
-                                          bool weight_by_rows, int capability, int wanted) {
-    const auto [direct, reason] = plan_direct_linear_or_tiles(
-        batch, in, out, weight_by_rows, capability, static_cast<MatmulPrecision>(wanted));
-    return std::make_tuple(direct, std::string(reason));
-  });
+  m.def("plan_direct_linear_or_tiles",
+        [](int64_t batch, int64_t in, int64_t out, bool in_reach, int capability, int wanted) {
+          const auto [direct, reason] = plan_direct_linear_or_tiles(
+              batch, in, out, in_reach, capability, static_cast<MatmulPrecision>(wanted));
+          return std::make_tuple(direct, std::string(reason));
+        });
   py::class_<DirectLinearPlan>(m, "DirectLinearPlan")
       .def_readonly("out_bits", &DirectLinearPlan::out_bits)
       .def_readonly("k_warps", &DirectLinearPlan::k_warps)

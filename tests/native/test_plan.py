@@ -138,21 +138,28 @@ def test_tf32_is_never_chosen_unasked(m, n, k, capability):
 
 
 @pytest.mark.parametrize(
-    ("by_rows", "capability", "wanted", "direct", "reason"),
+    ("in_reach", "capability", "wanted", "direct", "reason"),
     [
         *((True, 90, by, True, "straight into registers") for by in (FLOAT32, TF32_ALLOWED, FMA)),
-        (False, 90, FLOAT32, False, "the weight's rows are not contiguous"),
+        (False, 90, FLOAT32, False, "rows that are not contiguous, or too far apart"),
         (True, 90, THREE_TF32, False, "as asked for"),
         (True, 80, TF32, False, "as asked for"),
         (True, 75, TF32, True, "straight into registers"),  # which has no TF32
     ],
 )
 def test_which_products_go_straight_into_registers(
-    plans, by_rows, capability, wanted, direct, reason
+    plans, in_reach, capability, wanted, direct, reason
 ):
-    assert plans.plan_direct(by_rows, capability, wanted) == (direct, reason)
-    linear = plans.plan_direct_linear_or_tiles(8, 3072, 256, by_rows, capability, wanted)
+    assert plans.plan_direct(in_reach, capability, wanted) == (direct, reason)
+    linear = plans.plan_direct_linear_or_tiles(8, 3072, 256, in_reach, capability, wanted)
     assert linear == (direct, reason)
+
+
+def test_what_an_int_counts_is_in_reach(plans):
+    assert plans.is_in_reach(0, 1 << 24)
+    assert not plans.is_in_reach(0, (1 << 24) + 1)
+    assert plans.is_in_reach(192, 1 << 22)
+    assert not plans.is_in_reach(193, 1 << 22)
 
 
 @pytest.mark.parametrize(
