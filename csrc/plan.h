@@ -413,10 +413,11 @@ struct BlockProductsPlan {
 };
 
 // Shared memory of a block: factors as fragments of 16 bytes a lane, 8 of 16 rows, in three parts;
-// two images' pixels and one's, with what spreads them over the banks; a number for each unit.
+// two images' pixels and one's, with what spreads them over the banks; twice the numbers
+// of a tile's columns; one for each unit.
 template <int kWarps>
 constexpr int kProductsBytes =
-    kWarps * 8 * 3 * 32 * 16 + 64 * 56 * 4 + 128 * 28 * 4 + kWarps * 16 * 4;
+    kWarps * 8 * 3 * 32 * 16 + 64 * 56 * 4 + 128 * 28 * 4 + 2 * (48 * 8 + 16) + kWarps * 16 * 4;
 
 inline BlockProductsPlan plan_block_products(int64_t rows, int64_t inputs, int64_t planes,
                                              int64_t hidden, int64_t networks, bool doubles,

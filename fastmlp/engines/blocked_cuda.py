@@ -395,14 +395,11 @@ def _shape_of(groups: Sequence[Sequence[_PlannedEpoch]], planes: int) -> Pipelin
     """Return the shape of the recording that serves these groups."""
     first = groups[0][0]
     weight, networks = first.tensors[0], [network for group in groups for network in group]
-    # Chunks of equal length, as few as there may be; the same wherever an epoch resumes.
-    most = max(1, min(CHUNK_BLOCKS, CHUNK_BYTES // (len(groups) * first.block_bytes)))
     blocks = max(-(-len(group[0].epoch.order) // (first.batch * first.steps)) for group in groups)
-    chunks = -(-blocks // most)
     shape = PipelineShape(
         *(len(groups), len(groups[0]), weight.shape[1]),
         *(max(network.hidden for network in networks), first.classes),
-        *(first.batch, first.steps, -(-blocks // chunks)),
+        *(first.batch, first.steps, blocks),
         momentum=first.state.config.momentum > 0,
         decay=any(network.state.config.weight_decay for network in networks),
         dtype=weight.dtype,
@@ -411,12 +408,17 @@ def _shape_of(groups: Sequence[Sequence[_PlannedEpoch]], planes: int) -> Pipelin
         matmul_precision=matmul_precision_of(weight),
         planes=planes,
     )
-    return replace(shape, slices=_slices_of(shape, weight.device)) if shape.overlapped else shape
+    slices = _slices_of(shape, weight.device)
+    # Chunks of equal length, as few as there may be; the same wherever an epoch resumes.
+    each = block_bytes(shape.rows, shape.inputs, shape.steps, shape.dtype, as_bytes=slices > 0)
+    chunks = -(-blocks // max(1, min(CHUNK_BLOCKS, CHUNK_BYTES // (shape.groups * each))))
+    shape = replace(shape, blocks=-(-blocks // chunks))
+    return replace(shape, slices=slices if shape.overlapped else 0)
 
 
 def _slices_of(shape: PipelineShape, device: torch.device) -> int:
     """Return into how many parts our kernel cuts the products of a shape; 0 where it has none."""
-    if not shape.compiled or not shape.planes:
+    if not (shape.compiled and shape.planes and shape.overlapped):
         return 0
     doubles = shape.dtype == torch.float64
     slices, _ = _ops.blocked_products_plan_cuda(

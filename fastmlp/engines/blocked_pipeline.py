@@ -83,8 +83,13 @@ class PipelineShape:
         return few and self.steps > 1 and self.blocks > 1 and not (self.momentum or self.decay)
 
 
-def block_bytes(rows: int, inputs: int, steps: int, dtype: torch.dtype) -> int:
-    """Return the bytes that the inputs of a group's block and their Gram matrix take."""
+def block_bytes(
+    rows: int, inputs: int, steps: int, dtype: torch.dtype, as_bytes: bool = False
+) -> int:
+    """Return the bytes that the inputs of a group's block and their Gram matrix take; ``as_bytes``
+    where our kernels multiply the images as they are."""
+    if as_bytes:
+        return rows * (inputs + 2 * rows * dtype.itemsize)
     numbers = inputs + (rows if steps > 1 else 0)
     extra = 5 if dtype == torch.float64 else 1  # bytes of a pixel, and as float32 on the way
     return rows * (numbers * dtype.itemsize + inputs * extra)

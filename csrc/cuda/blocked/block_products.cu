@@ -8,7 +8,8 @@ constexpr int kSumThreads = 256;
 constexpr int kSumTile = 16;  // rows and units of a thread block
 constexpr int kQuarters = 4;  // threads that share a sum
 constexpr int kUnitsAtOnce = 4;
-constexpr int kInFlight = 8;  // loads of a thread
+constexpr int kFactorStride = 24;  // of rows in shared memory, spread over the banks
+constexpr int kInFlight = 8;       // loads of a thread
 
 // Computes  weight += factors^T x(before), where there are factors, and then the parts of
 //           x(pixels) weight^T, where there are pixels; x(u) = scale u + shift. Images are shared
@@ -56,7 +57,8 @@ __device__ inline Pack<float> load_units(const float* from, int count, bool whol
 // Same as   blocked_product_sum_ref.
 __global__ void __launch_bounds__(kSumThreads) product_sum_kernel(const ProductSum in) {
   struct Tiles {
-    float cross[kSumTile][kMostRows + 1], factors[kMostRows][kSumTile];
+    float cross[kSumTile][kMostRows + 1];
+    alignas(16) float factors[kMostRows][kFactorStride];
   };
   FASTMLP_SHARED(Tiles, tiles);
   const int unit_tiles = (in.hidden + kSumTile - 1) / kSumTile;
@@ -67,8 +69,27 @@ __global__ void __launch_bounds__(kSumThreads) product_sum_kernel(const ProductS
   const auto at = [&](int row, int unit) {
     return ((images * in.rows + row) * in.networks + member) * in.hidden + unit;
   };
+  // What stands in shared memory, on its way: rows of cross by columns of factors.
+  constexpr int kAtOnce = kSumThreads / kSumTile, kMine = kMostRows / kAtOnce;
+  const int line = threadIdx.x / kSumTile, place = threadIdx.x % kSumTile;
+  float cross[kMine], factors[kMine];
+  if (in.cross) {
+    const float* from = in.cross + (images * in.rows + row0 + line) * in.rows;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int k = place + i * kAtOnce;
+      cross[i] = row0 + line < in.rows && k < in.rows ? from[k] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int k = line + i * kAtOnce;
+      const bool there = k < in.rows && unit0 + place < in.hidden;
+      factors[i] = there ? in.factors[at(k, unit0 + place)] : 0.0f;
+    }
+  }
+
   const int quarter = threadIdx.x % kQuarters;
-  const int row = threadIdx.x / kSumTile, unit = threadIdx.x % kSumTile / kQuarters * kUnitsAtOnce;
+  const int row = line, unit = place / kQuarters * kUnitsAtOnce;
   float sums[kUnitsAtOnce] = {};
   const float* from = in.parts + at(row0 + row, unit0 + unit);
   const bool whole = in.hidden % kUnitsAtOnce == 0;
@@ -88,22 +109,18 @@ __global__ void __launch_bounds__(kSumThreads) product_sum_kernel(const ProductS
     }
   }
   if (in.cross) {
-    for (int i = threadIdx.x; i < kSumTile * in.rows; i += kSumThreads) {
-      const int r = i / in.rows, k = i % in.rows;
-      const bool there = row0 + r < in.rows;
-      tiles.cross[r][k] = there ? in.cross[(images * in.rows + row0 + r) * in.rows + k] : 0.0f;
-    }
-    for (int i = threadIdx.x; i < kSumTile * in.rows; i += kSumThreads) {
-      const int k = i / kSumTile, u = i % kSumTile;
-      tiles.factors[k][u] = unit0 + u < in.hidden ? in.factors[at(k, unit0 + u)] : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      tiles.cross[line][place + i * kAtOnce] = cross[i];
+      tiles.factors[line + i * kAtOnce][place] = factors[i];
     }
     __syncthreads();  // all threads have written what all read
     float products[kUnitsAtOnce] = {};
-#pragma unroll 4
-    for (int k = quarter; k < in.rows; k += kQuarters) {
-      const Pack<float> factors = *reinterpret_cast<const Pack<float>*>(&tiles.factors[k][unit]);
+#pragma unroll 8
+    for (int k = quarter; k < kMostRows; k += kQuarters) {
+      const Pack<float> mine = *reinterpret_cast<const Pack<float>*>(&tiles.factors[k][unit]);
 #pragma unroll
-      for (int e = 0; e < kUnitsAtOnce; ++e) products[e] += tiles.cross[row][k] * factors.v[e];
+      for (int e = 0; e < kUnitsAtOnce; ++e) products[e] += tiles.cross[row][k] * mine.v[e];
     }
 #pragma unroll
     for (int e = 0; e < kUnitsAtOnce; ++e) sums[e] += products[e];

@@ -28,7 +28,11 @@ struct ProductsMemory {
   Fragment factors[kWarps][kMostRows / kDeep][3][kWarp];
   uint32_t before[kMostRows / 2 * kPairStride];  // pixels of two rows, of the same column
   uint32_t pixels[kMostRows * kRowStride];       // of two columns, of the same row
-  float constants[kWarps][kUnits];               // what is added to a unit's products of all rows
+  // Of two tiles in turn: columns' scales, and shifts of what is centred; what is subtracted from
+  // the columns that are loaded together.
+  alignas(16) float2 columns[2][kTileColumns];
+  float offsets[2][4];
+  float constants[kWarps][kUnits];  // what is added to a unit's products of all rows
 };
 
 // Two pixels less their centre, a whole number up to 255, as bfloat16, which is exact; `offset` is
@@ -47,16 +51,19 @@ __device__ inline uint32_t byte_of(const uint4& pixels, int i) {
 template <int kWarps>
 class ProductsBlock {
   static constexpr int kThreads = kWarps * kWarp;
+  // Small blocks share a multiprocessor: one loads while another multiplies. To load while it
+  // multiplies itself, registers would not suffice.
+  static constexpr bool kLoadsAhead = kWarps == 8;
+  static constexpr int kAtOnce = kWarps / 4;  // steps of a sum; more would not fit into registers
   static constexpr int kPairLoads = (kMostRows / 2 * kLoads + kThreads - 1) / kThreads;
   static constexpr int kRowLoads = (kMostRows * kLoads + kThreads - 1) / kThreads;
   const BlockProducts& in;
   ProductsMemory<kWarps>& memory;
   const int lane, warp, group, quad;
-  const int unit0;                        // the warp's first
-  const int64_t network, images, member;  // of all; its group, and which of it
-  float* const weight;                    // of the lane's first unit, that of the second 8 below
-  float factor_sums[2] = {};              // over the rows, of the lane's units
-  float w[kEights][4];                    // units group (+ 8), columns 2 quad (+ 1)
+  const int unit0;                             // the warp's first
+  const int network, images, member;           // of all; its group, and which of it
+  float factor_sums[2] = {};                   // over the rows, of the lane's units
+  float w[kEights][4];                         // units group (+ 8), columns 2 quad (+ 1)
   float totals[kMostRows / kDeep][2][4] = {};  // rows group (+ 8), units 2 quad (+ 1) of either 8
   float constants[2] = {};                     // of the lane's units and columns
   uint4 pair_pixels[kPairLoads][2], row_pixels[kRowLoads];  // of the next tile
@@ -71,29 +78,34 @@ class ProductsBlock {
         quad(lane % 4),
         unit0((blockIdx.x % in.plan.unit_blocks * kWarps + warp) * kUnits),
         network(blockIdx.y),
-        images(network / in.networks),
-        member(network % in.networks),
-        weight(in.weight + (network * in.hidden + unit0 + group) * in.inputs) {}
+        images(network / static_cast<int>(in.networks)),
+        member(network % static_cast<int>(in.networks)) {}
 
   __device__ void run() {
     const int slice = blockIdx.x / in.plan.unit_blocks, count = in.plan.tiles_of_slice;
     const int begin = slice * count, left = in.plan.tiles - begin,
               end = begin + (left < count ? left : count);
-    if (begin < end) {
-      load_pixels(begin);
-      load_weight(begin);
-    }
+    ColumnFetch columns;
+    load_columns(begin, columns);
+    if (kLoadsAhead) load_tile(begin);
     if (in.factors) load_factors();
+    if (!kLoadsAhead) load_tile(begin);
+    store_columns(begin, columns);
+    __syncthreads();  // some threads have written columns, which all read
     for (int tile = begin; tile < end; ++tile) {
+      const bool goes_on = tile + 1 < end;
+      if (goes_on) load_columns(tile + 1, columns = {});
       store_pixels(tile);
-      __syncthreads();  // all threads have written their pixels (and factors), which all read
-      if (tile + 1 < end) load_pixels(tile + 1);
+      if (goes_on) store_columns(tile + 1, columns);
+      __syncthreads();  // all threads have written what all read
+      if (kLoadsAhead && goes_on) load_pixels(tile + 1);
       if (in.factors) update(tile);
       RightFragments right;
       if (in.pixels) split_weight(tile, right);
-      if (tile + 1 < end) load_weight(tile + 1);
+      if (kLoadsAhead && goes_on) load_weight(tile + 1);
       if (in.pixels) multiply(right);
-      __syncthreads();  // all threads have read the pixels, which the next ones overwrite
+      if (!kLoadsAhead && goes_on) load_tile(tile + 1);
+      __syncthreads();  // all threads have read what the next tile overwrites
     }
     if (in.pixels) store_totals(slice);
   }
@@ -103,23 +115,59 @@ class ProductsBlock {
 
   __device__ bool has_unit(int half) const { return unit0 + group + 8 * half < in.hidden; }
 
+  // What is not there is read where the last one is: nothing is made of it, and loads without
+  // branches wait for memory together.
+  static __device__ int clipped(int i, int count) { return i < count ? i : count - 1; }
+
   __device__ uint4 pixels_at(const uint8_t* pixels, int row, int column) const {
-    if (row >= in.rows || column >= in.inputs) return {0, 0, 0, 0};
-    return *reinterpret_cast<const uint4*>(pixels + (images * in.rows + row) * in.inputs + column);
+    const int64_t at = static_cast<int64_t>(images) * in.rows + clipped(row, in.rows);
+    column = column < in.inputs ? column : in.inputs - kPixels;
+    return *reinterpret_cast<const uint4*>(pixels + at * in.inputs + column);
   }
 
-  // The pixel that comes closest to 0 in the columns that are loaded with this one: what is left
-  // of the shift, when it is subtracted, is small.
-  __device__ float centre_of(int column) const {
+  // A column's numbers, x = scale pixel + shift, on their way to shared memory, with those of the
+  // first of the columns that are loaded together; 0 behind the last one.
+  struct ColumnFetch {
+    float scale = 0, shift = 0, first_scale = 1, first_shift = 0;
+  };
+  __device__ void load_columns(int tile, ColumnFetch& next) const {
+    const int column = tile * kTileColumns + static_cast<int>(threadIdx.x);
+    if (threadIdx.x >= kTileColumns || column >= in.inputs) return;
     const int first = column / kPixels * kPixels;
-    if (first >= in.inputs) return 0;
-    const float zero = quick_quotient(-in.shift[first], in.scale[first]);
-    return static_cast<float>(to_unsigned(fminf(fmaxf(zero, 0.0f), 255.0f)));
+    next = {in.scale[column], in.shift[column], in.scale[first], in.shift[first]};
+  }
+  // The centre is the pixel that comes closest to 0: little is left of the shift.
+  __device__ void store_columns(int tile, const ColumnFetch& next) {
+    if (threadIdx.x >= kTileColumns) return;
+    const float zero = quick_quotient(-next.first_shift, next.first_scale);
+    const auto centre = static_cast<float>(to_unsigned(fminf(fmaxf(zero, 0.0f), 255.0f)));
+    memory.columns[tile % 2][threadIdx.x] = {next.scale, next.shift + centre * next.scale};
+    if (threadIdx.x % kPixels == 0) {
+      memory.offsets[tile % 2][threadIdx.x / kPixels] = kOffset + centre;
+    }
+  }
+  // Those of the lane in the eight columns j.
+  struct Columns {
+    float scale[2], shift[2];
+  };
+  __device__ Columns columns_of(int tile, int j) const {
+    const float2* at = memory.columns[tile % 2] + 8 * j + 2 * quad;
+    const auto pairs = *reinterpret_cast<const Pack<float>*>(at);
+    return {{pairs.v[0], pairs.v[2]}, {pairs.v[1], pairs.v[3]}};
   }
 
-  // f(i, place, column) for what the thread loads of `places` rows or pairs of them.
+  // f(i, place, column) for what the thread loads of kPlaces rows or pairs of them; the last
+  // load perhaps more than once, but only one thread stores it.
   template <int kPlaces, int kMine, typename F>
   static __device__ void for_loads(F f) {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int load = clipped(i * kThreads + static_cast<int>(threadIdx.x), kPlaces * kLoads);
+      f(i, load / kLoads, load % kLoads * kPixels);
+    }
+  }
+  template <int kPlaces, int kMine, typename F>
+  static __device__ void for_stores(F f) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int load = i * kThreads + static_cast<int>(threadIdx.x);
@@ -143,11 +191,15 @@ class ProductsBlock {
     });
   }
 
+  __device__ void load_tile(int tile) {
+    load_pixels(tile);
+    load_weight(tile);
+  }
+
   __device__ void store_pixels(int tile) {
-    const int column0 = tile * kTileColumns;
     if (in.factors) {
-      for_loads<kMostRows / 2, kPairLoads>([&](int i, int pair, int column) {
-        const float offset = kOffset + centre_of(column0 + column);
+      for_stores<kMostRows / 2, kPairLoads>([&](int i, int pair, int column) {
+        const float offset = memory.offsets[tile % 2][column / kPixels];
         auto* to = reinterpret_cast<Fragment*>(memory.before + pair * kPairStride + column);
 #pragma unroll
         for (int k = 0; k < kPixels / 4; ++k) {
@@ -162,8 +214,8 @@ class ProductsBlock {
       });
     }
     if (!in.pixels) return;
-    for_loads<kMostRows, kRowLoads>([&](int i, int row, int column) {
-      const float offset = kOffset + centre_of(column0 + column);
+    for_stores<kMostRows, kRowLoads>([&](int i, int row, int column) {
+      const float offset = memory.offsets[tile % 2][column / kPixels];
       auto* to = reinterpret_cast<Fragment*>(memory.pixels + row * kRowStride + column / 2);
 #pragma unroll
       for (int k = 0; k < kPixels / 8; ++k) {
@@ -178,71 +230,63 @@ class ProductsBlock {
     });
   }
 
-  // f(j, half, column) for the lane's pairs of neighbours in a tile of the weight that are there.
+  // f(j, half, column) for the lane's pairs of neighbours in a tile of the weight.
   template <typename F>
-  __device__ void for_weights(int tile, F f) const {
+  static __device__ void for_weights(int tile, F f) {
 #pragma unroll
     for (int j = 0; j < kEights; ++j) {
-      const int column = tile * kTileColumns + 8 * j + 2 * quad;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (column < in.inputs && has_unit(half)) f(j, half, column);
-      }
+      for (int half = 0; half < 2; ++half) f(j, half, tile * kTileColumns + 8 * j + lane_pair());
     }
   }
+  static __device__ int lane_pair() { return threadIdx.x % 4 * 2; }
   __device__ float2* weight_at(int half, int column) const {
-    return reinterpret_cast<float2*>(weight + 8 * half * in.inputs + column);
+    const int unit = clipped(unit0 + group + 8 * half, in.hidden);
+    const int64_t row = static_cast<int64_t>(network) * in.hidden + unit;
+    return reinterpret_cast<float2*>(in.weight + row * in.inputs + column);
   }
   __device__ void load_weight(int tile) {
-#pragma unroll
-    for (int j = 0; j < kEights; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) w[j][e] = 0;
-    }
+    const float2* rows[2] = {weight_at(0, 0), weight_at(1, 0)};
     for_weights(tile, [&](int j, int half, int column) {
-      const float2 pair = *weight_at(half, column);
+      const float2 pair = rows[half][(column < in.inputs ? column : in.inputs - 2) / 2];
       w[j][2 * half] = pair.x;
       w[j][2 * half + 1] = pair.y;
     });
   }
-
-  // Columns' scales, and the shifts of what is centred: x = scale (pixel - centre) + shift.
-  struct Columns {
-    float scale[2], shift[2];
-  };
-  __device__ Columns columns_at(int tile, int j) const {
-    const int column = tile * kTileColumns + 8 * j + 2 * quad;
-    if (column >= in.inputs) return {};
-    const float2 scale = *reinterpret_cast<const float2*>(in.scale + column);
-    const float2 shift = *reinterpret_cast<const float2*>(in.shift + column);
-    const float centre = centre_of(column);
-    return {{scale.x, scale.y}, {shift.x + centre * scale.x, shift.y + centre * scale.y}};
+  __device__ void store_weight(int tile) const {
+    float2* rows[2] = {weight_at(0, 0), weight_at(1, 0)};
+    for_weights(tile, [&](int j, int half, int column) {
+      const bool there = column < in.inputs && has_unit(half);
+      if (there) rows[half][column / 2] = {w[j][2 * half], w[j][2 * half + 1]};
+    });
   }
 
   __device__ void load_factors() {
+    constexpr int kSteps = kMostRows / kDeep, kTogether = 4;  // whose loads wait for memory at once
+    const int64_t stride = in.networks * in.hidden;
+    const float* from[2];
 #pragma unroll
-    for (int k = 0; k < kMostRows / kDeep; ++k) {
-      float values[4][2];  // of a fragment's registers
+    for (int half = 0; half < 2; ++half) {
+      from[half] = in.factors +
+                   (static_cast<int64_t>(images) * in.rows * in.networks + member) * in.hidden +
+                   clipped(unit0 + group + 8 * half, in.hidden);
+    }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int half = i % 2, row = k * kDeep + 2 * quad + i / 2 * 8;
+    for (int k0 = 0; k0 < kSteps; k0 += kTogether) {
+      float values[kTogether][4][2];  // of a fragment's registers
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const bool there = row + e < in.rows && has_unit(half);
-          const int64_t at = ((images * in.rows + row + e) * in.networks + member) * in.hidden;
-          values[i][e] = there ? in.factors[at + unit0 + group + 8 * half] : 0.0f;
+      for (int k = 0; k < kTogether; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int row = (k0 + k) * kDeep + 2 * quad + i / 2 * 8 + e;
+            values[k][i][e] = from[i % 2][clipped(row, in.rows) * stride];
+          }
         }
       }
-      Fragment fragments[3];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Bf16Parts parts = split_in_three(values[i][0], values[i][1]);
-#pragma unroll
-        for (int part = 0; part < 3; ++part) fragments[part].v[i] = parts.v[part];
-        factor_sums[i % 2] += values[i][0] + values[i][1];
-      }
-#pragma unroll
-      for (int part = 0; part < 3; ++part) memory.factors[warp][k][part][lane] = fragments[part];
+      for (int k = 0; k < kTogether; ++k) keep_factors(k0 + k, values[k]);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -251,12 +295,30 @@ class ProductsBlock {
     }
   }
 
+  __device__ void keep_factors(int k, float (&values)[4][2]) {
+    Fragment fragments[3];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (k * kDeep + 2 * quad + i / 2 * 8 + e >= in.rows) values[i][e] = 0;
+      }
+      const Bf16Parts parts = split_in_three(values[i][0], values[i][1]);
+#pragma unroll
+      for (int part = 0; part < 3; ++part) fragments[part].v[i] = parts.v[part];
+      factor_sums[i % 2] += values[i][0] + values[i][1];
+    }
+#pragma unroll
+    for (int part = 0; part < 3; ++part) memory.factors[warp][k][part][lane] = fragments[part];
+  }
+
   // ---- the update ----
 
   // w += to_w^T x of the images before, and back into global memory.
   __device__ void update(int tile) {
     float sums[kEights][4] = {};
-    for (int k = 0; k < (in.rows + kDeep - 1) / kDeep; ++k) {
+#pragma unroll kAtOnce
+    for (int k = 0; k < kMostRows / kDeep; ++k) {
       Fragment left[3];
 #pragma unroll
       for (int part = 0; part < 3; ++part) left[part] = memory.factors[warp][k][part][lane];
@@ -270,15 +332,13 @@ class ProductsBlock {
     }
 #pragma unroll
     for (int j = 0; j < kEights; ++j) {
-      const Columns columns = columns_at(tile, j);
+      const Columns columns = columns_of(tile, j);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         w[j][e] += columns.scale[e % 2] * sums[j][e] + columns.shift[e % 2] * factor_sums[e / 2];
       }
     }
-    for_weights(tile, [&](int j, int half, int column) {
-      *weight_at(half, column) = {w[j][2 * half], w[j][2 * half + 1]};
-    });
+    store_weight(tile);
   }
 
   // ---- the product ----
@@ -290,7 +350,7 @@ class ProductsBlock {
   __device__ void split_weight(int tile, RightFragments& right) {
 #pragma unroll
     for (int j = 0; j < kEights; ++j) {
-      const Columns columns = columns_at(tile, j);
+      const Columns columns = columns_of(tile, j);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float first = w[j][2 * half], second = w[j][2 * half + 1];
@@ -302,11 +362,11 @@ class ProductsBlock {
     }
   }
 
-  // Tensor cores cut off the last bits of their sums, so these run over a tile only.
+  // Tensor cores cut off the last bits of their sums, so these run over a tile only. All rows are
+  // multiplied, whether there or not: their sums need not wait for each other.
   __device__ void multiply(const RightFragments& right) {
 #pragma unroll
     for (int i = 0; i < kMostRows / kDeep; ++i) {
-      if (i * kDeep >= in.rows) break;
       float sums[2][4] = {};
       const uint32_t* at = memory.pixels + (i * kDeep + group) * kRowStride + quad;
 #pragma unroll
@@ -335,26 +395,25 @@ class ProductsBlock {
       if (quad == 0) memory.constants[warp][group + 8 * half] = sum;
     }
     __syncwarp();  // lanes have written what others read
-    const int64_t every = static_cast<int64_t>(gridDim.y) / in.networks;
+    const int64_t first_row = (slice * in.groups + images) * in.rows;
+    const int64_t stride = in.networks * in.hidden;
+    float* rows = in.parts + (first_row * in.networks + member) * in.hidden + group * stride;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int unit = 8 * half + 2 * quad;
+      const int unit = 8 * half + 2 * quad, left = in.hidden - unit0 - unit;
       const float first = memory.constants[warp][unit], second = memory.constants[warp][unit + 1];
+      const bool whole = in.hidden % 2 == 0 && left > 0;
 #pragma unroll
       for (int i = 0; i < kMostRows / kDeep; ++i) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int row = i * kDeep + group + 8 * e;
-          if (row >= in.rows) continue;
-          const int64_t at = ((slice * every + images) * in.rows + row) * in.networks + member;
-          float* to = in.parts + at * in.hidden + unit0 + unit;
+          const int row = i * kDeep + 8 * e;
+          const bool there = row + group < in.rows;
+          float* to = rows + row * stride + unit0 + unit;
           const float2 pair{totals[i][half][2 * e] + first, totals[i][half][2 * e + 1] + second};
-          if (in.hidden % 2 == 0) {
-            if (unit0 + unit < in.hidden) *reinterpret_cast<float2*>(to) = pair;
-          } else {
-            if (unit0 + unit < in.hidden) to[0] = pair.x;
-            if (unit0 + unit + 1 < in.hidden) to[1] = pair.y;
-          }
+          if (there && whole) *reinterpret_cast<float2*>(to) = pair;
+          if (there && !whole && left > 0) to[0] = pair.x;
+          if (there && !whole && left > 1) to[1] = pair.y;
         }
       }
     }
