@@ -53,8 +53,11 @@ def test_who_computes_a_layer_on_the_cpu(plans):
         ((8, 3072, 256), True, False, False, "float64"),
         ((257, 3072, 256), False, False, False, "large: more than 256 rows"),
         ((256, 4096, 4096), False, False, False, "large: too much"),
-        ((256, 2048, 1024), False, False, True, "skinny"),  # 2^29 products, and 2^28
-        ((256, 2048, 1024), False, True, False, "large: too much"),
+        ((256, 2048, 1024), False, False, True, "skinny"),  # 2^29 products
+        ((256, 2049, 1024), False, False, False, "large: too much"),
+        ((8, 3072, 256), False, True, True, "skinny"),
+        ((256, 256, 10), False, True, True, "skinny"),
+        ((8, 1024, 1024), False, True, False, "large: too much"),  # 2^23
         ((0, 1 << 40, 0), False, False, False, "large: too much"),
     ],
 )
