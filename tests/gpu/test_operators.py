@@ -261,9 +261,9 @@ def test_more_elements_than_an_int_counts(dtype):
     rows = x.as_strided((2, 40), (1 << 31, 1))
     rows.copy_(randn(2, 40))
     w = randn(5, 40, dtype=dtype).cuda()
-    assert torch.equal(functional.linear(rows, w), functional.linear(rows.contiguous(), w))
     want = linear_ref(rows.contiguous(), w).float()  # cuBLAS takes no rows so far apart
-    torch.testing.assert_close(functional.linear(rows, w).float(), want, rtol=0.02, atol=0.05)
+    limit = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(functional.linear(rows, w).float(), want, rtol=0.02, atol=limit)
     y = functional.relu(x)
     assert torch.equal(y[-64:], x[-64:].relu())
     assert torch.equal(y[:64], x[:64].relu())
