@@ -44,7 +44,11 @@ EXTENSION = "fastmlp/_C.abi3.so"
 SURVIVED, NO_BUILD, NOT_APPLIED = "SURVIVED", "does not build", "does not apply"
 LIMIT = 600
 """Seconds that a mutation's tests may take; more is noticed, too."""
-COMPILED_BY_TESTS = ("tests/native/", "tests/ops/test_cuda_emulated.py")
+COMPILED_BY_TESTS = (
+    "tests/native/",
+    "tests/ops/test_cuda_emulated.py",
+    "tests/engines/test_blocked_cuda.py",
+)
 """Tests that compile what they test themselves."""
 
 

@@ -263,7 +263,7 @@ def test_the_emulation_itself_tells_of_a_write_outside_and_of_bad_arguments():
         ((8, 3072, 256), torch.float32, "GPU; straight into registers)"),
         ((8, 3072, 256), torch.bfloat16, "GPU; straight into registers)"),
         ((64, 3072, 256), torch.float32, "tiles of 64 rows, 24 parts; three TF32"),
-        ((64, 1024, 100), torch.bfloat16, "parts; gradients straight into registers)"),
+        ((64, 3072, 256), torch.float32, "bound by arithmetic; gradients straight into registers)"),
         ((32, 3072, 256), torch.bfloat16, "ATen's BLAS (large: too much"),
         ((8, 3072, 256), torch.float64, "ATen's BLAS (float64"),
         ((256, 2048, 1024), torch.float32, "fastmlp's kernels (skinny"),
