@@ -190,9 +190,11 @@ def runs_reference(backend: str | None, tensor: Tensor) -> bool:
 
 
 def leaves_choice(tensor: Tensor) -> bool:
-    """Return whether our kernels would run on a CPU without anybody having asked for them, so that
-    the layers may take what is quickest."""
-    return _default is None and tensor.is_cpu and NATIVE_ERROR is None
+    """Return whether our kernels would run without anybody having asked for them, so that the
+    layers may take what is quickest."""
+    if _default is not None:
+        return False
+    return NATIVE_ERROR is None if tensor.is_cpu else tensor.is_cuda and native_available("cuda")
 
 
 def is_exporting() -> bool:

@@ -7,12 +7,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.marks import needs_native
+from support.native_module import internals
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastmlp
 from fastmlp import functional
 from fastmlp.ops import cross_entropy as cross_entropy_ops
 from fastmlp.ops import linear as linear_ops
-from fastmlp.ops.backend_choice import linear_reason
+from fastmlp.ops.backend_choice import (
+    is_cross_entropy_of_pytorch,
+    is_linear_of_pytorch,
+    is_relu_of_pytorch,
+    linear_reason,
+)
 
 pytestmark = needs_native
 
@@ -20,6 +27,8 @@ pytestmark = needs_native
 @pytest.fixture
 def free():
     """Nobody asks for a backend."""
+    fastmlp.set_backend(None)
+    yield
     fastmlp.set_backend(None)
 
 
@@ -55,6 +64,35 @@ def test_relu_is_pytorchs(free):
     x = torch.randn(8, 3, requires_grad=True)
     assert "Relu" in type(functional.relu(x).grad_fn).__name__
     assert "Gradient" in type(functional.relu(x, backend="native").grad_fn).__name__
+
+
+@pytest.fixture
+def gpu(free, monkeypatch):
+    """Makes tensors on a GPU, without one: they have no numbers."""
+    monkeypatch.setattr("fastmlp.ops._load.NATIVE_DEVICES", ("cpu", "cuda"))
+    with FakeTensorMode():
+        yield lambda *sizes, dtype=torch.float32: torch.empty(sizes, dtype=dtype, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 16, 8), (8, 3072, 256), (32, 3072, 256), (256, 2048, 1024), (257, 4, 4), (0, 4, 3000)],
+)
+def test_on_a_gpu_a_layer_leaves_what_its_plan_leaves(gpu, shape, dtype):
+    rows, inputs, outputs = shape
+    doubles, in_16_bits = dtype == torch.float64, dtype.itemsize == 2
+    ours, _ = internals().plan_linear_cuda(rows, inputs, outputs, doubles, in_16_bits)
+    x, weight = gpu(rows, inputs, dtype=dtype), gpu(outputs, inputs, dtype=dtype)
+    assert is_linear_of_pytorch(x, weight, gpu(outputs, dtype=dtype)) == (not ours)
+    fastmlp.set_backend("native")
+    assert not is_linear_of_pytorch(x, weight, None)
+
+
+def test_on_a_gpu_relu_is_pytorchs_and_the_loss_ours(gpu):
+    assert is_relu_of_pytorch(gpu(3, dtype=torch.bfloat16))
+    logits, target = gpu(8, 10), torch.empty(8, dtype=torch.int64, device="cuda")
+    assert not is_cross_entropy_of_pytorch(logits, target, None)
 
 
 @pytest.mark.parametrize(

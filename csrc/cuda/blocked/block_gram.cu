@@ -5,7 +5,7 @@ namespace fastmlp {
 namespace {
 
 constexpr int kGramTile = 64;      // rows and columns of a block of threads
-constexpr int kGramThreads = 128;  // 4 warps, with a quarter of the tile each
+constexpr int kGramThreads = 256;  // 8 warps, with 32 rows by 16 columns of the tile each
 constexpr int kGramDepth = 128;    // pixels that a tile of images has at once
 constexpr int kGramStride = 36;    // words of an image's pixels, spread over the banks
 constexpr int kGramLoads = kGramTile * kGramDepth / 16 / kGramThreads;
@@ -38,20 +38,20 @@ struct GramFetch {
   }
 };
 
-// A warp's 32 x 32 results: sums of products, and of the rows and columns that they are of.
+// A warp's 32 x 16 results: sums of products, and of the rows and columns that they are of.
 struct GramSums {
-  int products[2][4][4] = {}, rows[2][4] = {}, columns[4][4] = {};
+  int products[2][2][4] = {}, rows[2][4] = {}, columns[2][4] = {};
 
   __device__ void add(const uint32_t* left_tile, const uint32_t* right_tile) {
     constexpr uint32_t kOnes = 0x01010101u;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const uint32_t* left_at = left_tile + (warp / 2 * 32 + lane / 4) * kGramStride + lane % 4;
-    const uint32_t* right_at = right_tile + (warp % 2 * 32 + lane / 4) * kGramStride + lane % 4;
+    const uint32_t* left_at = left_tile + (warp / 4 * 32 + lane / 4) * kGramStride + lane % 4;
+    const uint32_t* right_at = right_tile + (warp % 4 * 16 + lane / 4) * kGramStride + lane % 4;
 #pragma unroll
     for (int k = 0; k < kGramDepth / 4; k += 8) {  // words
-      uint32_t right[4][2];
+      uint32_t right[2][2];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 2; ++j) {
         right[j][0] = right_at[8 * j * kGramStride + k];
         right[j][1] = right_at[8 * j * kGramStride + k + 4];
         mma_bytes(columns[j], {kOnes, kOnes, kOnes, kOnes}, right[j]);
@@ -62,7 +62,7 @@ struct GramSums {
         const uint32_t left[4] = {at[0], at[8 * kGramStride], at[4], at[8 * kGramStride + 4]};
         mma_bytes(rows[i], left, {kOnes, kOnes});
 #pragma unroll
-        for (int j = 0; j < 4; ++j) mma_bytes(products[i][j], left, right[j]);
+        for (int j = 0; j < 2; ++j) mma_bytes(products[i][j], left, right[j]);
       }
     }
   }
@@ -82,7 +82,7 @@ __device__ void multiply_images(const BlockGram& in) {
   const int64_t size = static_cast<int64_t>(in.rows) * in.inputs;
   const uint8_t *left = in.pixels + one * size, *right = crosses ? left - in.groups * size : left;
 
-  double results[2][4][4] = {};
+  double results[2][2][4] = {};
   GramFetch next_left, next_right;
   const int plane = in.inputs / in.planes;
   const auto load = [&](int first, int end) {
@@ -109,7 +109,7 @@ __device__ void multiply_images(const BlockGram& in) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int pixels = sums.rows[i][e / 2 * 2] + sums.columns[j][e % 2];
@@ -125,11 +125,11 @@ __device__ void multiply_images(const BlockGram& in) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int row = row0 + warp / 2 * 32 + 16 * i + lane / 4 + e / 2 * 8;
-        const int column = column0 + warp % 2 * 32 + 8 * j + lane % 4 * 2 + e % 2;
+        const int row = row0 + warp / 4 * 32 + 16 * i + lane / 4 + e / 2 * 8;
+        const int column = column0 + warp % 4 * 16 + 8 * j + lane % 4 * 2 + e % 2;
         if (row >= in.rows || column >= in.rows) continue;
         to[row * in.rows + column] = static_cast<float>(results[i][j][e] + (crosses ? 0 : 1));
       }
