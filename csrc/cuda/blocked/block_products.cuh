@@ -87,9 +87,10 @@ class ProductsBlock {
               end = begin + (left < count ? left : count);
     ColumnFetch columns;
     load_columns(begin, columns);
-    if (kLoadsAhead) load_tile(begin);
+    if (kLoadsAhead) load_pixels(begin);
     if (in.factors) load_factors();
-    if (!kLoadsAhead) load_tile(begin);
+    if (!kLoadsAhead) load_pixels(begin);
+    load_weight(begin);
     store_columns(begin, columns);
     __syncthreads();  // some threads have written columns, which all read
     for (int tile = begin; tile < end; ++tile) {
@@ -104,7 +105,10 @@ class ProductsBlock {
       if (in.pixels) split_weight(tile, right);
       if (kLoadsAhead && goes_on) load_weight(tile + 1);
       if (in.pixels) multiply(right);
-      if (!kLoadsAhead && goes_on) load_tile(tile + 1);
+      if (!kLoadsAhead && goes_on) {
+        load_pixels(tile + 1);
+        load_weight(tile + 1);
+      }
       __syncthreads();  // all threads have read what the next tile overwrites
     }
     if (in.pixels) store_totals(slice);
@@ -189,11 +193,6 @@ class ProductsBlock {
     for_loads<kMostRows, kRowLoads>([&](int i, int row, int column) {
       row_pixels[i] = pixels_at(in.pixels, row, column0 + column);
     });
-  }
-
-  __device__ void load_tile(int tile) {
-    load_pixels(tile);
-    load_weight(tile);
   }
 
   __device__ void store_pixels(int tile) {
