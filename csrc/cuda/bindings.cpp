@@ -105,12 +105,6 @@ Weight weight_of(const Tensor& weight) {
   return {rows.tensor, true, rows.stride};
 }
 
-Gpu gpu_of(const char* name) {
-  Gpu gpu{};
-  check_launch(name, describe_device(&gpu));
-  return gpu;
-}
-
 // Whether the direct kernels reach all of a matrix.
 bool in_reach(const Rows& rows) { return is_in_reach(rows.rows, rows.stride); }
 bool in_reach(const Weight& weight) {

@@ -23,4 +23,11 @@ inline void check_launch(const char* name, cudaError_t error) {
                 "fastmlp::" + name + " could not run: " + cudaGetErrorString(error));
 }
 
+// The present device, for the operator of that name.
+inline Gpu gpu_of(const char* name) {
+  Gpu gpu{};
+  check_launch(name, describe_device(&gpu));
+  return gpu;
+}
+
 }  // namespace fastmlp

@@ -452,16 +452,13 @@ cudaError_t launch_typed(const LinearGradients& in, const DirectGradientsPlan& p
 // f with a null pointer of the storage type, which is not double.
 template <typename F>
 cudaError_t dispatch_product_type(Type type, const F& f) {
-  switch (type) {
-    case Type::kFloat:
-      return f(static_cast<float*>(nullptr));
-    case Type::kBFloat16:
-      return f(static_cast<bf16*>(nullptr));
-    case Type::kHalf:
-      return f(static_cast<f16*>(nullptr));
-    default:
+  return dispatch_type(type, [&](auto* null) {
+    if constexpr (std::is_same_v<decltype(null), double*>) {
       return cudaErrorInvalidValue;
-  }
+    } else {
+      return f(null);
+    }
+  });
 }
 
 }  // namespace

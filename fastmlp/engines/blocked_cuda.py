@@ -41,23 +41,27 @@ EVALUATION_ROWS = 10_000
 _ops: Any = torch.ops.fastmlp
 
 
+def _properties(device: torch.device) -> Any:
+    """Return what PyTorch knows of a GPU; None for the tests' emulated one, an H100, which works on
+    CPU tensors."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(device)
+
+
 def gpu_limits(device: torch.device) -> tuple[int, int]:
     """Return what a plan has to know of a GPU: its compute capability, 90 for 9.0, and the bytes of
-    shared memory that a thread block may ask for. The tests' emulated GPU, which works on CPU
-    tensors, is an H100."""
-    if device.type != "cuda" or not torch.cuda.is_available():
+    shared memory that a thread block may ask for."""
+    gpu = _properties(device)
+    if gpu is None:
         return 90, 227 << 10
-    gpu = torch.cuda.get_device_properties(device)
-    shared_bytes: int = gpu.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return 10 * gpu.major + gpu.minor, shared_bytes
+    return 10 * gpu.major + gpu.minor, gpu.shared_memory_per_block_optin
 
 
 def multiprocessors(device: torch.device) -> int:
     """Return how many multiprocessors a GPU has."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return 132
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
+    gpu = _properties(device)
+    return 132 if gpu is None else int(gpu.multi_processor_count)
 
 
 class BlockedCudaEngine(EagerEngine):

@@ -105,7 +105,7 @@ def blocked_gram_ref(
     where x' are the block before's. scale and shift (I,) are the same throughout each of
     ``planes`` parts of an image, which the compiled operator counts on.
     """
-    x = pixels.to(gram.dtype) * scale + shift
+    x = _inputs(pixels, scale, shift, gram.dtype)
     gram.copy_(x @ x.transpose(2, 3) + 1)
     if cross is not None:
         cross[1:] = x[1:] @ x[:-1].transpose(2, 3)
@@ -129,18 +129,21 @@ def blocked_products_ref(
     ``parts`` (slices, G, R, N, H), where there are next images ``pixels`` (G, R, I) uint8, with
     their products x(pixels) weight^T over slices of the inputs; here, all of it is in the first.
     """
-    stacked: Tensor
     if factors is not None and before is not None:
         groups, rows, networks, hidden = factors.shape
         stacked = weight.view(groups, networks * hidden, -1)
-        x = before.to(weight.dtype) * scale + shift
+        x = _inputs(before, scale, shift, weight.dtype)
         stacked.baddbmm_(factors.view(groups, rows, -1).transpose(1, 2), x)
     if pixels is not None and parts is not None:
         groups = len(pixels)
         stacked = weight.view(groups, -1, weight.shape[2])
-        x = pixels.to(weight.dtype) * scale + shift
+        x = _inputs(pixels, scale, shift, weight.dtype)
         parts.zero_()
         torch.bmm(x, stacked.transpose(1, 2), out=parts[0].view(groups, x.shape[1], -1))
+
+
+def _inputs(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    return pixels.to(dtype) * scale + shift
 
 
 def blocked_product_sum_ref(

@@ -42,6 +42,19 @@ struct GramFetch {
 struct GramSums {
   int products[2][2][4] = {}, rows[2][4] = {}, columns[2][4] = {};
 
+  // f(i, j, e) for the lane's results.
+  template <typename F>
+  static __device__ void for_each(F f) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) f(i, j, e);
+      }
+    }
+  }
+
   __device__ void add(const uint32_t* left_tile, const uint32_t* right_tile) {
     constexpr uint32_t kOnes = 0x01010101u;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -106,35 +119,21 @@ __device__ void multiply_images(const BlockGram& in) {
       __syncthreads();  // all threads have read the pixels, which the next ones overwrite
     }
     const double scale = in.scale[begin], shift = in.shift[begin];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int pixels = sums.rows[i][e / 2 * 2] + sums.columns[j][e % 2];
-          results[i][j][e] +=
-              scale * (scale * sums.products[i][j][e] + shift * pixels) + shift * shift * plane;
-        }
-      }
-    }
+    GramSums::for_each([&](int i, int j, int e) {
+      const int pixels = sums.rows[i][e / 2 * 2] + sums.columns[j][e % 2];
+      results[i][j][e] +=
+          scale * (scale * sums.products[i][j][e] + shift * pixels) + shift * shift * plane;
+    });
   }
 
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   float* to = (crosses ? in.cross : in.gram) + one * in.rows * in.rows;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = row0 + warp / 4 * 32 + 16 * i + lane / 4 + e / 2 * 8;
-        const int column = column0 + warp % 4 * 16 + 8 * j + lane % 4 * 2 + e % 2;
-        if (row >= in.rows || column >= in.rows) continue;
-        to[row * in.rows + column] = static_cast<float>(results[i][j][e] + (crosses ? 0 : 1));
-      }
-    }
-  }
+  GramSums::for_each([&](int i, int j, int e) {
+    const int row = row0 + warp / 4 * 32 + 16 * i + lane / 4 + e / 2 * 8;
+    const int column = column0 + warp % 4 * 16 + 8 * j + lane % 4 * 2 + e % 2;
+    if (row >= in.rows || column >= in.rows) return;
+    to[row * in.rows + column] = static_cast<float>(results[i][j][e] + (crosses ? 0 : 1));
+  });
 }
 
 // Computes  gram = x x^T + 1 of each block's images, and cross = x x'^T with those of the block

@@ -152,8 +152,7 @@ void blocked_chain_cuda(const Tensor& p, const std::optional<Tensor>& q, const T
   arguments.check(n);
   const bool doubles = n.type == ScalarType::Double;
   const Launch launch(p);
-  Gpu gpu{};
-  check_launch("blocked_chain_", describe_device(&gpu));
+  const Gpu gpu = gpu_of("blocked_chain_");
   ChainBlock block = arguments.block(n, batch);
   block.cluster = plan_cluster_chain(batch, n.hidden, n.classes, n.steps, n.all, doubles,
                                      !momentum.empty(), gpu);
@@ -195,8 +194,7 @@ void blocked_gram_cuda(const Tensor& gram, const std::optional<Tensor>& cross, c
   check_apart(written, {&pixels, &scale, &shift});
   check_aligned("pixels", pixels);
   const Launch launch(pixels);
-  Gpu gpu{};
-  check_launch("blocked_gram_", describe_device(&gpu));
+  const Gpu gpu = gpu_of("blocked_gram_");
   const BlockProductsPlan plan = plan_block_products(rows, inputs, planes, 1, 1, false, gpu);
   FASTMLP_CHECK(!plan.unsupported_reason,
                 std::string("the Gram matrices cannot be made: ") + plan.unsupported_reason);
@@ -239,8 +237,7 @@ void blocked_products_cuda(const Tensor& weight, const std::optional<Tensor>& fa
   }
   BlockProducts in{};
   const Launch launch(weight);
-  Gpu gpu{};
-  check_launch("blocked_products_", describe_device(&gpu));
+  const Gpu gpu = gpu_of("blocked_products_");
   in.plan = plan_block_products(rows, inputs, 1, hidden, groups * networks, false, gpu);
   FASTMLP_CHECK(!in.plan.unsupported_reason,
                 std::string("the products cannot be made: ") + in.plan.unsupported_reason);
